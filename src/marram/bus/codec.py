@@ -1,0 +1,141 @@
+"""What travels on the bus, as msgpack: batches of events and their acknowledgement, inferences and their replies.
+
+Decoding trusts nothing: a malformed message raises Invalid, never anything else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+
+from marram.schema.errors import Invalid
+from marram.schema.event import Event, EventKind, Recorded
+
+MAX_MESSAGE_BYTES = 4_000_000
+
+
+def pack(document: Any) -> bytes:
+    """Plain types (None, bool, int, float, str, bytes, list, dict with str keys) to msgpack."""
+    return bytes(msgpack.packb(document, use_bin_type=True))
+
+
+def unpack(message: bytes) -> Any:
+    """The inverse of `pack`. Raises Invalid."""
+    try:
+        return msgpack.unpackb(message, raw=False, strict_map_key=True, max_buffer_size=2 * MAX_MESSAGE_BYTES)
+    except (ValueError, msgpack.UnpackException, RecursionError) as error:
+        raise Invalid(f"not a message of ours: {error or type(error).__name__}") from error
+
+
+def unpack_dict(message: bytes) -> dict[str, Any]:
+    """Like `unpack`, for messages that are mappings. Raises Invalid."""
+    document = unpack(message)
+    if not isinstance(document, dict):
+        raise Invalid(f"not a message of ours: a {type(document).__name__} where a mapping belongs")
+    return document
+
+
+def pack_batch(stream: str, records: list[Recorded]) -> bytes:
+    """A batch of one outbox's events."""
+    rows = [
+        [r.sequence, r.event.kind.value, r.event.app, r.event.time_s, r.event.data, r.event.body, r.event.media]
+        for r in records
+    ]
+    return pack({"stream": stream, "events": rows})
+
+
+def unpack_batch(message: bytes) -> list[Recorded]:
+    """The events of a batch. Raises Invalid where any part is malformed: a batch is taken whole or not at all."""
+    document = unpack_dict(message)
+    try:
+        stream = document["stream"]
+        if not isinstance(stream, str) or not 8 <= len(stream) <= 64:
+            raise Invalid("a batch names its stream in 8 to 64 characters")
+        return [Recorded(stream, _sequence(row[0]), _event(row)) for row in document["events"]]
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise Invalid(f"not a batch of events: {error!r}") from error
+
+
+def _sequence(value: Any) -> int:
+    if not isinstance(value, int) or not 0 < value < 2**63:
+        raise Invalid(f"{value!r} is not a sequence number")
+    return value
+
+
+def _event(row: list[Any]) -> Event:
+    _, kind, app, time_s, data, body, media = row
+    if not (
+        isinstance(app, str)
+        and isinstance(data, dict)
+        and isinstance(body, bytes | None)
+        and isinstance(media, str | None)
+    ):
+        raise Invalid("an event of the batch has fields of wrong types")
+    return Event(EventKind(kind), app, float(time_s), data, body, media)
+
+
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """One inference asked of a replica; see `pipeline.contract.CloudInput` for the fields."""
+
+    media: str
+    body: bytes
+    shape: tuple[int, ...] = ()
+    frame_size: tuple[int, int] | None = None
+
+    def pack(self) -> bytes:
+        return pack({"media": self.media, "body": self.body, "shape": list(self.shape), "frame": self.frame_size})
+
+    @classmethod
+    def unpack(cls, message: bytes) -> InferRequest:
+        """Raises Invalid."""
+        document = unpack_dict(message)
+        try:
+            size = document["frame"]
+            return cls(
+                str(document["media"]),
+                bytes(document["body"]),
+                tuple(int(n) for n in document["shape"]),
+                None if size is None else (int(size[0]), int(size[1])),
+            )
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise Invalid(f"not an inference: {error!r}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class InferReply:
+    """A replica's answer: `result` or `error`, with the seconds it queued and computed; `waiting`: others queued there."""
+
+    result: dict[str, Any] | None
+    error: str | None
+    queue_s: float
+    service_s: float
+    waiting: int = 0
+
+    def pack(self) -> bytes:
+        return pack(
+            {
+                "result": self.result,
+                "error": self.error,
+                "queue": self.queue_s,
+                "service": self.service_s,
+                "waiting": self.waiting,
+            }
+        )
+
+    @classmethod
+    def unpack(cls, message: bytes) -> InferReply:
+        """Raises Invalid."""
+        document = unpack_dict(message)
+        try:
+            return cls(
+                document["result"],
+                document["error"],
+                float(document["queue"]),
+                float(document["service"]),
+                int(document["waiting"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise Invalid(f"not a reply: {error!r}") from error

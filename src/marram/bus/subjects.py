@@ -1,0 +1,51 @@
+"""Every subject on the bus, in one place. A subject proves its sender: the broker lets a device speak only as itself.
+
+| subject | who asks → who answers | what |
+|---|---|---|
+| `d.<id>.events` | device → ingest (queue group) | a batch of events; the answer is the acknowledgement after the commit |
+| `d.<id>.report` | device → fleet (queue group) | Reported; the answer carries Desired where the device's is old |
+| `d.<id>.desired` | fleet → device | a nudge: report now |
+| `d.<id>.blob` | device → fleet (queue group) | one range of a file by digest |
+| `infer.<model>.<version>` | device → replicas (queue group) | one inference |
+| `probe` | device → replicas (queue group) | bytes to time the link with |
+"""
+
+from __future__ import annotations
+
+INGEST = "d.*.events"
+REPORTS = "d.*.report"
+BLOBS = "d.*.blob"
+PROBE = "probe"
+
+
+def events(device: str) -> str:
+    return f"d.{device}.events"
+
+
+def report(device: str) -> str:
+    return f"d.{device}.report"
+
+
+def desired(device: str) -> str:
+    return f"d.{device}.desired"
+
+
+def blob(device: str) -> str:
+    return f"d.{device}.blob"
+
+
+def infer(model: str, version: int) -> str:
+    return f"infer.{model}.{version}"
+
+
+def device_of(subject: str) -> str:
+    """The device that sent on a `d.<id>.…` subject."""
+    return subject.split(".", 2)[1]
+
+
+def device_permissions(device: str) -> dict[str, list[str]]:
+    """What the broker allows a device: speak as itself, ask replicas, hear only what is addressed to it."""
+    return {
+        "publish": [f"d.{device}.events", f"d.{device}.report", f"d.{device}.blob", "infer.>", PROBE],
+        "subscribe": [f"d.{device}.desired", f"_INBOX_{device}.>"],
+    }

@@ -1,0 +1,114 @@
+"""Commands, one file a noun: `cli/NOUN.py` holds a Typer `app` (or a single command) that is imported only when used.
+
+The table below is what `marram --help` prints; nothing else of Marram is imported for it, so help is instant.
+Every MarramError becomes one line on stderr and exit status 2; Ctrl-C exits 130.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from marram import __version__
+from marram.schema.errors import MarramError
+
+COMMANDS: dict[str, str] = {
+    "demo": "See it all work: real models, three devices, three links, a cut.",
+    "run": "Run an app right here, with no cloud and no set-up.",
+    "app": "Check app files; print their JSON Schema.",
+    "runtime": "Show which engines and accelerators this machine has.",
+    "model": "Build, add and list models.",
+    "cloud": "Start the cloud: broker, database, API, console, replicas.",
+    "edge": "Join this machine to a cloud as a device, and run it.",
+    "token": "Make tokens that let devices join.",
+    "device": "List devices, show one.",
+    "deploy": "Put an app on devices.",
+    "results": "Follow or query what devices answered.",
+    "top": "Watch the fleet live.",
+    "sample": "List, export and label the samples devices kept.",
+    "train": "Train a model from samples, compare it, register it.",
+}
+
+
+def main() -> None:
+    """The `marram` program."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line; returns the exit status: 0, 2 for a fault the message explains, 130 for Ctrl-C."""
+    try:
+        return _dispatch(arguments)
+    except MarramError as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(str(error), style="red", markup=False)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe (`| head`) went away: not a fault. Nothing more can be written, the exit flush included.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:  # noqa: BLE001 - the outermost supervisor: a person gets a line, the trace goes to a file
+        with tempfile.NamedTemporaryFile("w", prefix="marram-", suffix=".log", delete=False) as log:
+            traceback.print_exc(file=log)
+        name = Path(log.name)
+        print(
+            f"unexpected {type(error).__name__}: {error}. This is a fault of Marram's; details: {name}", file=sys.stderr
+        )
+        return 70
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if arguments and arguments[0] in COMMANDS and "_MARRAM_COMPLETE" not in os.environ:
+        app, name, rest = _noun(arguments[0]), f"marram {arguments[0]}", arguments[1:]
+    else:
+        app, name, rest = _overview(), "marram", arguments
+    try:
+        status: Any = app(args=rest, prog_name=name, standalone_mode=True)
+    except SystemExit as end:
+        status = end.code
+    return status if isinstance(status, int) else 0
+
+
+def _noun(name: str) -> typer.Typer:
+    app: typer.Typer = importlib.import_module(f"marram.cli.{name}").app
+    return app
+
+
+def _overview() -> typer.Typer:
+    """`marram --help`, `--version`, unknown commands; with every real command only where a shell asks for completion."""
+    app = typer.Typer(
+        no_args_is_help=True,
+        help="Runs AI across cloud and edge: where it answers soonest, and on when the link does not.",
+    )
+
+    @app.callback()
+    def top(
+        version: bool = typer.Option(False, "--version", help="Print the version.", is_eager=True, callback=_version),
+    ) -> None:
+        pass
+
+    for name, line in COMMANDS.items():
+        if "_MARRAM_COMPLETE" in os.environ:
+            app.add_typer(_noun(name), name=name, help=line)
+        else:
+            app.command(name, help=line)(_never)
+    return app
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"marram {__version__}")
+        raise typer.Exit
+
+
+def _never() -> None:
+    raise AssertionError("a known command is dispatched before the overview is built")

@@ -1,0 +1,1 @@
+"""The cloud's roles: API, ingest, fleet, replicas, in one process tree or each alone."""

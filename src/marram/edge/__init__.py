@@ -1,0 +1,1 @@
+"""The device: one agent supervising one worker process per app."""

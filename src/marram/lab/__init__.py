@@ -1,0 +1,1 @@
+"""Rehearsal: shaped links, slowed devices, fault injection, the demo."""

@@ -1,0 +1,125 @@
+"""The seams of a pipeline: frames, sources, steps, sinks, and the two ways out of the process (events, the cloud)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from marram.schema.event import Event
+from marram.schema.result import Place, Result
+
+Image = NDArray[np.uint8]  # uint8 [H, W, 3], RGB
+
+
+@dataclass(slots=True)
+class Frame:
+    """One unit of work: a picture (`image`: uint8 [H, W, 3], RGB) or a reading (`reading`: what the source read).
+
+    A window of readings has `reading` = {column: list of floats} and `tensor` float32 [rows, columns].
+    `captured_s` is monotonic, `time_s` Unix time. `redacted` is set once nothing in `image` needs hiding any more.
+    Steps may replace any field; an image is never written to in place.
+    """
+
+    index: int
+    time_s: float
+    captured_s: float
+    image: Image | None = None
+    reading: Any = None
+    tensor: NDArray[np.float32] | None = None
+    name: str = ""
+    result: Result | None = None
+    placed: Placed | None = None
+    redacted: bool = False
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where a frame was answered, how long it took from capture, and whether that was the policy's choice.
+
+    `audit`: forced by an audit block, not chosen. `fallback`: the cloud was chosen and did not answer in time.
+    """
+
+    place: Place
+    latency_s: float
+    predicted_s: float | None = None
+    audit: bool = False
+    fallback: bool = False
+    reason: str = ""
+    sent_bytes: int = 0
+
+
+class Source(Protocol):
+    """Where frames come from. `live`: new frames come whether or not anybody takes them."""
+
+    live: bool
+    skipped: int  # live frames replaced by a newer one before they were taken
+    errors: int  # inputs that could not be read (corrupt picture, bad row), each counted and stepped over
+    last_error: str
+
+    def frames(self) -> Iterator[Frame]:
+        """Yield frames until the end (files) or `close` (live). A live source yields the newest frame when asked.
+
+        Raises Missing/Invalid/Retryable (before the first frame) where the source cannot be opened.
+        """
+        ...
+
+    def close(self) -> None:
+        """Stop: `frames` ends soon after. Safe from any thread, any number of times."""
+        ...
+
+
+Step = Callable[[Frame], Iterable[Frame]]
+
+
+class Sink(Protocol):
+    """Where frames with results go."""
+
+    def write(self, frame: Frame) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Outlet(Protocol):
+    """The durable way out: events, into the outbox on a device, onto the terminal for `marram run`."""
+
+    def emit(self, event: Event) -> None:
+        """Record one event. Safe from any thread. Never blocks on the network."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A replica's answer: the result (see `Result.to_dict`), and how long it queued and computed there."""
+
+    result: Result | None
+    queue_s: float
+    service_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class CloudInput:
+    """What a replica is asked: `body` is a JPEG already fitted to the cloud model's input, or a float32 tensor's bytes.
+
+    `frame_size` (height, width of the original frame) lets the replica give boxes in the frame's pixels.
+    """
+
+    model: str
+    version: int
+    media: str  # image/jpeg or application/x-tensor
+    body: bytes
+    shape: tuple[int, ...] = ()
+    frame_size: tuple[int, int] | None = None
+
+
+class Remote(Protocol):
+    """The way to the cloud's replicas. The future fails with Retryable (link down, no replica, too late) or Invalid."""
+
+    def infer(self, request: CloudInput, timeout_s: float) -> Future[Reply]: ...
+
+    def probe(self, size_bytes: int, timeout_s: float) -> Future[Reply]: ...

@@ -1,0 +1,1 @@
+"""Model and app versions in the cloud: content-addressed bundles, channels."""

@@ -1,0 +1,1 @@
+"""Which version runs where: desired state from deployments and labels."""

@@ -1,0 +1,397 @@
+"""An app: one page of YAML, source → steps → sinks. `parse_app` turns its text into an `App` or says what to mend.
+
+The YAML text itself is the canonical form: it is what travels to devices and what is kept; every side parses it anew.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
+
+import yaml
+from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+
+from marram.schema.errors import Invalid
+from marram.schema.ids import Name
+from marram.schema.model import RelativePath, Strict, Task
+from marram.schema.units import Budget, Duration, Power, Share, Size
+
+# ---------------------------------------------------------------- sources
+
+
+class CameraSource(Strict):
+    """A camera by index; live: keeps the newest frame."""
+
+    camera: int = Field(ge=0)
+    every: Duration | None = None
+
+
+class VideoSource(Strict):
+    """A video file (loses no frame) or a stream `rtsp://…`, `http://…` (live: keeps the newest frame)."""
+
+    video: str
+    every: Duration | None = None
+    repeat: bool = False
+
+
+class ImagesSource(Strict):
+    """Every picture of a folder, in name order. `every` paces them, `repeat` starts over at the end."""
+
+    images: str
+    every: Duration | None = None
+    repeat: bool = False
+
+
+class SeriesSource(Strict):
+    """Rows of a CSV or JSONL file; with `window`, the rows of the last so much time (or so many rows), `every` so often."""
+
+    series: str
+    columns: list[str] | None = None
+    time: str | None = None
+    window: Duration | int | None = None
+    every: Duration | int | None = None
+    repeat: bool = False
+
+
+class MqttSource(Strict):
+    """Messages of an MQTT topic: JSON, number or text payloads; `window` gathers as in a series."""
+
+    mqtt: str
+    broker: str = "localhost:1883"
+    window: Duration | None = None
+    every: Duration | None = None
+
+
+Source = CameraSource | VideoSource | ImagesSource | SeriesSource | MqttSource
+SOURCES: dict[str, type[Strict]] = {
+    "camera": CameraSource,
+    "video": VideoSource,
+    "images": ImagesSource,
+    "series": SeriesSource,
+    "mqtt": MqttSource,
+}
+
+# ---------------------------------------------------------------- steps
+
+Objective = Literal["soonest", "surest", "cheapest", "edge", "cloud"]
+
+
+class Step(Strict):
+    """One verb with its main argument; what follows are options."""
+
+    verb: ClassVar[str]
+
+
+class InferStep(Step):
+    """What every step that asks a model has in common."""
+
+    task: ClassVar[Task]
+    # A model that may answer instead, in the cloud: sooner, or surer.
+    cloud: str | None = None
+    place: Objective = "soonest"
+    deadline: Duration | None = None
+    # Share of the time spent answering everything at the edge, then everything in the cloud, so that what
+    # placement saves is measured instead of supposed.
+    audit: Share = 0.0
+    # How many inferences may run side by side at the edge, one engine instance each.
+    parallel: int = Field(default=1, ge=1, le=16)
+    variant: str | None = None
+
+    @property
+    def model(self) -> str:
+        return str(getattr(self, self.verb))
+
+    @model_validator(mode="after")
+    def _cloud_named(self) -> InferStep:
+        if self.place == "cloud" and self.cloud is None:
+            raise ValueError('place: cloud needs a cloud model; add for example "cloud: efficientnet-lite2"')
+        return self
+
+
+class ClassifyStep(InferStep):
+    """Name what a picture (or a window of readings) shows."""
+
+    verb: ClassVar[str] = "classify"
+    task: ClassVar[Task] = Task.CLASSIFICATION
+    classify: str
+    top: int = Field(default=5, ge=1)
+
+
+class DetectStep(InferStep):
+    """Find objects and where they are."""
+
+    verb: ClassVar[str] = "detect"
+    task: ClassVar[Task] = Task.DETECTION
+    detect: str
+    min_confidence: float | None = Field(default=None, ge=0, le=1)
+
+
+class EstimateStep(InferStep):
+    """Estimate a quantity (regression)."""
+
+    verb: ClassVar[str] = "estimate"
+    task: ClassVar[Task] = Task.REGRESSION
+    estimate: str
+
+
+class ScoreStep(InferStep):
+    """Score how unusual the input is (anomaly)."""
+
+    verb: ClassVar[str] = "score"
+    task: ClassVar[Task] = Task.ANOMALY
+    score: str
+
+
+class FunctionStep(Step):
+    """Call a Python function: `handler.py:function_handler`. It gets (event, context), as in Greengrass, or (frame, result)."""
+
+    verb: ClassVar[str] = "function"
+    function: str = Field(pattern=r"^[^:]+\.py:[A-Za-z_]\w*$")
+    requires: list[str] = []
+    # Where topics published through greengrasssdk also go: a local MQTT broker.
+    mqtt: str | None = None
+
+    @property
+    def file(self) -> str:
+        return self.function.rpartition(":")[0]
+
+    @field_validator("function")
+    @classmethod
+    def _inside(cls, value: str) -> str:
+        from_file = value.rpartition(":")[0]
+        if from_file.startswith("/") or ".." in from_file.split("/"):
+            raise ValueError(f'"{from_file}" must lie beside the app file: a relative path without ".."')
+        return value
+
+
+class FilterStep(Step):
+    """Let a frame pass only where the CEL condition holds."""
+
+    verb: ClassVar[str] = "filter"
+    filter: str
+
+
+class KeepStep(Step):
+    """Keep the input as a sample for the cloud where the CEL condition holds, within a budget."""
+
+    verb: ClassVar[str] = "keep"
+    keep: str
+    budget: Budget | None = None
+
+
+class AlertStep(Step):
+    """Raise an alert where the CEL condition holds; `… for 10 s` where it has to hold that long."""
+
+    verb: ClassVar[str] = "alert"
+    alert: str
+
+
+class AnnotateStep(Step):
+    """Draw the result onto the picture (for video and preview sinks)."""
+
+    verb: ClassVar[str] = "annotate"
+    annotate: bool = True
+
+
+class RedactStep(Step):
+    """Blur faces (or what another detector finds) in the picture before anything after this step sees it."""
+
+    verb: ClassVar[str] = "redact"
+    redact: Literal["faces", "detections"] = "faces"
+    model: str = "blazeface"
+
+
+STEPS: dict[str, type[Step]] = {
+    cls.verb: cls
+    for cls in (
+        ClassifyStep, DetectStep, EstimateStep, ScoreStep, FunctionStep, FilterStep, KeepStep, AlertStep, AnnotateStep,
+        RedactStep,
+    )
+}  # fmt: skip
+
+# ---------------------------------------------------------------- sinks
+
+
+class JsonlSink(Strict):
+    """Every result as one JSON line, appended to a file."""
+
+    jsonl: str
+
+
+class MqttSink(Strict):
+    """Every result as JSON to an MQTT topic."""
+
+    mqtt: str
+    broker: str = "localhost:1883"
+
+
+class VideoSink(Strict):
+    """The (annotated) pictures as a video file."""
+
+    video: str
+    fps: float = Field(default=25, gt=0)
+
+
+class PreviewSink(Strict):
+    """A live view: a window where there is a display (`window`), MJPEG over HTTP on this port otherwise."""
+
+    preview: int | Literal["auto", "window"] = "auto"
+
+
+SINKS: dict[str, type[Strict]] = {"jsonl": JsonlSink, "mqtt": MqttSink, "video": VideoSink, "preview": PreviewSink}
+Sink = JsonlSink | MqttSink | VideoSink | PreviewSink
+
+# ---------------------------------------------------------------- the app
+
+
+class Limits(Strict):
+    """What the worker may use."""
+
+    memory: Size | None = None
+    power: Power | None = None
+
+
+def _verb_of(table: Mapping[str, type[Strict]]) -> Callable[[Any], str | None]:
+    def verb(value: Any) -> str | None:
+        # `mqtt` is a source, a sink and an option of `function`: the first known key is the verb.
+        return next((key for key in value if key in table), None) if isinstance(value, dict) else None
+
+    return verb
+
+
+def _one_of(table: Mapping[str, type[Strict]]) -> Any:
+    """The union of a table's models, told apart by which verb the mapping has."""
+    tagged = tuple(Annotated[model, Tag(verb)] for verb, model in table.items())
+    return Annotated[Union[tagged], Discriminator(_verb_of(table))]  # noqa: UP007
+
+
+if TYPE_CHECKING:
+    AnySource = Source
+    AnyStep = Step
+    AnySink = Sink
+else:
+    AnySource, AnyStep, AnySink = _one_of(SOURCES), _one_of(STEPS), _one_of(SINKS)
+
+
+class App(Strict):
+    """One pipeline description."""
+
+    app: Name
+    source: AnySource
+    steps: list[AnyStep] = Field(min_length=1)
+    sinks: list[AnySink] = []
+    # What becomes events for the cloud: every result, only results whose label (or detected labels) changed, alerts.
+    send: Literal["results", "changes", "alerts", "nothing"] = "results"
+    # What may leave the device of the input itself: nothing, pictures after `redact`, everything.
+    raw: Literal["never", "redacted", "allowed"] = "never"
+    limits: Limits = Limits()
+    # Further files that travel with the app (a model a function loads, a table), relative to the app file.
+    files: list[RelativePath] = []
+
+    @property
+    def functions(self) -> list[FunctionStep]:
+        return [s for s in self.steps if isinstance(s, FunctionStep)]
+
+    @property
+    def inferences(self) -> list[InferStep]:
+        return [s for s in self.steps if isinstance(s, InferStep)]
+
+
+# ---------------------------------------------------------------- text -> App
+
+
+def app_json_schema() -> dict[str, Any]:
+    """JSON Schema of an app file, for editors."""
+    return App.model_json_schema() | {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Marram app"}
+
+
+def parse_app(text: str, name: str = "app.yaml") -> App:
+    """The app that `text` (YAML) describes. `name` is the file's name, for messages.
+
+    Raises Invalid with every fault found, one a line: `name:line  field: fault`.
+    """
+    try:
+        document = yaml.safe_load(text)
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{name}:{mark.line + 1}" if mark else name
+        raise Invalid(f"not YAML: {getattr(error, 'problem', None) or error}", where=where) from error
+    if not isinstance(document, dict):
+        raise Invalid("an app is a mapping with app, source and steps", where=name, hint="See `marram app schema`.")
+    try:
+        return App.model_validate(document)
+    except ValidationError as error:
+        faults = [_fault(name, root, document, e) for e in error.errors()]
+        raise Invalid("\n".join(faults), hint=None) from error
+
+
+def _fault(name: str, root: yaml.Node | None, document: dict[str, Any], error: Any) -> str:
+    """One pydantic error as `file:line  field: fault`."""
+    location = _document_location(error["loc"])
+    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+    return f"{name}:{_line(root, location)}  {field}: {_message(error, location)}"
+
+
+def _document_location(loc: tuple[str | int, ...]) -> list[str | int]:
+    """Pydantic's location without the union tags: (steps, 0, classify, top) is steps[0].top in the document."""
+    parts = list(loc)
+    tag_at = {"source": 1, "steps": 2, "sinks": 2}.get(str(parts[0])) if parts else None
+    if tag_at is not None and len(parts) > tag_at:
+        del parts[tag_at]
+    return parts
+
+
+def _line(root: yaml.Node | None, location: list[str | int]) -> int:
+    """The line (from 1) of the deepest node of `location` that exists."""
+    node, line = root, 1
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            pair = next(((k, v) for k, v in node.value if k.value == str(part)), None)
+            if pair is None:
+                break
+            line, node = pair[0].start_mark.line + 1, pair[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line
+
+
+_TABLES: dict[str, tuple[str, dict[str, type[Any]]]] = {
+    "source": ("source", SOURCES),
+    "steps": ("step", STEPS),
+    "sinks": ("sink", SINKS),
+}
+
+
+def _message(error: Any, location: list[str | int]) -> str:
+    """Pydantic's fault in our words, with the next step."""
+    kind, given = error["type"], error.get("input")
+    if kind == "union_tag_not_found":
+        what, table = _TABLES[str(location[0])]
+        if not isinstance(given, dict):
+            return f'a {what} is a mapping, such as "{next(iter(table))}: …"'
+        key = str(next(iter(given), ""))
+        return f'no {what} "{key}"{_did_you_mean(key, list(table))}'
+    if kind == "extra_forbidden":
+        model: type[Any] = App
+        if location[0] in _TABLES and len(location) > 1:
+            table = _TABLES[str(location[0])][1]
+            model = table.get(str(error["loc"][1 if location[0] == "source" else 2]), App)
+        elif location[0] == "limits":
+            model = Limits
+        return f"no such option{_did_you_mean(str(location[-1]), list(model.model_fields))}"
+    if kind == "missing":
+        return "is missing; an app has app, source and steps" if len(location) == 1 else "is missing"
+    if kind == "value_error":
+        return str(error["ctx"]["error"])
+    message = str(error["msg"])
+    return f"{message[0].lower()}{message[1:]}, got {given!r}"
+
+
+def _did_you_mean(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f'; did you mean "{near[0]}"?' if near else f"; use one of {', '.join(known)}"

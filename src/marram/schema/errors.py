@@ -1,0 +1,55 @@
+"""The few errors Marram raises, named by the caller's next move.
+
+A library's own exceptions are translated at the seam (`raise Retryable(...) from error`), so that the
+floors above never need to know which library stands below. Every message to a person names the thing,
+what is wrong with it, and the next step.
+"""
+
+from __future__ import annotations
+
+
+class MarramError(Exception):
+    """The root: `what` is wrong, `where` it is (file:line, field, device …), `hint`: the next step.
+
+    `str(error)` is the one line a person reads: ``where: what. hint``.
+    """
+
+    def __init__(self, what: str, *, where: str | None = None, hint: str | None = None) -> None:
+        self.what = what
+        self.where = where
+        self.hint = hint
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        line = f"{self.where}: {self.what}" if self.where else self.what
+        if not self.hint:
+            return line
+        return f"{line} {self.hint}" if line.endswith((".", "?", "!")) else f"{line}. {self.hint}"
+
+
+class Retryable(MarramError):
+    """It failed now and may work later, unchanged: try again, with back-off."""
+
+
+class NotReady(Retryable):
+    """Something it needs is not there yet (a replica starting, a link not up): wait for that, then try again."""
+
+
+class Permanent(MarramError):
+    """It will fail again however often it is tried: change something first."""
+
+
+class Invalid(Permanent):
+    """The input is wrong (app file, model, tensor, image, argument): mend it at `where`."""
+
+
+class Missing(Permanent):
+    """The named thing does not exist (model, device, file, camera, app)."""
+
+
+class Refused(Permanent):
+    """The caller is not allowed to: another identity, token or setting is needed."""
+
+
+class Conflict(Permanent):
+    """Somebody else holds it, or it exists already with other content (a second agent on a folder, a taken name)."""

@@ -1,0 +1,125 @@
+"""A model's card (`model.yaml`): what it does, what goes in, what comes out, and in which files it exists.
+
+A bundle is a folder: `model.yaml` and the files it names. One model may have several variants of the same
+function (litert-int8, onnx-fp32 …); a device runs whichever it can, fastest first in the card's order.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import PurePosixPath
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from marram.schema.ids import Name
+
+
+def _inside(path: str) -> str:
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or ".." in pure.parts or not path or "\\" in path or path != str(pure):
+        raise ValueError(f'"{path}" must be a plain path inside the folder: relative, no "..", no backslash')
+    return path
+
+
+RelativePath = Annotated[str, AfterValidator(_inside)]
+
+
+class Strict(BaseModel):
+    """A frozen model that refuses unknown fields: a misspelt field is an error, never silently ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Task(StrEnum):
+    """What a model answers; each has its postprocessing in `runtime/postprocess`."""
+
+    CLASSIFICATION = "classification"
+    DETECTION = "detection"
+    REGRESSION = "regression"
+    ANOMALY = "anomaly"
+
+
+class Engine(StrEnum):
+    """Which runtime plug-in loads a variant; the value is the plug-in's file name in `runtime/engines`."""
+
+    LITERT = "litert"
+    ONNX = "onnx"
+    TORCH = "torch"
+    REFERENCE = "reference"
+
+
+class Input(Strict):
+    """What goes in: an image `[1, H, W, C]` or `[1, C, H, W]`, or a vector/series of any shape."""
+
+    kind: Literal["image", "tensor"] = "image"
+    layout: Literal["NHWC", "NCHW"] = "NHWC"
+    # Height, width of an image; or the full shape without the batch of a tensor.
+    size: list[int] = Field(min_length=1)
+    colour: Literal["RGB", "BGR", "gray"] = "RGB"
+    # stretch: to H×W; crop: centre crop of the short side × 1/crop_share, then to H×W; letterbox: keep aspect, pad.
+    fit: Literal["stretch", "crop", "letterbox"] = "stretch"
+    crop_share: float = Field(default=0.875, gt=0, le=1)
+    # real = (pixel - mean) / std, per channel or for all; quantised inputs are then quantised by the file's own scale.
+    mean: list[float] = [0.0]
+    std: list[float] = [1.0]
+
+
+class Output(Strict):
+    """What comes out, and how it becomes a result: `form` names the postprocessing, the rest are its settings."""
+
+    form: Literal["softmax", "logits", "ssd", "fastestdet", "yunet", "blazeface", "value", "reconstruction", "score"]
+    # Detections below are dropped; boxes overlapping more than `overlap` (IoU) of a better one are dropped.
+    min_confidence: float = Field(default=0.5, ge=0, le=1)
+    overlap: float = Field(default=0.45, ge=0, le=1)
+    # Line of the labels file that names class 0 (1 where it starts with "background" and the outputs do not).
+    label_offset: int = 0
+    # For anomaly scores: at or above is an anomaly.
+    threshold: float | None = None
+    # For a regression: what the value is counted in.
+    unit: str | None = None
+
+
+class Variant(Strict):
+    """One file (or set of files) that computes the model's function on one engine."""
+
+    name: Name
+    engine: Engine
+    file: RelativePath
+    precision: Literal["fp32", "fp16", "int8", "uint8"] = "fp32"
+    # Measured on the card's own test set, where the builder measured it (0–1).
+    accuracy: float | None = None
+
+
+class ModelCard(Strict):
+    """`model.yaml`."""
+
+    model: Name
+    version: int = Field(default=1, ge=1)
+    task: Task
+    input: Input
+    output: Output
+    variants: list[Variant] = Field(min_length=1)
+    # One label a line; or listed here.
+    labels: RelativePath | list[str] | None = None
+    licence: str
+    source: str
+    description: str = ""
+
+
+class File(Strict):
+    """One file of a bundle, by content."""
+
+    path: RelativePath
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size_bytes: int = Field(ge=0)
+
+
+class Manifest(Strict):
+    """A bundle's files. A bundle is known by the digest of this list (see `registry`/`bundle_digest`)."""
+
+    files: list[File]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(f.size_bytes for f in self.files)

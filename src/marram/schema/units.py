@@ -1,0 +1,123 @@
+"""Quantities as people write them: `200 ms`, `50 MB/day`, `6 W`, `5 %`.
+
+Each type parses text into a plain float or int in SI units, refuses a number without a unit (a bare
+`200` is a guess), and prints back through `format_*`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, WithJsonSchema
+
+_DURATION_S = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "day": 86400.0, "d": 86400.0}
+_SIZE_BYTES = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+_POWER_W = {"mW": 1e-3, "W": 1.0}
+_RATE_BIT_S = {"bit/s": 1.0, "kbit/s": 1e3, "Mbit/s": 1e6, "Gbit/s": 1e9}
+_NUMBER = re.compile(r"^\s*([+-]?\d+(?:[._]\d+)*(?:e[+-]?\d+)?)\s*(.*?)\s*$")
+
+
+def _split(text: object, units: dict[str, Any], example: str) -> tuple[float, str]:
+    if isinstance(text, bool) or not isinstance(text, (str, int, float)):
+        raise ValueError(f"expected a quantity such as {example}")
+    match = _NUMBER.match(str(text))
+    if not match:
+        raise ValueError(f'"{text}" is not a quantity; write for example {example}')
+    number, unit = match.groups()
+    if not unit:
+        raise ValueError(f'"{text}" has no unit; write {example}')
+    if unit not in units:
+        raise ValueError(f'"{unit}" is not a unit here; use one of {", ".join(units)}')
+    return float(number.replace("_", "")), unit
+
+
+def parse_duration(text: object) -> float:
+    """`200 ms` -> 0.2 seconds. Raises ValueError on a missing or unknown unit, or a negative duration."""
+    number = str(text).strip()
+    example = (
+        f"{number} ms or {float(number) / 1000:g} s" if re.fullmatch(r"\d+(\.\d+)?", number) else "200 ms or 0.2 s"
+    )
+    value, unit = _split(text, _DURATION_S, example)
+    if value < 0:
+        raise ValueError(f'"{text}" is negative')
+    return value * _DURATION_S[unit]
+
+
+def parse_size(text: object) -> int:
+    """`300 MB` -> 300_000_000 bytes. Raises ValueError."""
+    value, unit = _split(text, _SIZE_BYTES, "300 MB")
+    if value < 0:
+        raise ValueError(f'"{text}" is negative')
+    return int(value * _SIZE_BYTES[unit])
+
+
+def parse_rate(text: object) -> float:
+    """`6 Mbit/s` -> 6e6 bits per second. Raises ValueError."""
+    value, unit = _split(text, _RATE_BIT_S, "6 Mbit/s")
+    return value * _RATE_BIT_S[unit]
+
+
+def parse_budget(text: object) -> float:
+    """`50 MB/day` -> bytes per second. Raises ValueError."""
+    if not isinstance(text, str) or "/" not in text:
+        raise ValueError(f'"{text}" is not a budget; write for example 50 MB/day')
+    amount, _, period = text.partition("/")
+    period = period.strip()
+    if period not in _DURATION_S:
+        raise ValueError(f'"{period}" is not a period; use day, h, min or s, as in 50 MB/day')
+    return parse_size(amount) / _DURATION_S[period]
+
+
+def parse_power(text: object) -> float:
+    """`6 W` -> 6.0 watts. Raises ValueError."""
+    value, unit = _split(text, _POWER_W, "6 W")
+    return value * _POWER_W[unit]
+
+
+def parse_share(text: object) -> float:
+    """`5 %` -> 0.05. Raises ValueError outside 0–100 %."""
+    value, _ = _split(text, {"%": 1}, "5 %")
+    if not 0 <= value <= 100:
+        raise ValueError(f'"{text}" is not between 0 % and 100 %')
+    return value / 100
+
+
+def _quantity(base: type, parse: Callable[[object], Any], example: str) -> Any:
+    schema = {"type": "string", "examples": [example]}
+    return Annotated[base, BeforeValidator(parse), WithJsonSchema(schema, mode="validation")]
+
+
+Duration = _quantity(float, parse_duration, "200 ms")
+Size = _quantity(int, parse_size, "300 MB")
+Budget = _quantity(float, parse_budget, "50 MB/day")
+Power = _quantity(float, parse_power, "6 W")
+Share = _quantity(float, parse_share, "5 %")
+
+
+def format_duration(seconds: float) -> str:
+    """0.0241 -> `24 ms`; 75 -> `75 s`."""
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.0f} µs"
+    if seconds < 1:
+        return f"{seconds * 1e3:.0f} ms"
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def format_size(size_bytes: float) -> str:
+    """5_300_000 -> `5.3 MB`."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(size_bytes) >= factor:
+            return f"{size_bytes / factor:.3g} {unit}"
+    return f"{size_bytes:.0f} B"
+
+
+def format_rate(bits_per_s: float) -> str:
+    """6.1e6 -> `6.1 Mbit/s`."""
+    for unit, factor in (("Gbit/s", 1e9), ("Mbit/s", 1e6), ("kbit/s", 1e3)):
+        if bits_per_s >= factor:
+            return f"{bits_per_s / factor:.3g} {unit}"
+    return f"{bits_per_s:.0f} bit/s"

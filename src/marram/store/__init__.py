@@ -1,0 +1,1 @@
+"""SQL and objects: the only places where the cloud remembers anything."""

@@ -1,0 +1,1 @@
+"""Samples → candidate model → compared → registered."""

@@ -1,0 +1,1 @@
+"""Tokens and device credentials: what proves who speaks. No network here."""
