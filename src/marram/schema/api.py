@@ -1,0 +1,242 @@
+"""What the cloud's HTTP API takes and gives, `/api/v1`: one set of types for server, client and OpenAPI document.
+
+Unlike the files people write, replies ignore fields they do not know, so a newer cloud can talk to an older client.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from marram.schema.device import AppState, DeviceInfo
+from marram.schema.event import EventKind
+from marram.schema.ids import Name
+from marram.schema.model import Manifest, ModelCard, Strict
+
+PREFIX = "/api/v1"
+# The most one blob may weigh: the largest model anybody should put on a device.
+MAX_BLOB_BYTES = 2_000_000_000
+# The most any other request may weigh.
+MAX_REQUEST_BYTES = 4_000_000
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Label = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Labels = Annotated[dict[Label, Label], Field(max_length=64)]
+
+
+class Reply(BaseModel):
+    """A reply: frozen; unknown fields are ignored."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class Fault(Reply):
+    """What is wrong; `kind` is the error's class in `schema/errors`, in lower case: what the caller should do."""
+
+    kind: Literal["invalid", "missing", "refused", "conflict", "retryable", "not_ready", "permanent"]
+    what: str
+    where: str | None = None
+    hint: str | None = None
+
+
+class ErrorReply(Reply):
+    """The one shape of every reply that is not a success."""
+
+    error: Fault
+
+
+# ---------------------------------------------------------------- joining
+
+
+class JoinAsk(Strict):
+    """A machine asks to become a device."""
+
+    token: Annotated[str, StringConstraints(min_length=1, max_length=512)]
+    name: Name | None = None
+    labels: Labels = {}
+    info: DeviceInfo = DeviceInfo()
+
+
+class Joined(Reply):
+    """The device's identity: its broker user is `device`, its password `secret`. Shown once, kept 0600."""
+
+    device: Name
+    secret: str
+    # nats://host:port, tried in order.
+    brokers: list[str]
+    labels: dict[str, str] = {}
+
+
+class TokenAsk(Strict):
+    """Make a join token. Devices that join with it get `labels`; their own come on top."""
+
+    labels: Labels = {}
+    uses: int = Field(default=1, ge=1, le=1_000_000)
+    ttl_s: float = Field(default=3600, gt=0, le=366 * 86400)
+
+
+class TokenView(Reply):
+    """A join token, without the token itself."""
+
+    id: str
+    labels: dict[str, str]
+    uses: int
+    uses_left: int
+    created_s: float
+    expires_s: float
+
+
+class TokenMade(TokenView):
+    """A fresh token: the only time it is told."""
+
+    token: str
+    # The command to type on the device.
+    join: str = ""
+
+
+# ---------------------------------------------------------------- models, deployments
+
+
+class ModelAsk(Strict):
+    """Register a model version whose files are uploaded already. `version` None: the next free one."""
+
+    card: ModelCard
+    manifest: Manifest
+    version: int | None = Field(default=None, ge=1)
+
+
+class ModelView(Reply):
+    """A registered model version."""
+
+    name: Name
+    version: int
+    card: ModelCard
+    manifest: Manifest
+    digest: str = ""
+    created_s: float = 0
+
+
+class DeployAsk(Strict):
+    """Put an app on every device whose labels match `selector` ({}: all), those that join later included."""
+
+    app_yaml: Annotated[str, StringConstraints(max_length=1_000_000)]
+    files: Manifest = Manifest(files=[])
+    selector: Labels = {}
+
+
+class DeviceApp(Reply):
+    """Where a deployed app stands on one device. `version`: the one the device speaks of; None: it has not yet."""
+
+    device: Name
+    state: AppState
+    version: int | None = None
+    reason: str = ""
+    # When the cloud last heard of the device; None: never.
+    seen_s: float | None = None
+
+
+class Deployment(Reply):
+    """A deployed app: its newest version, whom it is for, and where it stands on each of those."""
+
+    app: Name
+    version: int
+    selector: dict[str, str] = {}
+    created_s: float = 0
+    devices: list[DeviceApp] = []
+
+
+# ---------------------------------------------------------------- events, samples
+
+
+class EventView(Reply):
+    """A stored event. `id` rises in the order of storing: `after=<id>` continues from there."""
+
+    id: int
+    device: str
+    app: str
+    kind: EventKind
+    time_s: float
+    received_s: float = 0
+    stream: str = ""
+    sequence: int = 0
+    data: dict[str, Any] = {}
+    media: str | None = None
+    body_bytes: int = 0
+
+
+class StreamCount(Reply):
+    """What one outbox delivered: `stored` rows, their lowest and highest sequence number."""
+
+    device: str
+    stream: str
+    stored: int
+    first_sequence: int
+    last_sequence: int
+
+
+class Counts(Reply):
+    """The bookkeeping behind "exactly once".
+
+    `stored`: rows; `distinct`: different (device, stream, sequence) among them, so `stored - distinct` were stored
+    twice; `duplicates_seen`: redelivered records that ingest recognised and did not store again.
+    """
+
+    stored: int
+    distinct: int
+    duplicates_seen: int = 0
+    by_kind: dict[str, int] = {}
+    streams: list[StreamCount] = []
+
+
+class SampleView(Reply):
+    """A kept input: the picture or tensor is at `/samples/<id>/body`."""
+
+    id: int
+    device: str
+    app: str
+    time_s: float
+    reason: str = ""
+    data: dict[str, Any] = {}
+    media: str | None = None
+    body_bytes: int = 0
+    label: str | None = None
+
+
+class LabelAsk(Strict):
+    """What a person says a sample shows; None takes a label back."""
+
+    label: Label | None
+
+
+# ---------------------------------------------------------------- the whole
+
+
+class Check(Reply):
+    """One real check of a part the cloud stands on."""
+
+    name: str
+    ok: bool
+    detail: str = ""
+
+
+class Health(Reply):
+    """`/healthz`: ok only where every check is."""
+
+    ok: bool
+    checks: list[Check]
+
+
+class Status(Reply):
+    """The cloud at a glance."""
+
+    version: str
+    uptime_s: float
+    devices: int
+    online: int
+    apps: int
+    models: int
+    events: int
+    samples: int
+    brokers: list[str] = []
+    checks: list[Check] = []
