@@ -1,15 +1,27 @@
-"""The seams of a pipeline: frames, sources, steps, sinks, and the two ways out of the process (events, the cloud)."""
+"""The seams of a pipeline: frames, sources, steps, sinks, and the two ways out of the process (events, the cloud).
+
+A plug-in is a file, and its name is its registration:
+
+- `pipeline/sources/VERB.py` has `open_source(spec, base: Path) -> Source`
+- `pipeline/steps/VERB.py` has `make_step(spec, context: StepContext) -> Step`
+- `pipeline/sinks/VERB.py` has `open_sink(spec, base: Path) -> Sink`
+
+`spec` is the verb's model in `schema/app.py`, `base` the folder of the app file. Steps that ask a model (classify,
+detect, estimate, score) are all `pipeline/infer.py`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from marram.schema.app import App
 from marram.schema.event import Event
 from marram.schema.result import Place, Result
 
@@ -74,7 +86,37 @@ class Source(Protocol):
         ...
 
 
+# From one frame to zero or more. Runs in one thread, frames in order. What it raises is counted and skips that frame;
+# a step that holds something open has a method `close()`, called once at the end.
 Step = Callable[[Frame], Iterable[Frame]]
+
+
+class Counters(Protocol):
+    """What steps, sources and sinks count; people read it as the app's stats. Safe from any thread."""
+
+    def count(self, name: str, by: int = 1) -> None:
+        """Add to one of the counters of `pipeline/stats.py`."""
+        ...
+
+    def error(self, message: str) -> None:
+        """Count an error that was stepped over, and keep its message as the last one."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StepContext:
+    """What a step may know when it is made.
+
+    `resolve` finds a model's bundle folder from its reference (`name`, `name@3`, a path) and raises Missing.
+    Events given to `outlet` are counted there (alerts, samples): a step need not count them itself.
+    """
+
+    app: App
+    base: Path
+    outlet: Outlet
+    device: str
+    counters: Counters
+    resolve: Callable[[str], Path]
 
 
 class Sink(Protocol):

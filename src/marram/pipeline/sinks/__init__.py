@@ -1,0 +1,1 @@
+"""Where frames with results go: one file a verb, with ."""

@@ -1,0 +1,1 @@
+"""What is done to each frame: one file a verb, with ."""
