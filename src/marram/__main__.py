@@ -1,0 +1,6 @@
+"""`python -m marram` is the `marram` program."""
+
+from marram.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""App files: what is right parses to the right thing; what is wrong names file, line, field, fault and next step."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from marram.schema.app import SINKS, SOURCES, STEPS, ClassifyStep, FunctionStep, KeepStep, app_json_schema, parse_app
+from marram.schema.errors import Invalid
+
+GATE = """
+app: gate-camera
+source: {camera: 0}
+steps:
+  - classify: efficientnet-lite0
+    cloud: efficientnet-lite2
+    place: soonest
+    deadline: 200 ms
+  - keep: result.confidence < 0.4
+    budget: 50 MB/day
+  - alert: result.label == "person" && frame.hour >= 22
+send: changes
+raw: redacted
+limits: {memory: 300 MB, power: 6 W}
+"""
+
+
+def test_the_page_of_yaml_becomes_an_app() -> None:
+    app = parse_app(GATE)
+    classify, keep, alert = app.steps
+    assert isinstance(classify, ClassifyStep) and isinstance(keep, KeepStep)
+    assert (classify.model, classify.cloud, classify.deadline) == ("efficientnet-lite0", "efficientnet-lite2", 0.2)
+    assert keep.budget == pytest.approx(50e6 / 86400)
+    assert (app.send, app.raw, app.limits.memory, app.limits.power) == ("changes", "redacted", 300_000_000, 6.0)
+    assert app.inferences == [classify] and alert.verb == "alert"
+
+
+def test_a_function_with_a_broker_is_a_function_not_a_source() -> None:
+    app = parse_app(
+        "app: legacy\nsource: {mqtt: sensors/raw}\nsteps:\n  - mqtt: localhost:1883\n    function: handler.py:function_handler\n"
+    )
+    (step,) = app.functions
+    assert isinstance(step, FunctionStep) and step.file == "handler.py" and step.mqtt == "localhost:1883"
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "says"),
+    [
+        (("camera: 0", "camra: 0"), 3, 'source: no source "camra"; did you mean "camera"?'),
+        (("- classify:", "- clasify:"), 5, 'steps[0]: no step "clasify"; did you mean "classify"?'),
+        (("200 ms", "200"), 8, 'steps[0].deadline: "200" has no unit; write 200 ms or 0.2 s'),
+        (("200 ms", "200 parsecs"), 8, '"parsecs" is not a unit here'),
+        (("deadline:", "deadlin:"), 8, 'steps[0].deadlin: no such option; did you mean "deadline"?'),
+        (("50 MB/day", "50 MB"), 10, "is not a budget; write for example 50 MB/day"),
+        (("send: changes", "send: everything"), 12, "send: input should be"),
+        (("300 MB", "300"), 14, 'limits.memory: "300" has no unit; write 300 MB'),
+        (("app: gate-camera", "app: Gate Camera"), 2, '"Gate Camera" is not a name'),
+        (("camera: 0", "camera: -1"), 3, "source.camera: input should be greater than or equal to 0"),
+    ],
+)
+def test_a_fault_names_line_field_and_next_step(change: tuple[str, str], line: int, says: str) -> None:
+    with pytest.raises(Invalid) as caught:
+        parse_app(GATE.replace(*change), "gate.yaml")
+    assert f"gate.yaml:{line}  " in str(caught.value)
+    assert says in str(caught.value)
+
+
+def test_every_fault_is_told_at_once() -> None:
+    with pytest.raises(Invalid) as caught:
+        parse_app(GATE.replace("200 ms", "200").replace("camera: 0", "camra: 0").replace("300 MB", "300"), "gate.yaml")
+    assert [line.split("  ")[0] for line in str(caught.value).splitlines()] == [
+        "gate.yaml:3",
+        "gate.yaml:8",
+        "gate.yaml:14",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "- 1", "app: [", "7", "app: x", "\x00", "a: &a [*a]", "app: x\nsource: 3\nsteps: x"]
+)
+def test_what_is_not_an_app_is_invalid(text: str) -> None:
+    with pytest.raises(Invalid):
+        parse_app(text)
+
+
+@given(st.text(max_size=200))
+def test_no_text_raises_anything_but_invalid(text: str) -> None:
+    try:
+        parse_app(text)
+    except Invalid as error:
+        assert str(error)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+        lambda children: (
+            st.lists(children, max_size=4)
+            | st.dictionaries(
+                st.sampled_from([*STEPS, *SOURCES, *SINKS, "app", "source", "steps", "x"]), children, max_size=4
+            )
+        ),
+        max_leaves=12,
+    )
+)
+def test_no_document_raises_anything_but_invalid(document: object) -> None:
+    try:
+        parse_app(json.dumps(document))
+    except Invalid as error:
+        assert str(error)
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../secret", "a/../../b", "a\\b", "./x", ""])
+def test_shipped_files_stay_beside_the_app(path: str) -> None:
+    with pytest.raises(Invalid, match="files"):
+        parse_app(GATE + f"files: [{json.dumps(path)}]\n")
+
+
+@pytest.mark.parametrize(
+    "function", ["../handler.py:f", "/abs/handler.py:f", "handler.py", "handler:f", "handler.py:9x"]
+)
+def test_a_function_stays_beside_the_app(function: str) -> None:
+    with pytest.raises(Invalid, match="function"):
+        parse_app(f"app: x\nsource: {{mqtt: t}}\nsteps: [{{function: '{function}'}}]\n")
+
+
+def test_cloud_placement_needs_a_cloud_model() -> None:
+    with pytest.raises(Invalid, match="needs a cloud model"):
+        parse_app("app: x\nsource: {camera: 0}\nsteps: [{classify: m, place: cloud}]\n")
+
+
+def test_the_json_schema_knows_every_verb() -> None:
+    text = json.dumps(app_json_schema())
+    for verb in (*STEPS, *SOURCES, *SINKS):
+        assert f'"{verb}"' in text
