@@ -1,0 +1,115 @@
+"""The seam of the HTTP API: what `create_app(state)` and the console ask of the cloud behind them.
+
+Methods block (the database, a file) and are called in worker threads, many at a time; they raise the errors of
+`schema/errors`, which the API turns into replies. The API never reaches around this into a database or the broker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from marram.schema.api import (
+    Check,
+    Counts,
+    DeployAsk,
+    Deployment,
+    EventView,
+    JoinAsk,
+    Joined,
+    ModelAsk,
+    ModelView,
+    SampleView,
+    Status,
+    TokenAsk,
+    TokenMade,
+    TokenView,
+)
+from marram.schema.device import Device
+from marram.schema.event import EventKind
+
+
+@dataclass(frozen=True, slots=True)
+class EventQuery:
+    """Which events: None is any. The first `limit` after id `after`; the last `limit` where `after` is None."""
+
+    app: str | None = None
+    device: str | None = None
+    kinds: tuple[EventKind, ...] = ()
+    after: int | None = None
+    limit: int = 100
+    since_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SampleQuery:
+    """Which samples, after id `after` (0: from the first). `labelled`: only those with, or without, a label."""
+
+    app: str | None = None
+    device: str | None = None
+    labelled: bool | None = None
+    after: int = 0
+    limit: int = 100
+
+
+class State(Protocol):
+    """The cloud as its API sees it."""
+
+    def admits(self, token: str) -> bool:
+        """Whether `token` may use the API; compared in constant time. Must be quick: asked for every request."""
+        ...
+
+    @property
+    def session_key(self) -> bytes:
+        """What signs the console's session cookies: secret, the same after a restart, another after a token change."""
+        ...
+
+    @property
+    def scratch(self) -> Path:
+        """A folder for uploads on their way in; on the file system of the objects where those are files."""
+        ...
+
+    # Joining. `join` raises Refused (token wrong, used up, expired) or Conflict (name taken).
+    def join(self, ask: JoinAsk) -> Joined: ...
+    def create_token(self, ask: TokenAsk) -> TokenMade: ...
+    def tokens(self) -> list[TokenView]: ...
+    def revoke_token(self, id: str) -> None: ...
+
+    # Devices. Missing where there is none. `remove_device` also cuts the live connection.
+    def devices(self) -> list[Device]: ...
+    def device(self, id: str) -> Device: ...
+    def remove_device(self, id: str) -> None: ...
+
+    # Content. `add_blob` takes `file` (already verified to be `sha256`) over; it is gone from its place afterwards.
+    def blob_bytes(self, sha256: str) -> int | None: ...
+    def read_blob(self, sha256: str) -> Iterator[bytes]: ...
+    def add_blob(self, sha256: str, file: Path) -> None: ...
+
+    # Models. `add_model`: the same content again gives the version it has; Conflict, Invalid (files missing).
+    def add_model(self, ask: ModelAsk) -> ModelView: ...
+    def models(self) -> list[ModelView]: ...
+    def model(self, name: str, version: int | None) -> ModelView: ...
+
+    # Deployments. `deploy`: Invalid (app, files), Missing (model).
+    def deploy(self, ask: DeployAsk) -> Deployment: ...
+    def deployments(self) -> list[Deployment]: ...
+    def deployment(self, app: str) -> Deployment: ...
+    def undeploy(self, app: str) -> None: ...
+
+    # What devices delivered.
+    def events(self, query: EventQuery) -> list[EventView]: ...
+    def counts(self, device: str | None) -> Counts: ...
+    def samples(self, query: SampleQuery) -> list[SampleView]: ...
+    def sample_body(self, id: int) -> tuple[bytes, str]:
+        """The body and its media type. Raises Missing."""
+        ...
+
+    def label_sample(self, id: int, label: str | None) -> SampleView: ...
+
+    # The whole.
+    def status(self) -> Status: ...
+    def checks(self) -> list[Check]:
+        """Database, broker and ingest, each tried for real, each within a second or two; never raises."""
+        ...
