@@ -77,6 +77,31 @@ def _event(row: list[Any]) -> Event:
 
 
 @dataclass(frozen=True, slots=True)
+class Ack:
+    """The answer to a batch, sent only after the transaction that holds all of it has committed.
+
+    `stored`: how many of them are new (a batch sent twice has 0 the second time); `high`: the batch's highest sequence.
+    """
+
+    stored: int
+    high: int
+
+
+def pack_ack(stored: int, high: int) -> bytes:
+    """See `Ack`."""
+    return pack({"stored": stored, "high": high})
+
+
+def unpack_ack(message: bytes) -> Ack:
+    """The inverse of `pack_ack`. Raises Invalid."""
+    document = unpack_dict(message)
+    stored, high = document.get("stored"), document.get("high")
+    if type(stored) is not int or type(high) is not int or stored < 0 or high < 0:
+        raise Invalid("not an acknowledgement: it needs the whole numbers stored and high")
+    return Ack(stored, high)
+
+
+@dataclass(frozen=True, slots=True)
 class InferRequest:
     """One inference asked of a replica; see `pipeline.contract.CloudInput` for the fields."""
 
