@@ -1,0 +1,85 @@
+"""`create_app(state)`: the FastAPI application: routers, limits, faults. The console is mounted on it later."""
+
+from __future__ import annotations
+
+from html import escape
+
+from fastapi import APIRouter, Depends, FastAPI
+from fastapi.responses import HTMLResponse
+from starlette.exceptions import HTTPException
+
+from marram import __version__
+from marram.cloud.api import content, faults, fleet, records, whole
+from marram.cloud.api.contract import State
+from marram.cloud.api.guard import admitted
+from marram.cloud.api.limits import BodyLimit, FailureLimit
+from marram.schema.api import PREFIX, ErrorReply
+
+_FAULTS = {
+    status: {"model": ErrorReply, "description": text}
+    for status, text in {
+        400: "The request is wrong",
+        401: "No token, or a wrong one",
+        413: "The request is too large",
+        429: "Too many wrong tokens",
+        503: "A part of the cloud is away: try again",
+    }.items()
+}
+
+
+def create_app(state: State) -> FastAPI:
+    """The API over `state`. FastAPI's documentation pages load from a CDN, so /docs is a page of our own."""
+    app = FastAPI(
+        title="Marram",
+        version=__version__,
+        description="The cloud's API: join devices, deploy apps, read what they answered.",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json",
+        responses=_FAULTS,  # type: ignore[arg-type]
+    )
+    app.state.marram = state
+    app.state.failures = FailureLimit()
+    faults.install(app)
+    app.add_middleware(BodyLimit)
+    needs_token = [Depends(admitted)]
+    app.include_router(whole.open_router)
+    app.include_router(whole.metrics_router, dependencies=needs_token)
+    app.include_router(fleet.open_router, prefix=PREFIX)
+    for module in (fleet, content, records, whole):
+        app.include_router(module.router, prefix=PREFIX, dependencies=needs_token)
+    app.include_router(_rest(app))
+    return app
+
+
+def _rest(app: FastAPI) -> APIRouter:
+    router = APIRouter(include_in_schema=False)
+
+    @router.get("/docs", response_class=HTMLResponse)
+    def docs() -> str:
+        return _docs(app)
+
+    # Whatever is mounted after this (the console) must never answer in the API's place with a page.
+    @router.api_route("/api/{path:path}", methods=["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH"])
+    def nothing(path: str) -> None:
+        raise HTTPException(404)
+
+    return router
+
+
+def _docs(app: FastAPI) -> str:
+    """Every call on one plain page, offline: method, path, what it does."""
+    rows = []
+    for path, calls in app.openapi()["paths"].items():
+        for method, call in calls.items():
+            text = escape(call.get("description") or call.get("summary") or "")
+            rows.append(f"<tr><td><b>{method.upper()}</b></td><td><code>{escape(path)}</code></td><td>{text}</td></tr>")
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        "<meta name=color-scheme content='light dark'><title>Marram API</title>"
+        "<style>body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem;padding:0 1rem}"
+        "td{padding:.35rem .8rem .35rem 0;vertical-align:top}code{white-space:nowrap}</style>"
+        f"<h1>Marram API {escape(app.version)}</h1><p>Every call but <code>/healthz</code> and <code>POST {PREFIX}/join"
+        "</code> needs <code>Authorization: Bearer TOKEN</code>. Types: <a href=/openapi.json>/openapi.json</a>.</p>"
+        f"<table>{''.join(rows)}</table></html>"
+    )

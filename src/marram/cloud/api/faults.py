@@ -1,0 +1,115 @@
+"""Every fault as the one JSON shape: `{"error": {"kind", "what", "where", "hint"}}`, whoever raised it.
+
+Nothing that leaves here may carry a traceback, a path of the server or a secret: an unexpected exception is logged
+and told as "the cloud failed at this".
+"""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from marram.schema.api import ErrorReply, Fault
+from marram.schema.errors import Conflict, Invalid, MarramError, Missing, NotReady, Permanent, Refused, Retryable
+
+_log = logging.getLogger(__name__)
+
+# Most particular first: NotReady is a Retryable, Invalid is a Permanent.
+_KINDS: list[tuple[type[MarramError], str, int]] = [
+    (NotReady, "not_ready", 503),
+    (Retryable, "retryable", 503),
+    (Invalid, "invalid", 400),
+    (Missing, "missing", 404),
+    (Refused, "refused", 403),
+    (Conflict, "conflict", 409),
+    (Permanent, "permanent", 500),
+]
+_OF_STATUS = {401: "refused", 403: "refused", 404: "missing", 409: "conflict", 429: "retryable"}
+
+
+class TooLarge(Invalid):
+    """The request outgrew what this path takes."""
+
+
+class Unproven(Refused):
+    """No token, or a wrong one."""
+
+
+class TooMany(Retryable):
+    """This address failed too often; `wait_s` until the next attempt is looked at."""
+
+    def __init__(self, what: str, wait_s: float) -> None:
+        super().__init__(what, hint=f"Wait {max(1, round(wait_s))} s.")
+        self.wait_s = wait_s
+
+
+def reply(error: MarramError) -> JSONResponse:
+    """One of our errors as a response."""
+    kind, status = next(((k, s) for cls, k, s in _KINDS if isinstance(error, cls)), ("permanent", 500))
+    headers = {}
+    if isinstance(error, TooLarge):
+        status = 413
+    elif isinstance(error, Unproven):
+        status, headers = 401, {"WWW-Authenticate": 'Bearer realm="marram"'}
+    elif isinstance(error, TooMany):
+        status, headers = 429, {"Retry-After": str(max(1, round(error.wait_s)))}
+    return _json(status, Fault(kind=kind, what=error.what, where=error.where, hint=error.hint), headers)  # type: ignore[arg-type]
+
+
+def install(app: FastAPI) -> None:
+    """Make every fault of `app` speak this shape."""
+    app.add_exception_handler(MarramError, _ours)
+    app.add_exception_handler(RequestValidationError, _wrong)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+def _json(status: int, fault: Fault, headers: dict[str, str] | None = None) -> JSONResponse:
+    return JSONResponse(ErrorReply(error=fault).model_dump(mode="json"), status, headers)
+
+
+async def _ours(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, MarramError)
+    return reply(error)
+
+
+async def _wrong(request: Request, error: Exception) -> JSONResponse:
+    """Pydantic's faults, one a line; what was sent is not echoed (it may be a secret, or huge)."""
+    assert isinstance(error, RequestValidationError)
+    lines = []
+    for fault in error.errors()[:20]:
+        where = ".".join(str(part)[:80] for part in fault["loc"] if part not in ("body", "query", "path"))
+        what = str(fault["ctx"]["error"]) if fault["type"] == "value_error" else str(fault["msg"])
+        if fault["type"] == "json_invalid":
+            where, what = "", f"the body is not JSON: {fault.get('ctx', {}).get('error', what)}"
+        lines.append(f"{where}: {what}"[:500] if where else what[:500])
+    return _json(
+        400, Fault(kind="invalid", what="\n".join(lines), hint=f"See /openapi.json, {request.url.path[:200]}.")
+    )
+
+
+async def _http(request: Request, error: Exception) -> JSONResponse:
+    """Starlette's own: no such path, no such method, a body that could not be read."""
+    assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, MarramError):
+        # FastAPI calls whatever stops it from reading a body "an error parsing the body"; ours says which.
+        return reply(error.__cause__)
+    status, path = error.status_code, request.url.path[:200]
+    what = {
+        404: f"there is no {path} here",
+        405: f"{request.method} is nothing one can do with {path}",
+    }.get(status, str(error.detail) or HTTPStatus(status).phrase)
+    kind = _OF_STATUS.get(status, "retryable" if status >= 500 else "invalid")
+    fault = Fault(kind=kind, what=what, hint="See /openapi.json." if status in (404, 405) else None)  # type: ignore[arg-type]
+    return _json(status, fault, dict(error.headers or {}))
+
+
+async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    what = f"the cloud failed at this ({type(error).__name__})"
+    return _json(500, Fault(kind="retryable", what=what, hint="Its log says more; this is a fault of Marram's."))

@@ -1,0 +1,68 @@
+"""What devices delivered: events and their bookkeeping, samples and their labels."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Response
+
+from marram.cloud.api.contract import EventQuery, SampleQuery
+from marram.cloud.api.guard import Cloud
+from marram.schema.api import Counts, EventView, LabelAsk, SampleView
+from marram.schema.event import EventKind
+from marram.schema.ids import Name
+
+router = APIRouter()
+
+_LARGEST = 2**63 - 1
+After = Annotated[int | None, Query(ge=0, le=_LARGEST)]
+Limit = Annotated[int, Query(ge=1, le=10_000)]
+Id = Annotated[int, Path(ge=0, le=_LARGEST)]
+
+
+@router.get("/events", tags=["events"])
+def events(
+    cloud: Cloud,
+    app: Name | None = None,
+    device: Name | None = None,
+    kind: Annotated[list[EventKind] | None, Query()] = None,
+    after: After = None,
+    limit: Limit = 100,
+    since: Annotated[float | None, Query(ge=0, le=1e12, description="Unix seconds on the device's clock")] = None,
+) -> list[EventView]:
+    """Stored events in the order of storing: the first `limit` after id `after`; without it, the last `limit`."""
+    return cloud.events(EventQuery(app, device, tuple(kind or ()), after, limit, since))
+
+
+@router.get("/events/counts", tags=["events"])
+def counts(cloud: Cloud, device: Name | None = None) -> Counts:
+    """The bookkeeping behind "exactly once", by outbox."""
+    return cloud.counts(device)
+
+
+@router.get("/samples", tags=["samples"])
+def samples(
+    cloud: Cloud,
+    app: Name | None = None,
+    device: Name | None = None,
+    labelled: bool | None = None,
+    after: After = None,
+    limit: Limit = 100,
+) -> list[SampleView]:
+    """Kept samples, in the order of storing."""
+    return cloud.samples(SampleQuery(app, device, labelled, after or 0, limit))
+
+
+@router.get("/samples/{id}/body", tags=["samples"])
+def sample_body(id: Id, cloud: Cloud) -> Response:
+    """The picture or tensor as the device sent it: never rendered as a page, whatever the device called it."""
+    body, media = cloud.sample_body(id)
+    safe = media if media in ("image/jpeg", "image/png") else "application/octet-stream"
+    headers = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox; default-src 'none'"}
+    return Response(body, media_type=safe, headers=headers)
+
+
+@router.post("/samples/{id}/label", tags=["samples"])
+def label(id: Id, ask: LabelAsk, cloud: Cloud) -> SampleView:
+    """Say what a sample shows; null takes a label back."""
+    return cloud.label_sample(id, ask.label)

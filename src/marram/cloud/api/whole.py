@@ -1,0 +1,35 @@
+"""The cloud at a glance: status, health, metrics."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+
+from marram.cloud.api.guard import Cloud
+from marram.cloud.api.metrics import exposition
+from marram.schema.api import Health, Status
+
+open_router = APIRouter(tags=["the whole"])
+router = APIRouter(tags=["the whole"])
+metrics_router = APIRouter(tags=["the whole"])
+
+
+@open_router.get("/healthz", responses={503: {"model": Health}})
+def healthz(cloud: Cloud, response: Response) -> Health:
+    """Whether database, broker and ingest work: each is tried for real. 503 where one does not."""
+    checks = cloud.checks()
+    ok = bool(checks) and all(check.ok for check in checks)
+    response.status_code = 200 if ok else 503
+    return Health(ok=ok, checks=checks)
+
+
+@router.get("/status")
+def status(cloud: Cloud) -> Status:
+    """The cloud at a glance."""
+    return cloud.status()
+
+
+@metrics_router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+def metrics(cloud: Cloud) -> Response:
+    """Prometheus text: the fleet, its placement and delays, what is stored."""
+    body, media = exposition(cloud)
+    return Response(body, media_type=media)
