@@ -10,6 +10,9 @@ from pydantic import Field
 from marram.schema.ids import Name
 from marram.schema.model import Manifest, ModelCard, Strict
 
+# A device reports this often, and on each change; three intervals without a word and it counts as offline.
+REPORT_INTERVAL_S = 3.0
+
 
 class DeviceInfo(Strict):
     """What a device says of itself when it joins."""

@@ -1,1 +1,48 @@
-"""SQL and objects: the only places where the cloud remembers anything."""
+"""SQL and objects: the only places where the cloud remembers anything.
+
+`open_store(url)` gives a `Store`: one attribute a noun (`store.devices`, `store.events` …), the same for SQLite and
+PostgreSQL. `Objects(url)` keeps bytes by their SHA-256, in a folder or in S3. Everything here is synchronous and safe
+from any thread; callers on an event loop use `asyncio.to_thread`. A database or bucket that is away raises Retryable.
+"""
+
+from __future__ import annotations
+
+from marram.store.apps import AppRow, Apps
+from marram.store.database import Database
+from marram.store.deployments import DeploymentRow, Deployments
+from marram.store.devices import Devices
+from marram.store.events import Counts, EventFilter, Events, StoredEvent, StreamCount
+from marram.store.models import ModelRow, Models
+from marram.store.objects import Body, Objects
+from marram.store.samples import Sample, SampleFilter, Samples
+from marram.store.states import States
+from marram.store.store import Store, open_store
+from marram.store.tokens import AdminRow, Admins, TokenRow, Tokens
+
+__all__ = [
+    "AdminRow",
+    "Admins",
+    "AppRow",
+    "Apps",
+    "Body",
+    "Counts",
+    "Database",
+    "DeploymentRow",
+    "Deployments",
+    "Devices",
+    "EventFilter",
+    "Events",
+    "ModelRow",
+    "Models",
+    "Objects",
+    "Sample",
+    "SampleFilter",
+    "Samples",
+    "States",
+    "Store",
+    "StoredEvent",
+    "StreamCount",
+    "TokenRow",
+    "Tokens",
+    "open_store",
+]

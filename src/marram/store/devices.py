@@ -1,0 +1,135 @@
+"""Devices: who joined, with which labels and secret; and each as a whole `Device`, with what it should and does run."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from sqlalchemy import ColumnElement, delete, func, insert, select, update
+
+from marram.schema.device import REPORT_INTERVAL_S, Desired, Device, DeviceInfo, DeviceState, Reported
+from marram.schema.errors import Conflict, Missing
+from marram.schema.ids import matches
+from marram.store.database import Database
+from marram.store.documents import dump, load
+from marram.store.tables import desired, devices, reported
+
+# So many report intervals without a word, and a device counts as offline.
+_SILENT_INTERVALS = 3
+
+
+class Devices:
+    """The table of devices."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(
+        self, device: str, secret: str, labels: dict[str, str], info: DeviceInfo, now_s: float | None = None
+    ) -> None:
+        """A new device. Raises Conflict where the name is taken."""
+        row = {
+            "id": device,
+            "labels": dump(labels),
+            "info": info.model_dump_json(),
+            "secret": secret,
+            "joined_s": time.time() if now_s is None else now_s,
+        }
+        try:
+            with self._database.write() as connection:
+                connection.execute(insert(devices), row)
+        except Conflict as error:
+            raise Conflict(
+                f'a device named "{device}" exists already',
+                hint=f"Choose another --name, or remove the old one: marram device remove {device}",
+            ) from error
+
+    def get(self, device: str, now_s: float | None = None) -> Device:
+        """Raises Missing."""
+        found = _select(self._database, devices.c.id == device, now_s)
+        if not found:
+            raise Missing(f'no device "{device}"', hint="`marram device list` shows all.")
+        return found[0]
+
+    def list(self, selector: dict[str, str] | None = None, now_s: float | None = None) -> list[Device]:
+        """Every device whose labels have all pairs of `selector`, by name."""
+        return [d for d in _select(self._database, None, now_s) if matches(selector or {}, d.labels)]
+
+    def exists(self, device: str) -> bool:
+        with self._database.read() as connection:
+            return connection.execute(select(devices.c.id).where(devices.c.id == device)).first() is not None
+
+    def labels(self) -> dict[str, dict[str, str]]:
+        """The labels of every device, by its name."""
+        with self._database.read() as connection:
+            return {row.id: load(row.labels) for row in connection.execute(select(devices.c.id, devices.c.labels))}
+
+    def secrets(self) -> dict[str, str]:
+        """What the broker must know: each device's secret, by its name."""
+        with self._database.read() as connection:
+            query = select(devices.c.id, devices.c.secret).order_by(devices.c.id)
+            return {row.id: row.secret for row in connection.execute(query)}
+
+    def set_labels(self, device: str, labels: dict[str, str]) -> None:
+        """Raises Missing."""
+        with self._database.write() as connection:
+            changed = connection.execute(update(devices).where(devices.c.id == device).values(labels=dump(labels)))
+            if changed.rowcount == 0:
+                raise Missing(f'no device "{device}"', hint="`marram device list` shows all.")
+
+    def remove(self, device: str) -> None:
+        """Forget a device and its states; its events and samples stay. Raises Missing."""
+        with self._database.write() as connection:
+            if connection.execute(delete(devices).where(devices.c.id == device)).rowcount == 0:
+                raise Missing(f'no device "{device}"', hint="`marram device list` shows all.")
+            connection.execute(delete(desired).where(desired.c.device == device))
+            connection.execute(delete(reported).where(reported.c.device == device))
+
+    def count(self) -> int:
+        with self._database.read() as connection:
+            return int(connection.execute(select(func.count()).select_from(devices)).scalar_one())
+
+
+def device_state(seen_s: float | None, now_s: float) -> DeviceState:
+    """Whether the cloud hears a device, from when it last did. A clock that jumped back counts as hearing it."""
+    if seen_s is None:
+        return DeviceState.NEW
+    return DeviceState.ONLINE if now_s - seen_s < _SILENT_INTERVALS * REPORT_INTERVAL_S else DeviceState.OFFLINE
+
+
+def _device(row: Any, now_s: float) -> Device:
+    return Device(
+        id=row.id,
+        labels=load(row.labels),
+        info=DeviceInfo.model_validate_json(row.info),
+        state=device_state(row.seen_s, now_s),
+        joined_s=row.joined_s,
+        seen_s=row.seen_s,
+        desired=Desired() if row.desired is None else Desired.model_validate_json(row.desired),
+        reported=None if row.reported is None else Reported.model_validate_json(row.reported),
+    )
+
+
+def _select(database: Database, condition: ColumnElement[bool] | None, now_s: float | None) -> list[Device]:
+    now_s = time.time() if now_s is None else now_s
+    query = (
+        select(
+            devices.c.id,
+            devices.c.labels,
+            devices.c.info,
+            devices.c.joined_s,
+            desired.c.document.label("desired"),
+            reported.c.document.label("reported"),
+            reported.c.seen_s,
+        )
+        .select_from(
+            devices.outerjoin(desired, desired.c.device == devices.c.id).outerjoin(
+                reported, reported.c.device == devices.c.id
+            )
+        )
+        .order_by(devices.c.id)
+    )
+    if condition is not None:
+        query = query.where(condition)
+    with database.read() as connection:
+        return [_device(row, now_s) for row in connection.execute(query)]

@@ -1,0 +1,35 @@
+"""JSON text in columns: written compactly, whatever a device sent in it; read back as plain types."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from typing import Any
+
+
+def dump(document: Any) -> str:
+    """`document` as JSON text. What JSON cannot say (bytes, NaN, infinities) is kept readable instead of refused."""
+    try:
+        return json.dumps(document, separators=(",", ":"), allow_nan=False)
+    except (ValueError, TypeError):
+        return json.dumps(_plain(document), separators=(",", ":"), allow_nan=False)
+
+
+def load(text: str) -> Any:
+    """The inverse of `dump`."""
+    return json.loads(text)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # as JavaScript's JSON does
+    if isinstance(value, bytes):
+        return {"base64": base64.b64encode(value).decode()}
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    return str(value)

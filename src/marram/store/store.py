@@ -1,0 +1,59 @@
+"""The store: every noun over one database."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from marram.store.apps import Apps
+from marram.store.database import Database
+from marram.store.deployments import Deployments
+from marram.store.devices import Devices
+from marram.store.events import Events
+from marram.store.models import Models
+from marram.store.samples import Samples
+from marram.store.states import States
+from marram.store.tokens import Admins, Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """`open_store` makes one. Safe from any thread."""
+
+    database: Database
+    devices: Devices
+    states: States
+    events: Events
+    samples: Samples
+    models: Models
+    apps: Apps
+    deployments: Deployments
+    tokens: Tokens
+    admins: Admins
+
+    def check(self) -> str:
+        """Ask the database something real; its name and version. Raises Retryable where it does not answer."""
+        return self.database.check()
+
+    def close(self) -> None:
+        self.database.close()
+
+
+def open_store(url: str | Path) -> Store:
+    """Open (and where needed create or migrate) a database: a file's path, `sqlite:///…` or `postgresql://…`.
+
+    Raises Invalid, Refused, Retryable as `Database` does.
+    """
+    database = Database(url)
+    return Store(
+        database=database,
+        devices=Devices(database),
+        states=States(database),
+        events=Events(database),
+        samples=Samples(database),
+        models=Models(database),
+        apps=Apps(database),
+        deployments=Deployments(database),
+        tokens=Tokens(database),
+        admins=Admins(database),
+    )

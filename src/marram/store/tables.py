@@ -1,0 +1,180 @@
+"""The tables, dialect-neutral: SQLite and PostgreSQL get the same columns, keys and meanings.
+
+Documents (labels, cards, manifests) are JSON text: they are read and written whole, never searched inside, so neither
+database's own JSON type would buy anything. The migrations build these tables; a test compares both.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# SQLite gives AUTOINCREMENT (ids rise and are never used twice) only to a column whose type is exactly INTEGER.
+Id = BigInteger().with_variant(Integer(), "sqlite")
+
+devices = Table(
+    "devices",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("labels", Text, nullable=False),
+    Column("info", Text, nullable=False),
+    # The broker needs it in plain to know the device again; 256 random bits that open nothing else.
+    Column("secret", String(128), nullable=False),
+    Column("joined_s", Float, nullable=False),
+)
+
+# What a device should run, and what it last said it runs: apart from `devices`, because these change all the time.
+desired = Table(
+    "desired",
+    metadata,
+    Column("device", String(64), primary_key=True),
+    Column("version", BigInteger, nullable=False),
+    Column("document", Text, nullable=False),
+)
+reported = Table(
+    "reported",
+    metadata,
+    Column("device", String(64), primary_key=True),
+    Column("seen_s", Float, nullable=False),
+    Column("document", Text, nullable=False),
+)
+
+_not_bulk = text("kind NOT IN ('result', 'metric')")
+events = Table(
+    "events",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("device", String(64), nullable=False),
+    Column("stream", String(64), nullable=False),
+    Column("sequence", BigInteger, nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("app", String(64), nullable=False),
+    Column("time_s", Float, nullable=False),
+    Column("received_s", Float, nullable=False),
+    Column("data", Text, nullable=False),
+    Column("media", String(200)),
+    # The body, in the object store.
+    Column("sha256", String(64)),
+    Column("size_bytes", BigInteger, nullable=False, server_default="0"),
+    # Exactly once stands on this key alone: (device, stream, sequence) is unique for ever.
+    UniqueConstraint("device", "stream", "sequence"),
+    Index("ix_events_device_id", "device", "id"),
+    # Alerts and samples are few among many results: a small index finds them.
+    Index("ix_events_kind_id", "kind", "id", sqlite_where=_not_bulk, postgresql_where=_not_bulk),
+    sqlite_autoincrement=True,
+)
+
+# What each outbox delivered, kept in the same transaction as the events: the bookkeeping behind "exactly once".
+streams = Table(
+    "streams",
+    metadata,
+    Column("device", String(64), primary_key=True),
+    Column("stream", String(64), primary_key=True),
+    Column("stored", BigInteger, nullable=False),
+    Column("duplicates", BigInteger, nullable=False),
+    Column("first_sequence", BigInteger, nullable=False),
+    Column("last_sequence", BigInteger, nullable=False),
+)
+
+samples = Table(
+    "samples",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("device", String(64), nullable=False),
+    Column("stream", String(64), nullable=False),
+    Column("sequence", BigInteger, nullable=False),
+    Column("app", String(64), nullable=False),
+    Column("time_s", Float, nullable=False),
+    Column("received_s", Float, nullable=False),
+    Column("data", Text, nullable=False),
+    Column("media", String(200)),
+    Column("sha256", String(64), nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("label", Text),
+    Column("labelled_by", String(200)),
+    Column("labelled_s", Float),
+    UniqueConstraint("device", "stream", "sequence"),
+    Index("ix_samples_device_id", "device", "id"),
+    Index("ix_samples_app_id", "app", "id"),
+    sqlite_autoincrement=True,
+)
+
+models = Table(
+    "models",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("digest", String(64), nullable=False),
+    Column("card", Text, nullable=False),
+    Column("manifest", Text, nullable=False),
+    # Where it comes from: recipe, parent version, samples, measured accuracy … whatever made it says.
+    Column("lineage", Text, nullable=False),
+    Column("created_s", Float, nullable=False),
+    UniqueConstraint("name", "digest"),
+)
+
+apps = Table(
+    "apps",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("digest", String(64), nullable=False),
+    Column("document", Text, nullable=False),
+    Column("created_s", Float, nullable=False),
+    UniqueConstraint("name", "digest"),
+)
+
+deployments = Table(
+    "deployments",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("app", String(64), nullable=False),
+    # NULL: take the app away from the selected devices.
+    Column("version", Integer),
+    Column("selector", Text, nullable=False),
+    Column("created_s", Float, nullable=False),
+    Index("ix_deployments_app_id", "app", "id"),
+    sqlite_autoincrement=True,
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("secret_hash", String(64), nullable=False),
+    Column("labels", Text, nullable=False),
+    Column("uses", Integer, nullable=False),
+    Column("uses_left", Integer, nullable=False),
+    Column("created_s", Float, nullable=False),
+    Column("expires_s", Float, nullable=False),
+)
+
+admins = Table(
+    "admins",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("name", String(200), nullable=False),
+    Column("secret_hash", String(64), nullable=False),
+    Column("created_s", Float, nullable=False),
+    Column("revoked", Boolean, nullable=False, server_default=text("false")),
+)

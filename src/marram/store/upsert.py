@@ -1,0 +1,30 @@
+"""The one statement SQL's dialects spell differently: insert, and on a taken key either leave the row or change it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection, Table
+from sqlalchemy.dialects import postgresql, sqlite
+
+
+def insert_ignore(connection: Connection, table: Table, rows: list[dict[str, Any]]) -> int:
+    """Insert `rows`, leaving out those whose key is there already; returns how many were new."""
+    if not rows:
+        return 0
+    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    result = connection.execute(
+        insert(table).on_conflict_do_nothing(), rows, execution_options={"preserve_rowcount": True}
+    )
+    return max(0, result.rowcount)
+
+
+def upsert(connection: Connection, table: Table, row: dict[str, Any], change: dict[str, Any] | None = None) -> None:
+    """Insert `row`; where its primary key is there, set `change` (default: all of `row`) on it.
+
+    Values of `change` may be SQL expressions over the table's columns (the row that is there).
+    """
+    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    keys = [column.name for column in table.primary_key.columns]
+    values = change if change is not None else {name: value for name, value in row.items() if name not in keys}
+    connection.execute(insert(table).values(**row).on_conflict_do_update(index_elements=keys, set_=values))
