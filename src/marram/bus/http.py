@@ -168,14 +168,19 @@ class CloudApi:
         return Manifest(files=files)
 
     def push_model(
-        self, card: ModelCard, folder: Path, *, version: int | None = None, progress: Progress | None = None
+        self,
+        card: ModelCard,
+        folder: Path,
+        paths: Iterable[str],
+        *,
+        version: int | None = None,
+        progress: Progress | None = None,
     ) -> ModelView:
-        """Upload and register a bundle: `folder` with `model.yaml` and all that lies beside it.
+        """Upload and register a bundle: the files `paths` of `folder`, `model.yaml` among them.
 
-        Registering the same content again is fine and gives the version it has. Raises Conflict where `version`
-        exists with other content.
+        Registering the same content again is fine and gives the version it has. `version` None: the next free one.
+        Raises Conflict where `version` exists with other content.
         """
-        paths = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
         manifest = self.put_folder(folder, paths, progress)
         return self._post("/models", ModelAsk(card=card, manifest=manifest, version=version), ModelView)
 
@@ -208,9 +213,9 @@ class CloudApi:
         """One deployed app. Raises Missing."""
         return self._one(Deployment, self._call("GET", f"/deployments/{_segment(app)}"))
 
-    def undeploy(self, app: str) -> None:
-        """Take the app off every device. Raises Missing."""
-        self._call("DELETE", f"/deployments/{_segment(app)}")
+    def undeploy(self, app: str, selector: str = "all") -> None:
+        """Take the app off every device, or those that match `selector`. Raises Missing."""
+        self._call("DELETE", f"/deployments/{_segment(app)}", params={"selector": selector})
 
     # ------------------------------------------------------------ events, samples
 
@@ -226,7 +231,7 @@ class CloudApi:
     ) -> list[EventView]:
         """Stored events in the order of storing: the first `limit` after id `after`; without `after`, the last `limit`.
 
-        `since_s`: only events whose device time (Unix) is that or later.
+        `since_s`: only events the cloud received at that Unix time or later.
         """
         kind = [EventKind(k).value for k in kinds]
         query = {"app": app, "device": device, "kind": kind, "after": after, "limit": limit, "since": since_s}

@@ -126,11 +126,13 @@ class DeployAsk(Strict):
 
 
 class DeviceApp(Reply):
-    """Where a deployed app stands on one device. `version`: the one the device speaks of; None: it has not yet."""
+    """Where a deployed app stands on one device: the version it should run (`wanted`), and what it says of it."""
 
     device: Name
-    state: AppState
+    wanted: int
+    # None: it has not spoken of this app yet, and `state` is pending.
     version: int | None = None
+    state: AppState = AppState.PENDING
     reason: str = ""
     # When the cloud last heard of the device; None: never.
     seen_s: float | None = None

@@ -14,6 +14,7 @@ from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 
 from marram.cloud.api.guard import Cloud
+from marram.cloud.api.selector import Selector, labels_of
 from marram.schema.api import DeployAsk, Deployment, ModelAsk, ModelView, Sha256
 from marram.schema.errors import Invalid, Missing, Retryable
 from marram.schema.ids import Name
@@ -133,6 +134,6 @@ def deployment(app: Name, cloud: Cloud) -> Deployment:
 
 
 @router.delete("/deployments/{app}", status_code=204, tags=["deployments"])
-def undeploy(app: Name, cloud: Cloud) -> None:
-    """Take an app off every device."""
-    cloud.undeploy(app)
+def undeploy(app: Name, cloud: Cloud, selector: Selector = "all") -> None:
+    """Take an app off every device, or off those whose labels match."""
+    cloud.undeploy(app, labels_of(selector))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 
 from marram.cloud.api.guard import Cloud, address_of, failures_of
+from marram.cloud.api.selector import Selector, labels_of
 from marram.schema.api import JoinAsk, Joined, TokenAsk, TokenMade, TokenView
 from marram.schema.device import Device
-from marram.schema.errors import Invalid, Refused
-from marram.schema.ids import Name, matches, parse_labels
+from marram.schema.errors import Refused
+from marram.schema.ids import Name, matches
 
 open_router = APIRouter(tags=["joining"])
 router = APIRouter()
@@ -47,14 +46,9 @@ def revoke_token(id: str, cloud: Cloud) -> None:
 
 
 @router.get("/devices", tags=["devices"])
-def devices(
-    cloud: Cloud, selector: Annotated[str, Query(max_length=4000, examples=["site=shanghai"])] = "all"
-) -> list[Device]:
+def devices(cloud: Cloud, selector: Selector = "all") -> list[Device]:
     """Devices whose labels match, by name: labels, state, desired, reported with its stats."""
-    try:
-        wanted = parse_labels(selector)
-    except ValueError as error:
-        raise Invalid(str(error), where="selector") from error
+    wanted = labels_of(selector)
     return [device for device in cloud.devices() if matches(wanted, device.labels)]
 
 

@@ -28,7 +28,9 @@ def events(
     kind: Annotated[list[EventKind] | None, Query()] = None,
     after: After = None,
     limit: Limit = 100,
-    since: Annotated[float | None, Query(ge=0, le=1e12, description="Unix seconds on the device's clock")] = None,
+    since: Annotated[
+        float | None, Query(ge=0, le=1e12, description="received at this Unix time or later, by the cloud's clock")
+    ] = None,
 ) -> list[EventView]:
     """Stored events in the order of storing: the first `limit` after id `after`; without it, the last `limit`."""
     return cloud.events(EventQuery(app, device, tuple(kind or ()), after, limit, since))
