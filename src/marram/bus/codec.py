@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgpack
+from pydantic import ValidationError
 
+from marram.schema.device import Desired, Reported
 from marram.schema.errors import Invalid
 from marram.schema.event import Event, EventKind, Recorded
 
@@ -99,6 +101,72 @@ def unpack_ack(message: bytes) -> Ack:
     if type(stored) is not int or type(high) is not int or stored < 0 or high < 0:
         raise Invalid("not an acknowledgement: it needs the whole numbers stored and high")
     return Ack(stored, high)
+
+
+def pack_report(state: Reported) -> bytes:
+    """What a device says of itself, on `d.<id>.report`."""
+    return pack(state.model_dump(mode="json"))
+
+
+def unpack_report(message: bytes) -> Reported:
+    """The inverse of `pack_report`. Raises Invalid."""
+    try:
+        return Reported.model_validate(unpack_dict(message))
+    except ValidationError as error:
+        raise Invalid(f"not a report: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from error
+
+
+def pack_desired(desired: Desired | None) -> bytes:
+    """The answer to a report: what the device should run, None where it knows that already."""
+    return pack({"desired": None if desired is None else desired.model_dump(mode="json")})
+
+
+def unpack_desired(message: bytes) -> Desired | None:
+    """The inverse of `pack_desired`. Raises Invalid."""
+    document = unpack_dict(message)
+    try:
+        return None if document["desired"] is None else Desired.model_validate(document["desired"])
+    except KeyError as error:
+        raise Invalid("not an answer to a report: it has no `desired`") from error
+    except ValidationError as error:
+        raise Invalid(f"not a desired state: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class BlobAsk:
+    """One range of a file by content, on `d.<id>.blob`; the answer is `pack_blob`."""
+
+    sha256: str
+    offset: int
+    length: int
+
+    def pack(self) -> bytes:
+        return pack({"digest": self.sha256, "offset": self.offset, "length": self.length})
+
+    @classmethod
+    def unpack(cls, message: bytes) -> BlobAsk:
+        """Raises Invalid."""
+        document = unpack_dict(message)
+        digest, offset, length = document.get("digest"), document.get("offset"), document.get("length")
+        if not isinstance(digest, str) or type(offset) is not int or type(length) is not int:
+            raise Invalid("a blob is asked for by digest, offset and length")
+        if offset < 0 or not 0 < length <= MAX_MESSAGE_BYTES:
+            raise Invalid(f"{length} bytes from {offset} are no range")
+        return cls(digest, offset, length)
+
+
+def pack_blob(data: bytes, size_bytes: int) -> bytes:
+    """A range of a file (shorter, or empty, where the file ends), and how large the whole file is."""
+    return pack({"data": data, "size": size_bytes})
+
+
+def unpack_blob(message: bytes) -> tuple[bytes, int]:
+    """The inverse of `pack_blob`: data, size of the whole file. Raises Invalid."""
+    document = unpack_dict(message)
+    data, size = document.get("data"), document.get("size")
+    if not isinstance(data, bytes) or type(size) is not int or size < 0:
+        raise Invalid("not a range of a file: it needs data and size")
+    return data, size
 
 
 @dataclass(frozen=True, slots=True)
