@@ -1,1 +1,22 @@
-"""Tokens and device credentials: what proves who speaks. No network here."""
+"""Tokens and device credentials: what proves who speaks. No network, no database here.
+
+A token is `mrm1.<id><secret>` (a device joins with it) or `mra1.<id><secret>` (a person or program uses the API with
+it). Only the SHA-256 of a secret is kept: with 190 random bits, there is nothing to guess and nothing to salt.
+"""
+
+from __future__ import annotations
+
+from marram.trust.credentials import device_secret, session_key
+from marram.trust.tokens import API, JOIN, Token, hash_secret, new_token, parse_token, proves
+
+__all__ = [
+    "API",
+    "JOIN",
+    "Token",
+    "device_secret",
+    "hash_secret",
+    "new_token",
+    "parse_token",
+    "proves",
+    "session_key",
+]

@@ -1,0 +1,17 @@
+"""Secrets that are not tokens: a device's broker password, the key that signs the console's sessions."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+
+
+def device_secret() -> str:
+    """A device's broker password: 256 random bits."""
+    return secrets.token_urlsafe(32)
+
+
+def session_key(api_secret_hash: str) -> bytes:
+    """What signs the console's cookies: the same after a restart, another where the API token is another."""
+    return hmac.digest(api_secret_hash.encode(), b"marram console session", hashlib.sha256)
