@@ -1,0 +1,84 @@
+"""Which cloud a command talks to, and its token: flags, then MARRAM_URL and MARRAM_TOKEN, then the context file.
+
+`marram cloud` writes that file, so on its machine nothing needs to be said. A token from the file is sent only to the
+cloud of the file: never to another address that a flag or the environment names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from marram.bus.http import CloudApi, check_url
+from marram.schema import paths
+from marram.schema.errors import Invalid, Missing, Refused
+
+Url = Annotated[
+    str | None, typer.Option("--url", envvar="MARRAM_URL", help="The cloud, as in http://cloud.local:8080.")
+]
+Token = Annotated[str | None, typer.Option("--token", envvar="MARRAM_TOKEN", help="API token of that cloud.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def connect(url: str | None = None, token: str | None = None) -> CloudApi:
+    """The cloud to talk to. Raises Missing where none is known, Invalid where the address or the file is wrong."""
+    known = load()
+    if url is None:
+        if known is None:
+            raise Missing(
+                "no cloud is known here",
+                hint="Start one with `marram cloud`, or name one: --url http://HOST:PORT --token TOKEN",
+            )
+        url = known[0]
+    if token is None and known is not None and check_url(url) == known[0]:
+        token = known[1]
+    return CloudApi(url, token)
+
+
+def load() -> tuple[str, str | None] | None:
+    """Address and token of the context file; None where there is no file. Raises Invalid, Refused."""
+    file = paths.context()
+    try:
+        document: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise Refused(f"cannot read it: {error.strerror}", where=str(file)) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise Invalid("not YAML", where=str(file), hint="Remove it; `marram cloud` writes a new one.") from error
+    if not isinstance(document, dict) or not isinstance(document.get("url"), str):
+        raise Invalid("names no cloud (url: …)", where=str(file), hint="Remove it; `marram cloud` writes a new one.")
+    token = document.get("token")
+    return check_url(document["url"]), token if isinstance(token, str) else None
+
+
+def save(url: str, token: str) -> Path:
+    """Remember a cloud for the commands that come (0600, whole or not at all). Raises Refused."""
+    file = paths.context()
+    fresh = file.with_name(f".{file.name}.{os.getpid()}")
+    text = yaml.safe_dump({"url": check_url(url), "token": token}, sort_keys=False)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as opened:
+            opened.write(text)
+            opened.flush()
+            os.fsync(opened.fileno())
+        fresh.replace(file)
+    except OSError as error:
+        raise Refused(f"cannot write it: {error.strerror}", where=str(file)) from error
+    return file
+
+
+def print_json(document: Any) -> None:
+    """Models, or lists of them, as indented JSON on stdout."""
+    if isinstance(document, list):
+        document = [item.model_dump(mode="json") for item in document]
+    elif hasattr(document, "model_dump"):
+        document = document.model_dump(mode="json")
+    print(json.dumps(document, indent=2, ensure_ascii=False))

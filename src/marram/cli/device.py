@@ -1,0 +1,135 @@
+"""`marram device`: the devices of a cloud."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from marram.cli import _show
+from marram.cli._context import Json, Token, Url, connect, print_json
+from marram.schema.device import Device
+from marram.schema.units import format_rate, format_size
+
+app = typer.Typer(no_args_is_help=True, help="List devices, show one.")
+Id = Annotated[str, typer.Argument(help="The device's name.")]
+
+
+@app.command("list")
+def list_(
+    labels: Annotated[str, typer.Argument(help="Only devices with these labels: site=shanghai.")] = "all",
+    json: Json = False,
+    url: Url = None,
+    token: Token = None,
+) -> None:
+    """Every device: state, when it was last heard, apps, outbox."""
+    with connect(url, token) as api:
+        found = api.devices(labels)
+    if json:
+        print_json(found)
+        return
+    if not found:
+        print("No devices yet. Make a token for one: marram token create" if labels == "all" else f"None has {labels}.")
+        return
+    rows = _show.table("device", "state", "heard", "apps", ">outbox", "labels", "machine")
+    for device in found:
+        depth = f"{device.reported.outbox_depth:,}" if device.reported else "–"
+        machine = " ".join(part for part in (device.info.machine, _cores(device)) if part) or "–"
+        rows.add_row(
+            device.id,
+            _show.state(device.state.value),
+            _show.ago(device.seen_s),
+            _show.plain(_show.device_apps(device)),
+            depth,
+            _show.labels(device.labels),
+            _show.plain(machine),
+        )
+    _show.console().print(rows)
+
+
+@app.command()
+def show(id: Id, json: Json = False, url: Url = None, token: Token = None) -> None:
+    """One device: what it should run, what it says it runs, its figures."""
+    with connect(url, token) as api:
+        device = api.device(id)
+    if json:
+        print_json(device)
+        return
+    out = _show.console()
+    out.print(Text.assemble((device.id, "bold"), "  ", _show.state(device.state.value)))
+    memory = format_size(device.info.memory_bytes) if device.info.memory_bytes else ""
+    machine = ", ".join(p for p in (device.info.machine, device.info.system, _cores(device), memory) if p)
+    facts = [("heard", _show.ago(device.seen_s)), ("joined", _show.ago(device.joined_s))]
+    facts += [("machine", machine or "–"), ("marram", device.info.marram or "–")]
+    if device.reported:
+        waiting = f"{device.reported.outbox_depth:,} events, {format_size(device.reported.outbox_bytes)}"
+        facts += [("outbox", waiting + (f", {device.reported.dropped:,} given up" if device.reported.dropped else ""))]
+        facts += [("memory", format_size(device.reported.memory_bytes))]
+    rows = _show.table("", "")
+    rows.show_header = False
+    rows.add_row("labels", _show.labels(device.labels))
+    for name, value in facts:
+        rows.add_row(Text(name, style="dim"), _show.plain(value))
+    out.print(rows)
+    _show_apps(device)
+
+
+def _show_apps(device: Device) -> None:
+    out = _show.console()
+    said = {app.name: app for app in device.reported.apps} if device.reported else {}
+    wanted = {app.name: app.version for app in device.desired.apps}
+    if not said and not wanted:
+        out.print("No apps. Deploy one: marram deploy app.yaml --to all", markup=False)
+    for name in sorted(wanted.keys() | said.keys()):
+        app, version = said.get(name), wanted.get(name)
+        should = "should not run" if version is None else f"should run {version}"
+        if app is None:
+            out.print(Text.assemble("\n", (name, "bold"), f"  {should}; it has not spoken of it yet"))
+            continue
+        head = Text.assemble("\n", (name, "bold"), f" {app.version}  ", _show.state(app.state.value))
+        if version != app.version:
+            head.append(f"  {should}", style="yellow")
+        out.print(head)
+        if app.reason:
+            out.print(Text("  ").append_text(_show.plain(app.reason, 2000)))
+        rows = _show.table("", "")
+        rows.show_header = False
+        for key, value in sorted(app.stats.items()):
+            if value is not None:
+                rows.add_row(Text(f"  {_show.plain(key)}", style="dim"), _show.plain(_figure(key, value)))
+        if app.restarts:
+            rows.add_row(Text("  restarts", style="dim"), str(app.restarts))
+        out.print(rows)
+
+
+@app.command()
+def remove(
+    id: Id,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    url: Url = None,
+    token: Token = None,
+) -> None:
+    """Revoke a device: it is cut off at once and cannot come back without a new token. Its events stay."""
+    with connect(url, token) as api:
+        api.device(id)
+        if not yes:
+            typer.confirm(f"Revoke {id}? Events still waiting on it will not come", abort=True)
+        api.remove_device(id)
+    print(f"{id} is revoked; what it delivered stays")
+
+
+def _cores(device: Device) -> str:
+    return f"{device.info.cores} core{'s' if device.info.cores != 1 else ''}" if device.info.cores else ""
+
+
+def _figure(key: str, value: object) -> str:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if key.endswith("_ms"):
+            return f"{value:.1f} ms"
+        if key.endswith("_bit_s"):
+            return format_rate(value)
+        if isinstance(value, int):
+            return f"{value:,}"
+        return f"{value:.3g}"
+    return str(value)

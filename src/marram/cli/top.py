@@ -1,0 +1,117 @@
+"""`marram top`: the fleet, live: where each device's inferences run, how long they take, how its link is."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from marram.bus.http import CloudApi
+from marram.cli import _show
+from marram.cli._context import Json, Token, Url, connect, print_json
+from marram.schema.api import Status
+from marram.schema.device import Device, ReportedApp
+from marram.schema.errors import Invalid, Retryable
+from marram.schema.units import format_rate, parse_duration
+
+app = typer.Typer()
+
+
+@app.command(help="Watch the fleet live.")
+def top(
+    labels: Annotated[str, typer.Argument(help="Only devices with these labels: site=shanghai.")] = "all",
+    every: Annotated[str, typer.Option(help="How often to ask.")] = "1 s",
+    once: Annotated[bool, typer.Option("--once", help="Print once and end.")] = False,
+    json: Json = False,
+    url: Url = None,
+    token: Token = None,
+) -> None:
+    """Watch the fleet live; Ctrl-C ends it."""
+    try:
+        every_s = max(0.2, parse_duration(every))
+    except ValueError as error:
+        raise Invalid(str(error), where="--every") from error
+    with connect(url, token) as api:
+        if json:
+            print_json(api.devices(labels))
+            return
+        first = _page(api, labels)
+        out = _show.console()
+        if once or not out.is_terminal:
+            out.print(first)
+            return
+        with Live(first, console=out, screen=True, auto_refresh=False) as live:
+            while True:
+                time.sleep(every_s)
+                try:
+                    live.update(_page(api, labels), refresh=True)
+                except Retryable as error:
+                    # The cloud may be restarting: say so and keep looking.
+                    live.update(Text(str(error), style="red"), refresh=True)
+
+
+def _page(api: CloudApi, labels: str) -> RenderableType:
+    return page(api.devices(labels), api.status())
+
+
+def page(devices: list[Device], status: Status) -> RenderableType:
+    """The whole picture as one table and a line of totals."""
+    rows = _show.table(
+        "device", "state", "app", "link", ">frames/s", ">edge", ">cloud", ">p50", ">p95", ">all-edge", ">all-cloud",
+        ">outbox",
+    )  # fmt: skip
+    for device in devices:
+        apps: list[ReportedApp | None] = [*device.reported.apps] if device.reported else []
+        for row, item in enumerate(apps or [None]):
+            rows.add_row(*_row(device, item, first=row == 0), style=None if _show.online(device) else "dim")
+    checks = [check for check in status.checks if not check.ok]
+    totals = Text(
+        f"\n{status.online} of {status.devices} devices online · {status.events:,} events stored · "
+        f"{status.samples:,} samples",
+        style="dim",
+    )
+    for check in checks:
+        totals.append(f"\n{check.name}: {check.detail}", style="red")
+    if not devices:
+        return Group(Text("No devices yet. Make a token for one: marram token create"), totals)
+    return Group(rows, totals)
+
+
+def _row(device: Device, item: ReportedApp | None, *, first: bool) -> list[str | Text]:
+    name: str | Text = device.id if first else ""
+    state: str | Text = _show.state(device.state.value) if first else ""
+    outbox = f"{device.reported.outbox_depth:,}" if device.reported and first else ""
+    if item is None:
+        return [name, state, Text("no app", style="dim"), *["–"] * 8, outbox]
+    stats = item.stats
+    fps = _show.number(stats, "fps")
+    label = Text(f"{item.name} {item.version}")
+    if item.state.value != "committed":
+        label.append(" ").append_text(_show.state(item.state.value))
+    return [
+        name,
+        state,
+        label,
+        link(stats),
+        "–" if fps is None else f"{fps:.1f}",
+        *_show.shares(stats),
+        _show.milliseconds(_show.number(stats, "p50_ms")),
+        _show.milliseconds(_show.number(stats, "p95_ms")),
+        _show.milliseconds(_show.number(stats, "always_edge_p50_ms")),
+        _show.milliseconds(_show.number(stats, "always_cloud_p50_ms")),
+        outbox,
+    ]
+
+
+def link(stats: dict[str, object]) -> Text:
+    """`6.1 Mbit/s 48 ms`; `down` where placement sees it so."""
+    if stats.get("link_up") is False:
+        return Text("down", style="red")
+    rate, rtt = _show.number(stats, "link_rate_bit_s"), _show.number(stats, "link_rtt_ms")
+    parts = [format_rate(rate)] if rate is not None else []
+    parts += [f"{rtt:.0f} ms"] if rtt is not None else []
+    return Text(" ".join(parts) or "–")
