@@ -6,23 +6,38 @@ What a pipeline needs of the world around it (the way out for events, the way to
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from marram.pipeline.contract import Outlet, Remote, Sink
+from marram.pipeline import plugins
+from marram.pipeline.contract import Outlet, Remote, Sink, Source, Step, StepContext
+from marram.pipeline.events import result_sender
+from marram.pipeline.infer import CloudModel, Infer, cloud_model, load_models
+from marram.pipeline.offload import Offload
+from marram.pipeline.runner import Passing, Runner, Stage
+from marram.pipeline.stats import CountingOutlet, Stats
 from marram.placement.contract import Policy
-from marram.schema.app import App
+from marram.placement.policy import LatencyPolicy
+from marram.runtime import library
+from marram.runtime.bundle import Bundle
+from marram.schema.app import App, FunctionStep, InferStep, MqttSource, RedactStep, SeriesSource
+from marram.schema.errors import Invalid
 from marram.schema.event import Event
 from marram.schema.model import ModelCard
+
+log = logging.getLogger(__name__)
 
 
 class NoOutlet:
     """Events go nowhere."""
 
     def emit(self, event: Event) -> None:
-        pass
+        """See `contract.Outlet`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,21 +46,25 @@ class Around:
 
     `cloud_cards`: for each model reference that the app names under `cloud:`, the version replicas serve and its card.
     `policy`: decides each inference; needed only with `remote` (default: `placement`'s own). `resolve`: finds a model's
-    bundle folder from its reference (default: the local library, paths beside the app file). `sinks`: further sinks
-    besides the app's own.
+    bundle from its reference and the app's folder (default: the local library, paths beside the app file). `sinks`:
+    further sinks besides the app's own.
     """
 
     outlet: Outlet = field(default_factory=NoOutlet)
     remote: Remote | None = None
     cloud_cards: Mapping[str, tuple[int, ModelCard]] = field(default_factory=dict)
     policy: Policy | None = None
-    resolve: Callable[[str], Path] | None = None
+    resolve: Callable[[str, Path], Bundle] = library.resolve
     sinks: tuple[Sink, ...] = ()
     device: str = "here"
 
 
 class Pipeline:
-    """One app, built and ready to run once."""
+    """One app, built and ready to run once. Made by `build`; `close` it where it is not run after all."""
+
+    def __init__(self, app: App, source: Source, runner: Runner, stats: Stats, offload: Offload | None) -> None:
+        self.app = app
+        self._source, self._runner, self._stats, self._offload = source, runner, stats, offload
 
     @classmethod
     def build(cls, app: App, base: Path, around: Around | None = None) -> Pipeline:
@@ -53,19 +72,123 @@ class Pipeline:
 
         Raises Missing, Invalid, NotReady, Conflict where any of them is wrong, naming it and the next step.
         """
-        raise NotImplementedError
+        around = around or Around()
+        _check_privacy(app)
+        stats = Stats()
+        outlet = CountingOutlet(around.outlet, stats, alerts=app.send != "nothing")
+        context = StepContext(
+            app, base, outlet, around.device, stats, lambda reference: around.resolve(reference, base)
+        )
+        with ExitStack() as opened:
+            source = plugins.open_source(app.source, base)
+            opened.callback(source.close)
+            clouds = {id(spec): asked for spec in app.inferences if (asked := cloud_model(spec, around.cloud_cards))}
+            offload = None
+            if around.remote is not None and clouds:
+                offload = Offload(around.remote, around.policy or LatencyPolicy())
+                opened.callback(offload.close)
+            head, stages = _stages(app, context, stats, offload, clouds, opened)
+            sinks = []
+            for spec in app.sinks:
+                sinks.append(plugins.open_sink(spec, base))
+                opened.callback(sinks[-1].close)
+            sinks.extend(around.sinks)
+            runner = Runner(source, head, stages, sinks, result_sender(app, outlet), stats)
+            runner.fresh = source.live or getattr(app.source, "every", None) is not None
+            opened.pop_all()
+        return cls(app, source, runner, stats, offload)
 
     def run(self) -> None:
         """Run until the source ends or `stop`; blocks. Call once.
 
         Errors before the first frame are raised (MarramError); after it they are counted, see `stats`.
         """
-        raise NotImplementedError
+        try:
+            self._runner.run()
+        finally:
+            if self._offload is not None:
+                self._offload.close()
 
     def stop(self) -> None:
         """End soon: frames in work are finished or given up. Safe from any thread and from a signal handler."""
-        raise NotImplementedError
+        self._runner.stop()
 
     def stats(self) -> dict[str, Any]:
         """What was measured so far, plain JSON types; the keys are in `pipeline/stats.py`. Safe from any thread."""
-        raise NotImplementedError
+        link = self._offload.link() if self._offload is not None else None
+        rtt_s = None if link is None else link.rtt_s
+        return self._stats.read(self._source) | {
+            "link_rate_bit_s": None if link is None else link.rate_bit_s,
+            "link_rtt_ms": None if rtt_s is None else round(rtt_s * 1e3, 2),
+            "link_up": None if link is None else link.up,
+        }
+
+
+def _stages(
+    app: App,
+    context: StepContext,
+    stats: Stats,
+    offload: Offload | None,
+    clouds: Mapping[int, CloudModel],
+    opened: ExitStack,
+) -> tuple[list[Step], list[Stage]]:
+    """The steps before the first inference, and each inference with the steps after it."""
+    head: list[Step] = []
+    stages: list[Stage] = []
+    if not app.inferences:
+        stages.append(Stage(Passing(), []))
+    for place, spec in enumerate(app.steps):
+        if isinstance(spec, InferStep):
+            models = load_models(spec, context)
+            _check_kind(app, place, spec, models[0].card)
+            asker = Infer(spec, app, models, stats, offload=offload, cloud=clouds.get(id(spec)))
+            opened.callback(asker.close)
+            stages.append(Stage(asker, []))
+        else:
+            step = plugins.make_step(spec, context)
+            opened.callback(partial(_close, step))
+            (stages[-1].steps if stages else head).append(step)
+    return head, stages
+
+
+def _close(step: Step) -> None:
+    close = getattr(step, "close", None)
+    if close is not None:
+        close()
+
+
+def _check_privacy(app: App) -> None:
+    """What `raw` forbids to leave the device can never be asked of the cloud: said before anything runs."""
+    for place, spec in enumerate(app.steps):
+        if not isinstance(spec, InferStep) or spec.cloud is None:
+            continue
+        redacted = any(isinstance(before, RedactStep | FunctionStep) for before in app.steps[:place])
+        if app.raw == "allowed" or (app.raw == "redacted" and redacted):
+            continue
+        why = (
+            "`raw: never` lets nothing of the input leave the device"
+            if app.raw == "never"
+            else "`raw: redacted` lets only redacted pictures leave the device, and no step before this one redacts"
+        )
+        if spec.place == "cloud":
+            raise Invalid(
+                f"the cloud may not answer: {why}",
+                where=f"{app.app}  steps[{place}].cloud",
+                hint="Write `raw: allowed`, or `raw: redacted` with `- redact: faces` before this step.",
+            )
+        log.warning("%s: steps[%d].cloud is never asked: %s", app.app, place, why)
+
+
+def _check_kind(app: App, place: int, spec: InferStep, card: ModelCard) -> None:
+    """A model of pictures cannot answer readings, nor the other way round; a function in between may change that."""
+    if any(isinstance(before, FunctionStep) for before in app.steps[:place]):
+        return
+    readings = isinstance(app.source, SeriesSource | MqttSource)
+    if readings == (card.input.kind == "tensor"):
+        return
+    gives, takes = ("readings", "pictures") if readings else ("pictures", "readings")
+    raise Invalid(
+        f"{card.model} takes {takes}, and the source gives {gives}",
+        where=f"{app.app}  steps[{place}].{spec.verb}",
+        hint="Choose a model for this source: `marram model list` shows what each takes.",
+    )

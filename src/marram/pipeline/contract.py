@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from marram.runtime.bundle import Bundle
 from marram.schema.app import App
 from marram.schema.event import Event
 from marram.schema.result import Place, Result
@@ -107,7 +108,7 @@ class Counters(Protocol):
 class StepContext:
     """What a step may know when it is made.
 
-    `resolve` finds a model's bundle folder from its reference (`name`, `name@3`, a path) and raises Missing.
+    `resolve` finds a model's bundle from its reference (`name`, `name@3`, a path); raises Missing or Invalid.
     Events given to `outlet` are counted there (alerts, samples): a step need not count them itself.
     """
 
@@ -116,7 +117,7 @@ class StepContext:
     outlet: Outlet
     device: str
     counters: Counters
-    resolve: Callable[[str], Path]
+    resolve: Callable[[str], Bundle]
 
 
 class Sink(Protocol):

@@ -1,1 +1,1 @@
-"""Where frames with results go: one file a verb, with ."""
+"""Where frames with results go: one file a verb, with `open_sink(spec, base)`."""

@@ -1,1 +1,1 @@
-"""Where frames come from: one file a verb, with ."""
+"""Where frames come from: one file a verb, with `open_source(spec, base)`."""

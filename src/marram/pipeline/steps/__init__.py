@@ -1,1 +1,1 @@
-"""What is done to each frame: one file a verb, with ."""
+"""What is done to each frame: one file a verb, with `make_step(spec, context)`."""

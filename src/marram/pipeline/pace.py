@@ -1,0 +1,32 @@
+"""Paces a file as if it were a live source (`every: 100 ms`): a frame is due so often, and never sooner."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+
+class Pace:
+    """`wait` returns when the next frame is due. What comes late moves the schedule on: no burst follows."""
+
+    def __init__(self, every_s: float | None) -> None:
+        self._every_s = every_s
+        self._due_s = 0.0
+        self._closed = threading.Event()
+
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed.is_set()
+
+    def wait(self) -> bool:
+        """Sleep until the next frame is due; False where `close` came first."""
+        if self._every_s is not None:
+            now_s = time.monotonic()
+            if self._closed.wait(max(0.0, self._due_s - now_s)):
+                return False
+            self._due_s = max(self._due_s + self._every_s, now_s)
+        return not self._closed.is_set()
+
+    def close(self) -> None:
+        """End all waiting. Safe from any thread, any number of times."""
+        self._closed.set()

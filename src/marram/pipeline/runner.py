@@ -1,0 +1,276 @@
+"""Runs frames through source → steps → sinks: decode, inference and what follows overlap, order is kept.
+
+```
+feed thread                        asker's threads             one thread a stage
+source → first steps → [window] →  edge pool / cloud  → done → in order: steps → next window … → sinks, events
+```
+Every queue is bounded by its window: a slow stage slows the source (files) or makes it skip (live), memory never
+grows. A frame enters the window with a `Slot`, which its asker finishes exactly once, from any thread, with or without
+a frame. This module knows nothing of models, and must never let one frame's failure end the app.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from queue import SimpleQueue
+from typing import Protocol
+
+from marram.pipeline.contract import Frame, Sink, Source, Step
+from marram.pipeline.stats import Stats
+from marram.schema.errors import MarramError
+
+# How long a stop waits for a source that does not let go (a stream's blocked read) before leaving its thread behind.
+STOP_GRACE_S = 3.0
+
+
+class Slot:
+    """One frame's place in the order. `finish` once: with the frame answered, or with None where it ends here."""
+
+    __slots__ = ("_done", "frame", "sequence")
+
+    def __init__(self, sequence: int, frame: Frame, done: SimpleQueue[Slot | None]) -> None:
+        self.sequence = sequence
+        self.frame: Frame | None = frame
+        self._done = done
+
+    def finish(self, frame: Frame | None) -> None:
+        self.frame = frame
+        self._done.put(self)
+
+
+class Asker(Protocol):
+    """A step that answers frames side by side, out of order (an inference)."""
+
+    window: int  # frames it may hold at once
+
+    def start(self, slot: Slot) -> None:
+        """Begin; must not block for longer than preparing one request takes, and must finish the slot in the end."""
+        ...
+
+    def wait_ready(self, timeout_s: float) -> bool:
+        """Wait until a frame started now would be worked on at once; False after `timeout_s`."""
+        ...
+
+    def released(self, frame: Frame) -> None:
+        """The frame leaves in order: its delay is known now."""
+        ...
+
+    def abandon(self) -> None:
+        """Finish everything that has not begun with None, soon. Later starts too."""
+        ...
+
+    def close(self) -> None:
+        """Free threads and models; nothing is in work any more."""
+        ...
+
+
+class Passing:
+    """Where an app asks no model: frames pass straight on, so that decoding and the steps still overlap."""
+
+    window = 4
+
+    def start(self, slot: Slot) -> None:
+        slot.finish(slot.frame)
+
+    def wait_ready(self, timeout_s: float) -> bool:
+        return True
+
+    def released(self, frame: Frame) -> None:
+        pass
+
+    def abandon(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Stage:
+    """An asker with its window, and the steps that follow it."""
+
+    def __init__(self, asker: Asker, steps: list[Step]) -> None:
+        self.asker, self.steps = asker, steps
+        self.done: SimpleQueue[Slot | None] = SimpleQueue()
+        self._tokens: SimpleQueue[None] = SimpleQueue()
+        self._submitted = 0
+        self.total: int | None = None
+        for _ in range(asker.window):
+            self._tokens.put(None)
+
+    def submit(self, frame: Frame) -> None:
+        """Put a frame in; blocks while the window is full."""
+        self._tokens.get()
+        slot = Slot(self._submitted, frame, self.done)
+        self._submitted += 1
+        self.asker.start(slot)
+
+    def wait_room(self) -> None:
+        """Block while the window is full. Only the thread that submits may ask."""
+        self._tokens.put(self._tokens.get())
+
+    def finish(self) -> None:
+        """No more frames come. Only from the thread that submits."""
+        self.total = self._submitted
+        self.done.put(None)
+
+    def in_order(self) -> Iterator[Frame]:
+        """Frames in the order of `submit`, those that ended left out, until the last."""
+        waiting: dict[int, Slot] = {}
+        expected = 0
+        while expected != self.total:
+            slot = self.done.get()
+            if slot is not None:
+                waiting[slot.sequence] = slot
+            while (ready := waiting.pop(expected, None)) is not None:
+                expected += 1
+                if ready.frame is not None:
+                    self.asker.released(ready.frame)
+                    yield ready.frame
+                # Only now, after what follows has taken the frame: a slow sink fills the window, not memory.
+                self._tokens.put(None)
+
+
+class Runner:
+    """One run. `deliver` gets each frame that went through every step (events); sinks come before it."""
+
+    def __init__(
+        self,
+        source: Source,
+        head: list[Step],
+        stages: list[Stage],
+        sinks: list[Sink],
+        deliver: Callable[[Frame], None],
+        stats: Stats,
+    ) -> None:
+        self._source, self._head, self._stages, self._sinks = source, head, stages, sinks
+        self._deliver, self._stats = deliver, stats
+        # Live and paced frames are taken only when they can start; those of files as soon as there is room.
+        self.fresh = source.live
+        self._stopping = False
+        self._failure: BaseException | None = None
+        # What the thread in `run` is told: SimpleQueue.put is safe in a signal handler, locks and Events are not.
+        self._control: SimpleQueue[bool] = SimpleQueue()
+
+    def stop(self) -> None:
+        """See `Pipeline.stop`."""
+        self._stopping = True
+        self._control.put(False)
+
+    def run(self) -> None:
+        """See `Pipeline.run`."""
+        threads = [threading.Thread(target=self._feed, name="marram-source", daemon=True)]
+        for place, stage in enumerate(self._stages):
+            following = self._stages[place + 1] if place + 1 < len(self._stages) else None
+            threads.append(
+                threading.Thread(target=self._drain, args=(stage, following), name=f"marram-stage-{place}", daemon=True)
+            )
+        for thread in threads:
+            thread.start()
+        try:
+            while not self._control.get():
+                self._wind_down()
+        finally:
+            # Also on Ctrl-C in this thread: nothing is left running.
+            self._stopping = True
+            self._wind_down()
+            deadline_s = time.monotonic() + STOP_GRACE_S
+            for thread in threads:
+                thread.join(max(0.0, deadline_s - time.monotonic()))
+            self._close()
+        if self._failure is not None:
+            raise self._failure
+
+    def _wind_down(self) -> None:
+        self._source.close()
+        if self._stopping:
+            for stage in self._stages:
+                stage.asker.abandon()
+
+    def _close(self) -> None:
+        steps = [*self._head, *(step for stage in self._stages for step in stage.steps)]
+        for part in (*(stage.asker for stage in self._stages), *steps, *self._sinks):
+            close = getattr(part, "close", None)
+            if close is not None:
+                with self._counted():
+                    close()
+
+    def _feed(self) -> None:
+        first, frames = self._stages[0], iter(self._source.frames())
+        taken = 0
+        try:
+            while not self._stopping:
+                if self.fresh:
+                    first.wait_room()
+                    while not (first.asker.wait_ready(0.25) or self._stopping):
+                        pass
+                frame = next(frames, None)
+                if frame is None or self._stopping:
+                    break
+                taken += 1
+                for each in self._apply(self._head, frame) or ():
+                    first.submit(each)
+        except Exception as error:  # noqa: BLE001 - supervisor of the source: raised to the caller of `run`, or counted
+            if taken:
+                self._stats.error(words(error))
+            else:
+                self._failure = error
+        finally:
+            first.finish()
+
+    def _drain(self, stage: Stage, following: Stage | None) -> None:
+        try:
+            for frame in stage.in_order():
+                outputs = self._apply(stage.steps, frame)
+                if outputs is None:
+                    continue
+                for each in outputs:
+                    if following is not None:
+                        following.submit(each)
+                    else:
+                        self._end(each)
+                if following is None:
+                    self._stats.frame()
+        except Exception as error:  # noqa: BLE001 - supervisor of a stage: a fault of ours ends the run, and says so
+            self._failure = self._failure or error
+            self._stopping = True
+        finally:
+            if following is not None:
+                following.finish()
+            else:
+                self._control.put(True)
+
+    def _apply(self, steps: list[Step], frame: Frame) -> Iterable[Frame] | None:
+        """The frame through `steps`; None where one of them raised: that ends this frame, counted."""
+        if not steps:
+            return (frame,)
+        frames: list[Frame] = [frame]
+        for step in steps:
+            try:
+                frames = [out for each in frames for out in step(each)]
+            except Exception as error:  # noqa: BLE001 - supervisor of steps, user code among them: one frame is lost, counted
+                self._stats.error(words(error))
+                return None
+        return frames
+
+    def _end(self, frame: Frame) -> None:
+        for sink in self._sinks:
+            with self._counted():
+                sink.write(frame)
+        with self._counted():
+            self._deliver(frame)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """What fails in a sink, an outlet or while closing is counted, and ends nothing else."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - supervisor of sinks: one bad write must not end the app
+            self._stats.error(words(error))
+
+
+def words(error: BaseException) -> str:
+    """An error as the operator reads it: ours speak for themselves, others name their kind."""
+    return str(error) if isinstance(error, MarramError) else f"{type(error).__name__}: {error}"

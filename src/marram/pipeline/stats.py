@@ -1,0 +1,166 @@
+"""What a pipeline counts and times of itself: the figures that the console, `marram top` and the demo show.
+
+Constant in memory for weeks of frames (log-spaced buckets, not lists), microseconds a frame, safe from any thread.
+
+| key | meaning |
+|---|---|
+| `frames` | frames that went through every step (a `filter` that held one back included) |
+| `fps` | the same, per second, over the last 10 s |
+| `edge`, `cloud` | inferences answered there by the policy's choice (audit blocks not counted) |
+| `dropped` | frames the policy gave up |
+| `skipped` | live frames replaced by a newer one before they were taken |
+| `errors`, `last_error` | inputs or frames stepped over because something failed, and the last such message |
+| `p50_ms`, `p95_ms` | delay from capture to result, policy's choices, since the start |
+| `recent_p50_ms` | the same over the last 10 s |
+| `always_edge_p50_ms`, `always_cloud_p50_ms` | delay in audit blocks, None where there were none |
+| `audit_edge_frames`, `audit_cloud_frames` | frames in those blocks |
+| `timeouts` | cloud answers that did not come in time, so the edge answered |
+| `link_rate_bit_s`, `link_rtt_ms`, `link_up` | the link as the policy sees it, None without a cloud |
+| `answered_while_away` | frames answered while the link or the cloud was away |
+| `samples`, `alerts` | events of these kinds |
+| `over_budget` | samples not kept because the budget of their `keep` step was spent |
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from marram.pipeline.contract import Outlet, Placed, Source
+from marram.schema.event import Event, EventKind
+from marram.schema.result import Place
+
+RECENT_S = 10
+COUNTED = (
+    "frames", "edge", "cloud", "dropped", "skipped", "errors", "audit_edge_frames", "audit_cloud_frames", "timeouts",
+    "answered_while_away", "samples", "alerts", "over_budget",
+)  # fmt: skip
+
+
+class Delays:
+    """Quantiles of delays in constant memory: buckets 1 % apart from 10 µs to 1000 s, so a quantile is within 0.5 %."""
+
+    _LOWEST_S = 1e-5
+    _STEP = math.log(1.01)
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._buckets: dict[int, int] = {}
+
+    def add(self, delay_s: float) -> None:
+        bucket = int(math.log(min(max(delay_s, self._LOWEST_S), 1e3) / self._LOWEST_S) / self._STEP)
+        self._buckets[bucket] = self._buckets.get(bucket, 0) + 1
+        self.count += 1
+
+    def quantile_ms(self, share: float) -> float | None:
+        """The delay that `share` (0–1) of all stay within; None before the first."""
+        rank, seen = share * (self.count - 1), 0
+        for bucket in sorted(self._buckets):
+            seen += self._buckets[bucket]
+            if seen > rank:
+                return round(self._LOWEST_S * math.exp((bucket + 0.5) * self._STEP) * 1e3, 3)
+        return None
+
+
+class Stats:
+    """One pipeline's counters and delays; implements `contract.Counters`."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._counts = dict.fromkeys(COUNTED, 0)
+        self._last_error = ""
+        self._chosen, self._edge_block, self._cloud_block = Delays(), Delays(), Delays()
+        self._recent: deque[tuple[float, float]] = deque(maxlen=1024)
+        # Frames in each of the last seconds: [second, count], oldest first.
+        self._seconds: deque[list[int]] = deque(maxlen=RECENT_S + 1)
+        self._started_s: float | None = None
+
+    def count(self, name: str, by: int = 1) -> None:
+        """Add to a counter of the table above. Raises KeyError where there is no such counter."""
+        with self._lock:
+            self._counts[name] += by
+
+    def error(self, message: str) -> None:
+        """Count something that failed and was stepped over."""
+        with self._lock:
+            self._counts["errors"] += 1
+            self._last_error = message
+
+    def frame(self) -> None:
+        """One frame went through every step."""
+        now_s = self._clock()
+        with self._lock:
+            self._counts["frames"] += 1
+            if self._started_s is None:
+                self._started_s = now_s
+            second = int(now_s)
+            if self._seconds and self._seconds[-1][0] == second:
+                self._seconds[-1][1] += 1
+            else:
+                self._seconds.append([second, 1])
+
+    def placed(self, placed: Placed, *, away: bool) -> None:
+        """One inference was answered; `away`: while the link or the cloud was away."""
+        at_edge = placed.place is Place.EDGE
+        with self._lock:
+            if away:
+                self._counts["answered_while_away"] += 1
+            if placed.audit:
+                # A cloud block's frame that fell back to the edge still shows what always-cloud would have cost.
+                in_edge_block = at_edge and not placed.fallback
+                self._counts["audit_edge_frames" if in_edge_block else "audit_cloud_frames"] += 1
+                (self._edge_block if in_edge_block else self._cloud_block).add(placed.latency_s)
+                return
+            self._counts["edge" if at_edge else "cloud"] += 1
+            self._chosen.add(placed.latency_s)
+            self._recent.append((self._clock(), placed.latency_s))
+
+    def read(self, source: Source | None = None) -> dict[str, Any]:
+        """The table but for the link, plain JSON types; `source` adds what it skipped and stepped over."""
+        now_s = self._clock()
+        with self._lock:
+            recent = sorted(delay for at, delay in self._recent if now_s - at <= RECENT_S)
+            figures: dict[str, Any] = dict(self._counts)
+            figures |= {
+                "fps": self._fps(now_s),
+                "last_error": self._last_error,
+                "p50_ms": self._chosen.quantile_ms(0.50),
+                "p95_ms": self._chosen.quantile_ms(0.95),
+                "recent_p50_ms": round(recent[len(recent) // 2] * 1e3, 3) if recent else None,
+                "always_edge_p50_ms": self._edge_block.quantile_ms(0.50),
+                "always_cloud_p50_ms": self._cloud_block.quantile_ms(0.50),
+            }
+        if source is not None:
+            figures["skipped"] += source.skipped
+            figures["errors"] += source.errors
+            figures["last_error"] = figures["last_error"] or source.last_error
+        return figures
+
+    def _fps(self, now_s: float) -> float:
+        """Frames per second over the last 10 s, or since the first frame where that is less ago."""
+        if self._started_s is None:
+            return 0.0
+        span_s = min(RECENT_S, max(now_s - self._started_s, 0.1))
+        return round(sum(n for second, n in self._seconds if now_s - second <= RECENT_S) / span_s, 2)
+
+
+class CountingOutlet:
+    """Passes events on and counts alerts and samples; holds alerts back where the app sends nothing."""
+
+    def __init__(self, outlet: Outlet, stats: Stats, *, alerts: bool) -> None:
+        self._outlet, self._stats, self._alerts = outlet, stats, alerts
+
+    def emit(self, event: Event) -> None:
+        """Record one event; see `contract.Outlet`."""
+        if event.kind is EventKind.ALERT:
+            self._stats.count("alerts")
+            if not self._alerts:
+                return
+        elif event.kind is EventKind.SAMPLE:
+            self._stats.count("samples")
+        self._outlet.emit(event)
