@@ -1,4 +1,4 @@
-"""How the commands show things: tables, times, shares, events. What a device sent is made harmless before it is printed."""
+"""How the commands show things: tables, times, shares, events. What a device sent is made harmless before printing."""
 
 from __future__ import annotations
 

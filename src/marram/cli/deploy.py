@@ -1,0 +1,202 @@
+"""`marram deploy`: put an app on devices, and watch it arrive."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+from rich.text import Text
+
+from marram.bus.http import CloudApi
+from marram.cli import _show
+from marram.cli._context import Json, Token, Url, connect, print_json
+from marram.cli._shipping import AppFile, send_files, send_models
+from marram.schema.api import Deployment, DeviceApp
+from marram.schema.device import AppState, DeviceState
+from marram.schema.errors import Invalid, Permanent, Retryable
+from marram.schema.ids import parse_labels
+from marram.schema.units import parse_duration
+
+app = typer.Typer()
+
+_LOOK_S = 0.3
+_ROAD = [AppState.PENDING, AppState.FETCHED, AppState.VERIFIED, AppState.PROVISIONAL, AppState.COMMITTED]
+
+
+@app.command(help="Put an app on devices, and watch it arrive.")
+def deploy(
+    file: Annotated[Path | None, typer.Argument(help="The app file (YAML).")] = None,
+    to: Annotated[str | None, typer.Option("--to", help="Which devices: labels (site=shanghai,line=3) or all.")] = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not wait until it runs.")] = False,
+    timeout: Annotated[str, typer.Option(help="How long to wait until it runs.")] = "2 min",
+    list_: Annotated[bool, typer.Option("--list", help="Show what is deployed, and end.")] = False,
+    remove: Annotated[
+        str | None, typer.Option("--remove", metavar="APP", help="Take an app off (--to, or all).")
+    ] = None,
+    json: Json = False,
+    url: Url = None,
+    token: Token = None,
+) -> None:
+    """Put FILE on every device that matches --to, those that join later included."""
+    if sum([list_, remove is not None, file is not None]) != 1:
+        raise Invalid("say one thing", hint="marram deploy app.yaml --to all | --list | --remove APP")
+    with connect(url, token) as api:
+        if list_:
+            _list(api, json)
+        elif remove is not None:
+            _selector(to or "all")
+            api.undeploy(remove, to or "all")
+            print(f"{remove} goes off {'every device' if (to or 'all') == 'all' else f'devices with {to}'}")
+        elif file is not None:
+            wait_s = 0.0 if no_wait else _seconds(timeout)
+            _deploy(api, AppFile.read(file), to, wait_s, json)
+
+
+def _deploy(api: CloudApi, file: AppFile, to: str | None, wait_s: float, json: bool) -> None:
+    if to is None:
+        raise Invalid("to which devices?", where="--to", hint="--to all, or labels: --to site=shanghai")
+    selector = _selector(to)
+    file.files()  # a missing file is told before a model of a gigabyte travels
+    out = Console(stderr=True, highlight=False) if json else _show.console()
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    with Progress(*columns, console=out, transient=True) as bars:
+        bar = bars.add_task("sending", total=None)
+        notes: list[str] = []
+
+        def advance(done: int, total: int) -> None:
+            bars.update(bar, completed=done, total=total)
+
+        text = send_models(api, file, notes.append, advance)
+        files = send_files(api, file, advance)
+    for note in notes:
+        out.print(note, style="dim", markup=False)
+    made = api.deploy(text, files, selector)
+    title = f"{made.app} {made.version} → {_count(made)}"
+    out.print(Text(title, style="bold"))
+    if not made.devices:
+        out.print(f"No device matches {to} yet; it will run on those that join.", style="yellow", markup=False)
+    elif wait_s:
+        made = _watch(api, made, wait_s, out)
+    if json:
+        print_json(made)
+    _verdict(made)
+
+
+def _watch(api: CloudApi, made: Deployment, wait_s: float, out: Console) -> Deployment:
+    """Show where it stands on each device until every one that is online has it, or has rolled it back."""
+    ends_s = time.monotonic() + wait_s
+    online = _online(api)
+    with Live(_picture(made, online), console=out, auto_refresh=False) as live:
+        while True:
+            live.update(_picture(made, online), refresh=True)
+            # What is not online gets it when it is back; nobody waits for that.
+            if all(_settled(d) or d.device not in online for d in made.devices) or time.monotonic() > ends_s:
+                break
+            time.sleep(_LOOK_S)
+            try:
+                now, online = api.deployment(made.app), _online(api)
+            except Retryable:
+                continue  # the deployment goes on by itself; a cloud that restarts is looked at again
+            if now.version == made.version:
+                made = now
+    going = [d.device for d in made.devices if not _settled(d)]
+    if going:
+        away = [name for name in going if name not in online]
+        late = [name for name in going if name in online]
+        if away:
+            out.print(f"{_names(away)}: offline; gets it when it is back", style="yellow", markup=False)
+        if late:
+            out.print(f"{_names(late)}: not there yet, and goes on by itself: marram deploy --list", markup=False)
+    return made
+
+
+def _online(api: CloudApi) -> set[str]:
+    return {d.id for d in api.devices() if d.state is DeviceState.ONLINE}
+
+
+def _here(device: DeviceApp) -> bool:
+    return device.version == device.wanted
+
+
+def _settled(device: DeviceApp) -> bool:
+    return _here(device) and device.state in (AppState.COMMITTED, AppState.ROLLED_BACK)
+
+
+def _picture(made: Deployment, online: set[str]) -> RenderableType:
+    rows = _show.table("", "", "", "")
+    rows.show_header = False
+    for device in made.devices[:40]:
+        state = device.state if _here(device) else AppState.PENDING
+        note = _show.plain(device.reason, 300) if _here(device) and device.reason else Text("")
+        if device.device not in online:
+            note = Text("offline", style="yellow")
+        rows.add_row(f" {device.device}", _road(state), note)
+    if len(made.devices) > 40:
+        return Group(rows, Text(f" … and {len(made.devices) - 40} more", style="dim"))
+    return rows
+
+
+def _road(state: AppState) -> Text:
+    """`fetched · verified · provisional · committed`, as far as it came."""
+    if state not in _ROAD:
+        return _show.state(state.value)
+    done = _ROAD[1 : _ROAD.index(state) + 1]
+    if not done:
+        return Text("pending", style="dim")
+    style = "green" if state is AppState.COMMITTED else ""
+    return Text(" · ".join(step.value for step in done), style=style)
+
+
+def _verdict(made: Deployment) -> None:
+    """Raises Permanent where a device refused it: the command then ends with status 2."""
+    back = [d for d in made.devices if _here(d) and d.state is AppState.ROLLED_BACK]
+    if back:
+        reasons = "; ".join(f"{d.device}: {d.reason or 'no reason given'}" for d in back[:5])
+        raise Permanent(
+            f"{made.app} {made.version} was rolled back on {len(back)} of {len(made.devices)}: {reasons}",
+            hint=f"What ran before runs on. Mend it and deploy again; figures: marram device show {back[0].device}",
+        )
+
+
+def _list(api: CloudApi, json: bool) -> None:
+    found = api.deployments()
+    if json:
+        print_json(found)
+        return
+    if not found:
+        print("Nothing is deployed. Deploy an app: marram deploy app.yaml --to all")
+        return
+    rows = _show.table("app", ">version", "to", "made", "devices")
+    for item in found:
+        states = [d.state.value if _here(d) else "pending" for d in item.devices]
+        summary = ", ".join(f"{states.count(s)} {s.replace('_', ' ')}" for s in dict.fromkeys(states)) or "none yet"
+        to = _show.labels(item.selector) if item.selector else "all"
+        rows.add_row(item.app, str(item.version), to, _show.ago(item.created_s), summary)
+    _show.console().print(rows)
+
+
+def _count(made: Deployment) -> str:
+    return f"{len(made.devices)} device{'s' if len(made.devices) != 1 else ''}"
+
+
+def _names(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _selector(text: str) -> dict[str, str]:
+    try:
+        return parse_labels(text)
+    except ValueError as error:
+        raise Invalid(str(error), where="--to") from error
+
+
+def _seconds(text: str) -> float:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise Invalid(str(error), where="--timeout") from error
