@@ -50,10 +50,10 @@ class Session(Protocol):
 
 
 class Engine(Protocol):
-    """A runtime plug-in: a module `runtime/engines/NAME.py` with these functions (the file name is the registration)."""
+    """A runtime plug-in: a module `runtime/engines/NAME.py` with these functions; the file name is the registration."""
 
     def load(self, file: Path, *, threads: int = 1) -> Session:
-        """Raises Invalid where the file is not a model this engine reads, NotReady where the engine is not installed."""
+        """Raises Invalid where the file is no model this engine reads, NotReady where the engine is not installed."""
         ...
 
     def describe(self) -> list[Accelerator]:
@@ -69,3 +69,5 @@ class Accelerator:
     device: str
     ok: bool
     detail: str
+    # False where this machine simply does not have it: nothing to mend.
+    present: bool = True

@@ -1,0 +1,185 @@
+"""A model on disk: a folder with `model.yaml` and the files it names, checked before anything is loaded.
+
+It must import neither NumPy nor an engine: the device's agent and the command line read bundles too.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from marram.schema.errors import Invalid, Missing
+from marram.schema.model import ModelCard, Task, Variant
+
+CARD = "model.yaml"
+
+# Which forms of output make sense for a task: a card that mixes them would answer nonsense.
+_FORMS = {
+    Task.CLASSIFICATION: {"softmax", "logits"},
+    Task.DETECTION: {"ssd", "fastestdet", "yunet", "blazeface"},
+    Task.REGRESSION: {"value"},
+    Task.ANOMALY: {"reconstruction", "score"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle folder whose card is valid and whose files are all there. `labels[0]` is line 0 of the labels file."""
+
+    folder: Path
+    card: ModelCard
+    labels: tuple[str, ...]
+
+    @classmethod
+    def open(cls, folder: Path) -> Bundle:
+        """Read and check `folder`. Raises Missing where it or a file of it is absent, Invalid naming file and field."""
+        path = folder / CARD
+        if not folder.is_dir():
+            raise Missing("no such folder", where=str(folder), hint="A model is a folder with a model.yaml in it.")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise Missing(f"has no {CARD}", where=str(folder), hint="A model is a folder with a card in it.") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise Invalid(f"cannot be read ({_why(error)})", where=str(path)) from error
+        card = parse_card(text, str(path))
+        for index, variant in enumerate(card.variants):
+            if not (folder / variant.file).is_file():
+                raise Missing(f'no such file "{variant.file}"', where=f"{path}  variants[{index}].file")
+        return cls(folder, card, _labels(folder, card))
+
+    @property
+    def reference(self) -> str:
+        """`name@version`."""
+        return f"{self.card.model}@{self.card.version}"
+
+    def file(self, variant: Variant) -> Path:
+        """Where the variant's file lies."""
+        return self.folder / variant.file
+
+    def files(self) -> list[str]:
+        """Every file that makes the bundle, relative to its folder, card first: what is published and installed."""
+        named = [v.file for v in self.card.variants]
+        if isinstance(self.card.labels, str):
+            named.append(self.card.labels)
+        # ONNX keeps weights past 2 GB in files beside the model; they belong to it though the card cannot know them.
+        beside = [f"{v.file}.data" for v in self.card.variants if (self.folder / f"{v.file}.data").is_file()]
+        return [CARD, *sorted({*named, *beside})]
+
+    def size_bytes(self, variant: Variant) -> int:
+        """Size of the variant's file."""
+        return self.file(variant).stat().st_size
+
+    def variant(self, name: str) -> Variant:
+        """The variant called `name`. Raises Missing, saying which there are."""
+        for variant in self.card.variants:
+            if variant.name == name:
+                return variant
+        names = [v.name for v in self.card.variants]
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f'did you mean "{near[0]}"?' if near else f"it has {', '.join(names)}"
+        raise Missing(f'no variant "{name}"; {hint}', where=str(self.folder / CARD))
+
+
+def parse_card(text: str, name: str = CARD) -> ModelCard:
+    """The card that `text` (YAML) describes; `name` is the file's name, for messages.
+
+    Raises Invalid with every fault found, one a line: `name  field: fault`.
+    """
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{name}:{mark.line + 1}" if mark else name
+        raise Invalid(f"not YAML: {getattr(error, 'problem', None) or error}", where=where) from error
+    if not isinstance(document, dict):
+        raise Invalid("a card is a mapping with model, task, input, output and variants", where=name)
+    try:
+        card = ModelCard.model_validate(document)
+    except ValidationError as error:
+        raise Invalid("\n".join(_fault(name, e) for e in error.errors())) from error
+    _check(card, name)
+    return card
+
+
+def dump_card(card: ModelCard) -> str:
+    """The card as YAML, without what is default; the inverse of `parse_card`."""
+    text: str = yaml.safe_dump(
+        card.model_dump(mode="json", exclude_defaults=True) | {"version": card.version},
+        sort_keys=False,
+        allow_unicode=True,
+        width=120,
+    )
+    return text
+
+
+def _check(card: ModelCard, name: str) -> None:
+    """What the schema alone cannot say."""
+    forms = _FORMS[card.task]
+    if card.output.form not in forms:
+        raise Invalid(
+            f'"{card.output.form}" does not answer {card.task.value}; use one of {", ".join(sorted(forms))}',
+            where=f"{name}  output.form",
+        )
+    entry = card.input
+    if any(length < 1 for length in entry.size):
+        raise Invalid("lengths are 1 or more", where=f"{name}  input.size")
+    if entry.kind == "image" and len(entry.size) != 2:
+        raise Invalid("an image has two: height, width", where=f"{name}  input.size")
+    channels = entry.size[-1] if entry.kind == "tensor" else 1 if entry.colour == "gray" else 3
+    for field, values in (("mean", entry.mean), ("std", entry.std)):
+        if len(values) not in (1, channels):
+            raise Invalid(f"one number, or one for each of {channels} channels", where=f"{name}  input.{field}")
+    if any(value == 0 for value in entry.std):
+        raise Invalid("0 would divide by zero", where=f"{name}  input.std")
+    names = [v.name for v in card.variants]
+    if len(set(names)) != len(names):
+        raise Invalid("two variants have one name", where=f"{name}  variants")
+
+
+def _labels(folder: Path, card: ModelCard) -> tuple[str, ...]:
+    if card.labels is None:
+        return ()
+    if not isinstance(card.labels, str):
+        return tuple(card.labels)
+    path = folder / card.labels
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise Missing(f'no such file "{card.labels}"', where=f"{folder / CARD}  labels") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise Invalid(f"cannot be read ({_why(error)})", where=str(path)) from error
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return tuple(line.strip() for line in lines)
+
+
+def _fault(name: str, error: Any) -> str:
+    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).lstrip(".")
+    if error["type"] == "extra_forbidden":
+        model = {"input": "Input", "output": "Output"}.get(str(error["loc"][0]) if len(error["loc"]) > 1 else "")
+        known = _fields(model, error["loc"])
+        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+        message = "no such field" + (f'; did you mean "{near[0]}"?' if near else "")
+    elif error["type"] == "missing":
+        message = "is missing"
+    elif error["type"] == "value_error":
+        message = str(error["ctx"]["error"])
+    else:
+        message = f"{error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
+    return f"{name}  {field}: {message}"
+
+
+def _fields(model: str | None, location: tuple[str | int, ...]) -> list[str]:
+    if model is not None:
+        return list(ModelCard.model_fields[model.lower()].annotation.model_fields)  # type: ignore[union-attr]
+    return list(Variant.model_fields if location[0] == "variants" and len(location) > 1 else ModelCard.model_fields)
+
+
+def _why(error: OSError | UnicodeDecodeError) -> str:
+    return error.strerror or type(error).__name__ if isinstance(error, OSError) else "not UTF-8 text"

@@ -1,0 +1,138 @@
+"""A model ready to answer: card + session. One call (`predict`), or its three parts where a caller times each.
+
+    prepared = model.prepare(image)             # fit, colour, normalise, quantise
+    outputs = model.run(prepared)               # the engine
+    result = model.interpret(outputs, prepared) # boxes in pixels of the frame, labels by name
+
+A model belongs to one thread at a time, as its session does. It must never answer with numbers that are none (NaN).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from marram.runtime import image as pictures
+from marram.runtime.bundle import Bundle
+from marram.runtime.contract import Session, Tensor
+from marram.runtime.engines import PLUGINS
+from marram.runtime.fit import Fit, plan
+from marram.runtime.image import Image
+from marram.runtime.postprocess import FORMS
+from marram.runtime.postprocess.contract import Asked, Options
+from marram.runtime.preprocess import Preprocessor
+from marram.schema.errors import Invalid, NotReady, Permanent
+from marram.schema.model import ModelCard, Variant
+from marram.schema.result import Result
+
+__all__ = ["Model", "Options", "Prepared", "fit_for"]
+
+DEFAULT = Options()
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What goes into the engine, and how it lies in the frame (None for readings)."""
+
+    tensors: list[Tensor]
+    fit: Fit | None
+
+
+class Model:
+    """See the module's words. Made by `load`."""
+
+    def __init__(self, bundle: Bundle, variant: Variant, session: Session) -> None:
+        self.bundle = bundle
+        self.card = bundle.card
+        self.variant = variant
+        self.session = session
+        where = str(bundle.file(variant))
+        if len(session.inputs) != 1:
+            raise Invalid(f"has {len(session.inputs)} inputs; Marram feeds models that have one", where=where)
+        self._preprocessor = Preprocessor(self.card.input, session.inputs[0], where)
+        self._form = FORMS[self.card.output.form]
+
+    @classmethod
+    def load(cls, bundle: Bundle | Path, *, variant: str | None = None, threads: int = 1) -> Model:
+        """Load the variant called `variant`, or the card's first that this machine can run.
+
+        Raises Missing (no such folder, file, variant), Invalid (card or file malformed), NotReady (no engine for it).
+        """
+        opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        wanted = [opened.variant(variant)] if variant is not None else opened.card.variants
+        unready: NotReady | None = None
+        for candidate in wanted:
+            try:
+                session = PLUGINS[candidate.engine].load(opened.file(candidate), threads=threads)
+            except NotReady as error:
+                unready = error
+                continue
+            try:
+                return cls(opened, candidate, session)
+            except Invalid:
+                session.close()
+                raise
+        assert unready is not None  # a card has at least one variant
+        raise NotReady(
+            f"no engine here runs {', '.join(v.name for v in wanted)} ({unready.what})",
+            where=opened.reference,
+            hint=unready.hint or "`marram runtime` shows what this machine has.",
+        ) from unready
+
+    def predict(
+        self, data: Image | Tensor, frame_size: tuple[int, int] | None = None, options: Options = DEFAULT
+    ) -> Result:
+        """`prepare`, `run`, `interpret`. Raises Invalid (wrong input), Permanent (the engine failed, or said NaN)."""
+        prepared = self.prepare(data, frame_size)
+        return self.interpret(self.run(prepared), prepared, options)
+
+    def prepare(self, data: Image | Tensor, frame_size: tuple[int, int] | None = None) -> Prepared:
+        """A picture (uint8 [H, W, 3], RGB), or readings for a model of `kind: tensor`, made ready for the engine.
+
+        With `frame_size` (height, width) the picture is taken as fitted already, by `fit_for`, from a frame of that
+        size. Raises Invalid where `data` is not what the model takes.
+        """
+        if self.card.input.kind == "tensor":
+            return Prepared([self._preprocessor.tensor(np.asarray(data))], None)
+        picture = pictures.check(data, self.card.model)
+        height, width = picture.shape[:2] if frame_size is None else frame_size
+        fit = plan(self.card.input, height, width)
+        if frame_size is None:
+            picture = pictures.apply(fit, picture)
+        elif picture.shape[:2] != fit.size:
+            got, takes = f"{picture.shape[1]}×{picture.shape[0]}", f"{fit.size[1]}×{fit.size[0]}"
+            raise Invalid(f"a fitted picture is {takes} here, got {got}", where=self.card.model)
+        return Prepared([self._preprocessor.image(picture)], fit)
+
+    def run(self, prepared: Prepared) -> list[Tensor]:
+        """The engine's outputs, float32. Raises Invalid, Permanent."""
+        return self.session.run(prepared.tensors)
+
+    def interpret(self, outputs: list[Tensor], prepared: Prepared, options: Options = DEFAULT) -> Result:
+        """What `outputs` say. Raises Invalid where they do not fit the card, Permanent where they are not numbers."""
+        if any(np.isnan(output).any() for output in outputs):
+            raise Permanent(
+                "the model answered NaN",
+                where=self.card.model,
+                hint="Its input holds NaN or infinity, or the file is damaged.",
+            )
+        asked = Asked(self.card, self.bundle.labels, prepared.tensors, self.session.inputs, prepared.fit, options)
+        return self._form(outputs, asked)
+
+    def close(self) -> None:
+        """Free the engine's memory."""
+        self.session.close()
+
+
+def fit_for(card: ModelCard, image: Image) -> Image:
+    """The frame as a cloud model of `card` wants to be sent it: uint8 [H, W, 3], RGB, of the model's size.
+
+    Encode it with `image.encode_jpeg`; the replica decodes and calls `predict(picture, frame_size=frame.shape[:2])`.
+    Raises Invalid for a model that takes no picture.
+    """
+    if card.input.kind != "image":
+        raise Invalid("takes readings, not a picture", where=card.model)
+    picture = pictures.check(image)
+    return pictures.apply(plan(card.input, picture.shape[0], picture.shape[1]), picture)
