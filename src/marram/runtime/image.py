@@ -8,8 +8,8 @@ crash or a half-grey image.
 from __future__ import annotations
 
 import io
+import sys
 import warnings
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -106,13 +106,10 @@ def _resize_large(image: Image, columns: int, rows: int, factor: int) -> Image:
     return _resize(reduced, columns, rows)
 
 
-@cache
 def _opencv() -> Any:
-    try:
-        import cv2  # an extra, and 17 MB of memory: only where pictures are resized
-    except ImportError:
-        return None
-    return cv2
+    """OpenCV, where the process has it already: loading it only to resize would cost a small device 17 MB."""
+    module = sys.modules.get("cv2")
+    return module if hasattr(module, "resize") else None
 
 
 def _decode_jpeg(data: bytes, where: str) -> Image:

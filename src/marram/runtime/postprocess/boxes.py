@@ -17,8 +17,8 @@ Floats = NDArray[np.float32]
 def sigmoid(x: Floats) -> Floats:
     """1 / (1 + exp(-x)), without overflow."""
     bounded: Floats = np.exp(-np.clip(x, -80, 80))
-    bounded = np.reciprocal(bounded + np.float32(1))
-    return bounded
+    bounded += 1
+    return np.divide(1, bounded, out=bounded)
 
 
 def keep_best(boxes: Floats, scores: Floats, classes: NDArray[np.intp], overlap: float) -> list[int]:
