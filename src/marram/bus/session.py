@@ -1,0 +1,259 @@
+"""One connection to the broker, from the handshake to its loss. It is never mended: `Bus` makes the next one.
+
+nats-py's reconnecting is switched off: it hangs on dead paths, gives up for good on some errors, and buffers silently
+while away. A session ends at the first sign that the broker is gone, and says so once (`lost`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from nats import errors as nats_errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from marram.bus.link import Link
+from marram.schema import errors
+from marram.schema.errors import Invalid, MarramError, NotReady, Refused, Retryable
+
+log = logging.getLogger(__name__)
+# nats-py logs every lost connection with its traceback; whatever matters of it reaches `_on_error` too.
+logging.getLogger("nats").setLevel(logging.CRITICAL)
+
+# What may wait to be sent. A link that has more to carry than this is choked: the asker is told, nothing piles up.
+UNSENT_LIMIT_BYTES = 8_000_000
+# What may wait for a subscription's handler; beyond it messages are dropped and their senders time out.
+PENDING_LIMIT_BYTES = 64_000_000
+ERROR_HEADER = "Marram-Error"
+
+_DENIED = re.compile(r'Permissions Violation for (Publish|Subscription) to "([^"]+)"', re.IGNORECASE)
+_ERRORS: dict[str, type[MarramError]] = {
+    name: getattr(errors, name)
+    for name in ("Retryable", "NotReady", "Permanent", "Invalid", "Missing", "Refused", "Conflict")
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """Who we are to the broker."""
+
+    user: str
+    password: str
+    name: str
+    inbox_prefix: str
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long things may take, seconds.
+
+    `dead_after_s`: without a sign of life for so long a connection is given up (also TCP_USER_TIMEOUT).
+    `retry_max_s`: between two attempts; after a minute without the broker, five times that. `refused_max_s`: the same
+    where the broker refuses us.
+    """
+
+    connect_s: float = 5.0
+    ping_s: float = 5.0
+    dead_after_s: float = 10.0
+    retry_min_s: float = 0.05
+    retry_max_s: float = 2.0
+    refused_max_s: float = 30.0
+
+
+class Session:
+    """`open` it, use it until `lost` is set, `close` it."""
+
+    def __init__(self, login: Login, timing: Timing) -> None:
+        self.lost = asyncio.Event()
+        self.why = ""  # it was lost
+        self.rtt_s: float | None = None
+        self._login = login
+        self._timing = timing
+        self._link = Link(timing.dead_after_s, self._lose)
+        self._client = Client()
+        # The client takes a transport that is there already.
+        self._client._transport = self._link
+        self._inbox = f"{login.inbox_prefix}.{secrets.token_hex(8)}"
+        self._asked = 0
+        self._waiting: dict[str, tuple[str, asyncio.Future[Msg]]] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._opening = True
+        self._ping_mark: int | None = None  # bytes written when the outstanding PING was
+
+    async def open(self, url: str) -> None:
+        """Raises Refused (credentials), Retryable (anything else)."""
+        try:
+            async with asyncio.timeout(3 * self._timing.connect_s):
+                await self._client.connect(
+                    servers=[url],
+                    error_cb=self._on_error,
+                    closed_cb=self._on_closed,
+                    name=self._login.name,
+                    user=self._login.user,
+                    password=self._login.password,
+                    inbox_prefix=self._login.inbox_prefix,
+                    allow_reconnect=False,
+                    connect_timeout=self._timing.connect_s,  # type: ignore[arg-type]  # floats work
+                    # Pinging is ours, see `_watch`. And nothing may ever wait inside the client: it swallows
+                    # cancellation there, so that a time-out would not end it.
+                    ping_interval=86_400,
+                    pending_size=4 * UNSENT_LIMIT_BYTES,
+                )
+                if not self._client.is_connected:
+                    raise Retryable("the broker did not finish the handshake")
+                await self._client.subscribe(f"{self._inbox}.*", cb=self._on_reply)
+                # Also makes sure that the subscription stands before anything is asked.
+                self.rtt_s = await self._client.rtt(86_400)
+        except (nats_errors.Error, OSError, TimeoutError, EOFError, ValueError, AttributeError) as error:
+            # ValueError: a line too long, so not a NATS server. AttributeError: closed in mid-handshake.
+            text = str(error).removeprefix("nats: ").strip("'\" ") or type(error).__name__
+            if "authorization" in text.lower() or "authentication" in text.lower():
+                raise Refused(f"the broker refuses {self._login.user}: {text}") from error
+            raise Retryable(f"no connection to the broker: {text}") from error
+        finally:
+            self._opening = False
+        self._tasks = [asyncio.create_task(self._ping()), asyncio.create_task(self._watch())]
+
+    async def close(self) -> None:
+        """Never blocks for long, never raises; what is buffered is sent if the link takes it."""
+        self._lose("closed")
+        for task in self._tasks:
+            task.cancel()
+        try:
+            async with asyncio.timeout(1):
+                await self._client.close()
+        except Exception as error:  # noqa: BLE001 - the client is being thrown away; whatever ails it ends with it
+            log.debug("closing: %r", error)
+        self._link.abort()
+
+    # ------------------------------------------------------------ speaking
+
+    async def request(self, subject: str, payload: bytes, timeout_s: float) -> bytes:
+        """See `Bus.request`."""
+        self._asked += 1
+        token = str(self._asked)
+        answer: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
+        self._waiting[token] = (subject, answer)
+        try:
+            await self.publish(subject, payload, reply=f"{self._inbox}.{token}")
+            async with asyncio.timeout(timeout_s):
+                message = await answer
+        except TimeoutError as error:
+            raise Retryable(f"no answer on {subject} within {timeout_s:g} s") from error
+        finally:
+            del self._waiting[token]
+        if message.headers:
+            if message.headers.get("Status") == "503":
+                raise NotReady(f"nobody answers on {subject}")
+            if kind := message.headers.get(ERROR_HEADER):
+                raise _ERRORS.get(kind, Retryable)(message.data.decode(errors="replace"))
+        return message.data
+
+    async def publish(
+        self, subject: str, payload: bytes, reply: str = "", headers: dict[str, str] | None = None
+    ) -> None:
+        """See `Bus.publish`. Never waits."""
+        if self.lost.is_set():
+            raise NotReady(f"no connection to the broker: {self.why}")
+        if len(payload) > self._client.max_payload:
+            raise Invalid(f"{len(payload)} bytes on {subject}: the broker takes {self._client.max_payload} at most")
+        if self._client.pending_data_size + self._link.unsent_bytes() + len(payload) > UNSENT_LIMIT_BYTES:
+            raise Retryable("the link is choked: what was sent before is still waiting")
+        try:
+            await self._client.publish(subject, payload, reply, headers)
+        except nats_errors.BadSubjectError as error:
+            raise Invalid(f"{subject!r} is not a subject") from error
+        except (nats_errors.Error, OSError) as error:
+            raise NotReady(f"no connection to the broker: {error}") from error
+
+    async def subscribe(self, subject: str, queue: str, deliver: Callable[[Msg], Awaitable[None]]) -> None:
+        """Raises Invalid (subject or queue malformed), Retryable (the connection was lost)."""
+
+        async def on_message(message: Msg) -> None:
+            await deliver(message)
+
+        try:
+            await self._client.subscribe(
+                subject, queue, cb=on_message, pending_bytes_limit=PENDING_LIMIT_BYTES, pending_msgs_limit=100_000
+            )
+        except (nats_errors.BadSubjectError, nats_errors.InvalidQueueNameError) as error:  # type: ignore[attr-defined,unused-ignore]
+            raise Invalid(f"{subject!r} (queue {queue!r}) is not a subject") from error
+        except (nats_errors.Error, OSError) as error:
+            raise Retryable(f"no connection to the broker: {error}") from error
+
+    # ------------------------------------------------------------ hearing
+
+    async def _on_reply(self, message: Msg) -> None:
+        _, answer = self._waiting.get(message.subject.rpartition(".")[2], ("", None))
+        if answer is not None and not answer.done():
+            answer.set_result(message)
+
+    async def _on_error(self, error: Exception) -> None:
+        """Everything the client has to say: while connecting it ends the attempt, afterwards it is noted."""
+        if self._opening:
+            raise error
+        if denied := _DENIED.search(str(error)):
+            self._on_denied(denied[1].lower(), denied[2])
+        elif isinstance(error, nats_errors.SlowConsumerError):
+            log.warning("messages on %s come faster than they are handled; some were dropped", error.subject)
+        else:
+            log.debug("client: %r", error)
+
+    def _on_denied(self, what: str, subject: str) -> None:
+        log.error("the broker does not permit %s %s on %s", self._login.user, what, subject)
+        for asked, answer in self._waiting.values():
+            if asked == subject and not answer.done():
+                answer.set_exception(Refused(f"the broker does not permit {self._login.user} to send on {subject}"))
+
+    async def _on_closed(self) -> None:
+        self._lose(str(self._client.last_error or "closed by the broker").removeprefix("nats: "))
+
+    def _lose(self, why: str) -> None:
+        """The one way a session ends; everybody waiting for an answer is told at once."""
+        if self.lost.is_set():
+            return
+        self.why = why
+        self.lost.set()
+        for _, answer in self._waiting.values():
+            if not answer.done():
+                answer.set_exception(Retryable(f"the connection was lost while waiting for an answer: {why}"))
+
+    # ------------------------------------------------------------ watching
+
+    async def _ping(self) -> None:
+        """Keeps something outstanding, so that a dead path shows; measures the round trip."""
+        while True:
+            await asyncio.sleep(self._timing.ping_s)
+            self._ping_mark = self._link.written_bytes
+            try:
+                # No time-out here: a late PONG for a cancelled PING breaks the client's read loop.
+                self.rtt_s = await self._client.rtt(86_400)
+            except (nats_errors.Error, OSError):
+                return  # it is being closed
+            self._ping_mark = None
+
+    async def _watch(self) -> None:
+        """Aborts a connection that shows no life: nothing heard, and what we sent not taken or not answered.
+
+        A slow link is not a dead one: while bytes still leave, the PONG behind them is given its time.
+        """
+        loop = asyncio.get_running_loop()
+        heard, sent, since_s = self._link.heard_bytes, self._link.sent_bytes(), loop.time()
+        while True:
+            await asyncio.sleep(self._timing.dead_after_s / 10)
+            now_heard, now_sent, mark = self._link.heard_bytes, self._link.sent_bytes(), self._ping_mark
+            alive = now_heard != heard or (mark is None and self._link.unsent_bytes() == 0)
+            if mark is None or now_sent < mark:
+                alive = alive or now_sent > sent
+            heard, sent = now_heard, now_sent
+            if alive:
+                since_s = loop.time()
+            elif loop.time() - since_s >= self._timing.dead_after_s:
+                self._lose(f"no sign of life for {self._timing.dead_after_s:g} s")
+                self._link.abort()
+                return
