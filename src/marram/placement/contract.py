@@ -41,6 +41,8 @@ class Decision:
 
     `timeout_s`: for `cloud`, how long to wait for the reply before the edge answers. `edge_s`, `cloud_s`: predicted
     delay of each (None where not allowed or unknown); `transfer_s`, `cloud_queue_s`, `cloud_service_s`: the parts.
+    `link_wait_s`: how much of `transfer_s` is waiting behind our own earlier requests; whoever can choose when to take
+    a frame takes a newer one when that has passed, and has the answer no later.
     """
 
     place: Place
@@ -52,6 +54,7 @@ class Decision:
     transfer_s: float | None = None
     cloud_queue_s: float | None = None
     cloud_service_s: float | None = None
+    link_wait_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,78 @@
+"""What a decision costs, and how near the policy comes to the better of the two fixed places.
+
+`python -m bench.placement`; the last line is JSON. `ratio` is the goal's 100 µs over the median decision's time: 1 or
+more is reached; `p50_ratio` is the policy's median delay over that of the better of always-edge and always-cloud, the
+worst of the simulated links (goal: at most 1.10).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+from marram.lab.simulate import Always, World, simulate
+from marram.lab.traces import synthetic
+from marram.placement.contract import Ask, CloudOutcome, CloudSent, EdgeOutcome
+from marram.placement.policy import LatencyPolicy
+from marram.schema.result import Place
+
+_GOAL_US = 100.0
+_GOAL_RATIO = 1.10
+
+
+def decision_us(rounds: int = 20_000) -> tuple[float, float]:
+    """Median and 99th percentile of one decision with its share of learning, µs, with work under way."""
+    policy = LatencyPolicy()
+    spent: list[float] = []
+    for number in range(rounds):
+        now_s = number * 0.02
+        ask = Ask(now_s, "edge", "cloud", 15_000, number % 3, 2, 0.2)
+        begin = time.perf_counter_ns()
+        policy.probe_due(now_s)
+        policy.decide(ask)
+        policy.learn(EdgeOutcome(now_s, "edge", 0.1))
+        policy.learn(CloudSent(now_s, number, "cloud", 15_000))
+        if number >= 4:
+            policy.learn(CloudOutcome(now_s + 0.005, number - 4, True, 0.001, 0.02))
+        spent.append((time.perf_counter_ns() - begin) / 1000)
+    spent.sort()
+    return spent[len(spent) // 2], spent[int(0.99 * len(spent))]
+
+
+def worst_ratio() -> tuple[float, str]:
+    """The worst median ratio over made links and edges, and where it was."""
+    worst, where = 0.0, ""
+    for kind in ("wifi", "lte", "3g"):
+        for edge_s in (0.03, 0.07, 0.14, 0.3):
+            for seed in range(3):
+                world = World(synthetic(kind, seed), edge_s, seed=seed, length_s=50)
+                fixed = min(simulate(world, Always(place)).quantile_s(0.5) for place in (Place.EDGE, Place.CLOUD))
+                ratio = simulate(world, LatencyPolicy()).quantile_s(0.5) / fixed
+                if ratio > worst:
+                    worst, where = ratio, f"{kind}:{seed}, edge {edge_s * 1000:.0f} ms"
+    return worst, where
+
+
+def main() -> int:
+    """Measure, print, say whether the goals are reached."""
+    median, high = decision_us()
+    worst, where = worst_ratio()
+    print(f"decision with its learning: median {median:.1f} µs, p99 {high:.1f} µs (goal: under {_GOAL_US:.0f} µs)")
+    print(f"median delay against the better fixed place: at most {worst:.3f} × ({where}; goal: {_GOAL_RATIO})")
+    figures = {
+        "bench": "placement",
+        "ratio": round(_GOAL_US / median, 2),
+        "goal": 1.0,
+        "ok": median < _GOAL_US and worst <= _GOAL_RATIO,
+        "decision_p50_us": round(median, 1),
+        "decision_p99_us": round(high, 1),
+        "p50_ratio": round(worst, 3),
+        "p50_ratio_goal": _GOAL_RATIO,
+    }
+    print(json.dumps(figures))
+    return 0 if figures["ok"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,176 @@
+"""`LatencyPolicy` beyond what every policy keeps to: how near it comes to the better place, how it fails, recovers."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from marram.lab.simulate import Always, Outcome, World, simulate
+from marram.lab.traces import constant, read_mahimahi, read_sabre, synthetic
+from marram.placement.contract import Ask, CloudOutcome, CloudSent, EdgeOutcome
+from marram.placement.policy import LatencyPolicy
+from marram.schema.result import Place
+
+
+def ratio(world: World) -> float:
+    """The policy's median delay over that of the better of the two fixed places."""
+    edge, cloud = simulate(world, Always(Place.EDGE)), simulate(world, Always(Place.CLOUD))
+    return simulate(world, LatencyPolicy()).quantile_s(0.5) / min(edge.quantile_s(0.5), cloud.quantile_s(0.5))
+
+
+@pytest.mark.parametrize("kind", ["wifi", "lte", "3g"])
+@pytest.mark.parametrize("edge_s", [0.03, 0.07, 0.14, 0.3])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_median_is_near_that_of_the_better_place(kind: str, edge_s: float, seed: int) -> None:
+    assert ratio(World(synthetic(kind, seed), edge_s, seed=seed, length_s=50)) <= 1.10
+
+
+@pytest.mark.parametrize("edge_s", [0.1, 0.15])
+@pytest.mark.parametrize("name", ["ATT-LTE-driving", "TMobile-UMTS-driving", "Verizon-LTE-short"])
+def test_so_it_is_over_recorded_uplinks(shared_data: Path, name: str, edge_s: float) -> None:
+    trace = read_mahimahi(shared_data / "links" / "mahimahi" / f"{name}.up")
+    assert ratio(World(trace, edge_s, seed=3, trace_from_s=40)) <= 1.10
+
+
+def test_so_it_is_over_recorded_4g_links(shared_data: Path) -> None:
+    for file in sorted((shared_data / "links" / "sabre" / "4Glogs").glob("*.json"))[::8]:
+        trace = read_sabre(file, up_share=0.3, min_bit_s=1e4)
+        assert ratio(World(trace, 0.15, seed=3)) <= 1.10, file.name
+
+
+def test_with_a_queue_at_the_replica_it_learns_to_avoid_it() -> None:
+    world = World(synthetic("wifi", 1), edge_s=0.08, cloud_wait_s=0.3)
+    assert simulate(world, LatencyPolicy()).share(Place.EDGE, after_s=2) > 0.8
+    assert ratio(world) <= 1.10
+
+
+def test_a_cold_first_reply_does_not_keep_it_from_the_cloud() -> None:
+    policy = LatencyPolicy()
+    policy.learn(EdgeOutcome(0.0, "edge", 0.15))
+    for number, size in ((1, 200), (2, 6000)):
+        policy.learn(CloudSent(0.0, number, None, size))
+        policy.learn(CloudOutcome(0.01, number, True))
+    policy.learn(CloudSent(0.1, 3, "cloud", 15_000))
+    policy.learn(CloudOutcome(0.92, 3, True, 0.0, 0.8))  # loading the model, most of it
+
+    def place(now_s: float) -> Place:
+        return policy.decide(Ask(now_s, "edge", "cloud", 15_000)).place
+
+    assert place(1.0) is Place.EDGE
+    assert place(40.0) is Place.CLOUD
+
+
+def known(policy: LatencyPolicy, *, rtt_s: float = 0.02) -> None:
+    """An edge of 150 ms, a cloud of `rtt_s` + 20 ms."""
+    policy.learn(EdgeOutcome(0.0, "edge", 0.15))
+    for number in range(1, 11):
+        now_s = number / 10
+        policy.learn(CloudSent(now_s, number, "cloud", 10_000))
+        policy.learn(CloudOutcome(now_s + rtt_s + 0.02, number, True, 0.0, 0.02))
+
+
+def test_the_parts_of_a_prediction_are_those_of_the_measurements() -> None:
+    policy = LatencyPolicy()
+    known(policy)
+    decision = policy.decide(Ask(1.5, "edge", "cloud", 10_000))
+    assert decision.place is Place.CLOUD
+    assert decision.transfer_s == pytest.approx(0.02, rel=0.05)
+    assert decision.cloud_service_s == pytest.approx(0.02, rel=0.05)
+    assert decision.cloud_queue_s == pytest.approx(0.0, abs=1e-6)
+    assert decision.predicted_s == pytest.approx(0.04, rel=0.05)
+    assert decision.edge_s == pytest.approx(0.15)
+
+
+def test_small_and_large_messages_tell_rate_from_round_trip() -> None:
+    policy = LatencyPolicy()
+    for number in range(40):
+        size, now_s = (200, 6000, 20_000)[number % 3], number / 2
+        policy.learn(CloudSent(now_s, number, None, size))
+        policy.learn(CloudOutcome(now_s + 0.05 + size * 8 / 2e6, number, True))
+    link = policy.link()
+    assert link.rtt_s == pytest.approx(0.05, rel=0.1)
+    assert link.rate_bit_s == pytest.approx(2e6, rel=0.1)
+
+
+def test_an_overdue_request_counts_for_this_decision_only() -> None:
+    policy = LatencyPolicy()
+    known(policy)
+    policy.learn(CloudSent(2.0, 100, "cloud", 10_000))
+    assert policy.decide(Ask(2.01, "edge", "cloud", 10_000)).place is Place.CLOUD
+    assert policy.decide(Ask(2.30, "edge", "cloud", 10_000)).place is Place.EDGE
+    policy.learn(CloudOutcome(2.31, 100, True, 0.0, 0.28))  # it was the replica, not the link
+    policy.learn(CloudSent(2.4, 101, "cloud", 10_000))
+    policy.learn(CloudOutcome(2.44, 101, True, 0.0, 0.02))
+    assert policy.decide(Ask(2.5, "edge", "cloud", 10_000)).place is Place.CLOUD
+
+
+def test_the_edge_still_answers_by_the_deadline() -> None:
+    policy = LatencyPolicy()
+    known(policy)
+    decision = policy.decide(Ask(1.5, "edge", "cloud", 10_000, deadline_s=0.22))
+    assert decision.place is Place.CLOUD
+    assert decision.timeout_s is not None
+    assert decision.timeout_s + 0.15 <= 0.22 + 1e-9
+
+
+def test_a_replica_that_hangs_while_probes_come_back_is_left_alone_for_longer_each_time() -> None:
+    policy = LatencyPolicy()
+    known(policy)
+    now_s, tries = 2.0, []
+    for number in range(100, 1300):
+        now_s += 0.05
+        size = policy.probe_due(now_s)
+        if size is not None:
+            policy.learn(CloudSent(now_s, -number, None, size))
+            policy.learn(CloudOutcome(now_s + 0.02, -number, True))
+        decision = policy.decide(Ask(now_s, "edge", "cloud", 10_000))
+        if decision.place is Place.CLOUD:
+            tries.append(now_s)
+            policy.learn(CloudSent(now_s, number, "cloud", 10_000))
+            now_s += decision.timeout_s or 0
+            policy.learn(CloudOutcome(now_s, number, False, timed_out=True))
+    assert 4 <= len(tries) <= 10  # in a minute
+    gaps = [b - a for a, b in pairwise(tries)]
+    assert gaps[-1] > 4 * gaps[0]
+
+
+def test_a_late_reply_shows_that_the_cloud_is_back() -> None:
+    policy = LatencyPolicy()
+    known(policy)
+    policy.learn(CloudSent(2.0, 100, "cloud", 10_000))
+    policy.learn(CloudOutcome(2.2, 100, False, timed_out=True))
+    assert not policy.link().up
+    assert policy.decide(Ask(2.25, "edge", "cloud", 10_000)).place is Place.EDGE
+    policy.learn(CloudOutcome(2.3, 100, True, 0.0, 0.02))
+    assert policy.link().up
+
+
+def test_what_is_never_answered_is_forgotten() -> None:
+    policy = LatencyPolicy()
+    known(policy)
+    for number in range(100, 200):
+        policy.learn(CloudSent(2.0 + number, number, "cloud", 10_000_000))
+    policy.learn(CloudSent(1000.0, 300, None, 200))
+    policy.learn(CloudSent(1000.0, 301, None, 200))
+    assert policy.probe_due(1000.0) is None
+
+
+def test_privacy_is_not_weighed() -> None:
+    policy = LatencyPolicy()
+    known(policy)
+    ask = Ask(1.5, "edge", "cloud", 10_000, cloud_allowed=False)
+    for objective in ("soonest", "surest", "cheapest", "edge", "cloud"):
+        assert policy.decide(dataclasses.replace(ask, objective=objective)).place is Place.EDGE
+
+
+def test_an_idle_link_is_probed_a_busy_one_is_not() -> None:
+    world = World(constant(5e6, 0.03), edge_s=0.02, length_s=20)
+    idle: Outcome = simulate(world, LatencyPolicy())
+    assert idle.share(Place.EDGE) > 0.95
+    assert 15 <= idle.probes <= 60
+    assert idle.sent_bytes < 20 * 10_000  # 10 kB/s at most
+    busy = simulate(dataclasses.replace(world, edge_s=0.5), LatencyPolicy())
+    assert busy.probes <= 5
