@@ -47,7 +47,7 @@ class Around:
     `cloud_cards`: for each model reference that the app names under `cloud:`, the version replicas serve and its card.
     `policy`: decides each inference; needed only with `remote` (default: `placement`'s own). `resolve`: finds a model's
     bundle from its reference and the app's folder (default: the local library, paths beside the app file). `sinks`:
-    further sinks besides the app's own.
+    further sinks besides the app's own. `on_open` hears of each of the app's sinks (a preview has a `url`).
     """
 
     outlet: Outlet = field(default_factory=NoOutlet)
@@ -56,6 +56,7 @@ class Around:
     policy: Policy | None = None
     resolve: Callable[[str, Path], Bundle] = library.resolve
     sinks: tuple[Sink, ...] = ()
+    on_open: Callable[[Sink], None] | None = None
     device: str = "here"
 
 
@@ -92,6 +93,8 @@ class Pipeline:
             for spec in app.sinks:
                 sinks.append(plugins.open_sink(spec, base))
                 opened.callback(sinks[-1].close)
+                if around.on_open is not None:
+                    around.on_open(sinks[-1])
             sinks.extend(around.sinks)
             runner = Runner(source, head, stages, sinks, result_sender(app, outlet), stats)
             runner.fresh = source.live or getattr(app.source, "every", None) is not None

@@ -1,0 +1,198 @@
+"""`marram run app.yaml`: the app right here, with no cloud and no set-up; later the same file is deployed."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+from marram.pipeline.build import Around, Pipeline
+from marram.pipeline.contract import Frame
+from marram.pipeline.events import data_of
+from marram.schema.app import App, CameraSource, ImagesSource, VideoSource, parse_app
+from marram.schema.errors import Invalid, Missing
+from marram.schema.event import Event, EventKind
+from marram.schema.result import Result
+from marram.schema.units import format_duration, parse_duration
+
+app = typer.Typer(add_completion=False, help="Run an app right here, with no cloud and no set-up.")
+
+
+@app.command()
+def run(
+    file: Annotated[Path, typer.Argument(help="The app file (YAML).")],
+    camera: Annotated[int | None, typer.Option(help="Read this camera instead of the app's source.")] = None,
+    video: Annotated[str | None, typer.Option(help="Read this video file or stream instead.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Read the pictures of this folder instead.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="End after so many results.")] = None,
+    duration: Annotated[str | None, typer.Option(help="End after so long: 10 s, 5 min.")] = None,
+    json_lines: Annotated[bool, typer.Option("--json", help="Print JSON, one line a result or event.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no results, only the summary.")] = False,
+) -> None:
+    """Run an app right here, with no cloud and no set-up: results on stdout, one a line, a summary on stderr.
+
+    Ctrl-C ends it.
+    """
+    if not file.is_file():
+        raise Missing(f"no such file {file}", hint="Name an app file: marram run app.yaml")
+    seconds = _seconds(duration)
+    found = _with_source(parse_app(file.read_text(errors="replace"), str(file)), camera, video, images)
+    lines = Lines(json_lines=json_lines, quiet=quiet, limit=limit)
+    pipeline = Pipeline.build(found, file.resolve().parent, Around(outlet=lines, sinks=(lines,), on_open=_tell))
+    lines.stop = pipeline.stop
+    interrupted = _run(pipeline, seconds)
+    print(summary(pipeline.stats()), file=sys.stderr)
+    if lines.broken:
+        raise BrokenPipeError
+    if interrupted:
+        raise KeyboardInterrupt
+
+
+def _run(pipeline: Pipeline, seconds: float | None) -> bool:
+    """Run to the end; True where Ctrl-C was it. A second Ctrl-C does not wait for frames in work."""
+    interrupted = False
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        if interrupted:
+            raise KeyboardInterrupt
+        interrupted = number == signal.SIGINT
+        pipeline.stop()
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    timer = threading.Timer(seconds, pipeline.stop) if seconds is not None else None
+    if timer is not None:
+        timer.daemon = True
+        timer.start()
+    try:
+        pipeline.run()
+    finally:
+        if timer is not None:
+            timer.cancel()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return interrupted
+
+
+class Lines:
+    """Prints each result, alert and message as a line; a sink and an outlet at once. Ends the run at `limit`."""
+
+    def __init__(self, *, json_lines: bool, quiet: bool, limit: int | None) -> None:
+        self._json, self._quiet, self._limit = json_lines, quiet, limit
+        self._printed = 0
+        self._lock = threading.Lock()
+        self.stop: Callable[[], None] = lambda: None
+        self.broken = False
+
+    def write(self, frame: Frame) -> None:
+        """See `contract.Sink`."""
+        if self._limit is not None and self._printed >= self._limit:
+            return
+        self._printed += 1
+        data = data_of(frame)
+        self._print({"kind": "result"} | data, lambda: words(frame))
+        if self._printed == self._limit:
+            self.stop()
+
+    def emit(self, event: Event) -> None:
+        """See `contract.Outlet`. Results are printed as they come, not as `send` would choose them."""
+        if event.kind is not EventKind.RESULT:
+            data = {"kind": event.kind.value, **event.data}
+            self._print(data, lambda: f"{event.kind.value.upper():<8} {_brief(event)}")
+
+    def close(self) -> None:
+        """See `contract.Sink`."""
+
+    def _print(self, data: dict[str, Any], text: Callable[[], str]) -> None:
+        if self._quiet or self.broken:
+            return
+        line = json.dumps(data, ensure_ascii=False, default=str) if self._json else text()
+        try:
+            with self._lock:
+                print(line, flush=True)
+        except BrokenPipeError:
+            # Whoever read our lines has enough of them (`| head`).
+            self.broken = True
+            self.stop()
+
+
+def words(frame: Frame) -> str:
+    """One frame's answer for a person: `cat.jpg  tabby 82 % · tiger cat 9 %  12 ms`."""
+    took = "" if frame.placed is None else f"  {format_duration(frame.placed.latency_s)}"
+    where = "" if frame.placed is None or frame.placed.place.value == "edge" else f" {frame.placed.place.value}"
+    name = f"{frame.name} " if frame.name else ""
+    return f"{frame.index:>6}  {name}{'' if frame.result is None else _answer(frame.result)}{took}{where}"
+
+
+def _answer(result: Result) -> str:
+    if result.top:
+        said = " · ".join(f"{label} {confidence:.0%}" for label, confidence in result.top)
+    elif result.detections:
+        said = " · ".join(
+            f"{found.label} {found.confidence:.0%} [{' '.join(f'{side:.0f}' for side in found.box)}]"
+            for found in result.detections
+        )
+    elif result.value is not None:
+        said = f"{result.value:.5g} {result.unit or ''}".strip()
+    elif result.score is not None:
+        said = f"score {result.score:.4g}{'  ANOMALY' if result.anomaly else ''}"
+    else:
+        said = result.label or "nothing found"
+    return said + "".join(f"  {key}={value}" for key, value in result.extra.items())
+
+
+def _brief(event: Event) -> str:
+    return "  ".join(
+        f"{key}={value}" for key, value in event.data.items() if value not in (None, "") and key != "result"
+    )
+
+
+def summary(stats: dict[str, Any]) -> str:
+    """The last line: `30 frames · 160.4/s · p50 16.7 ms · p95 48.3 ms · 2 errors (last: …)`."""
+    parts = [f"{stats['frames']} frames", f"{stats['fps']:.1f}/s"]
+    for name in ("p50", "p95"):
+        if stats[f"{name}_ms"] is not None:
+            parts.append(f"{name} {stats[f'{name}_ms']:.1f} ms")
+    parts.append(f"{stats['skipped']} skipped")
+    parts += [f"{stats[name]} {name}" for name in ("alerts", "samples", "dropped") if stats[name]]
+    parts.append(f"{stats['errors']} errors" + (f" (last: {stats['last_error']})" if stats["errors"] else ""))
+    return " · ".join(parts)
+
+
+def _seconds(duration: str | None) -> float | None:
+    if duration is None:
+        return None
+    try:
+        return parse_duration(duration)
+    except ValueError as error:
+        raise Invalid(str(error), where="--duration") from error
+
+
+def _with_source(found: App, camera: int | None, video: str | None, images: Path | None) -> App:
+    """The app with another source, where one was named. Raises Invalid where several were."""
+    if sum(given is not None for given in (camera, video, images)) > 1:
+        raise Invalid("an app has one source", where="--camera, --video, --images", hint="Name one of them.")
+    source: CameraSource | VideoSource | ImagesSource | None = None
+    if camera is not None:
+        if camera < 0:
+            raise Invalid(f"{camera} is no camera", where="--camera", hint="The first one is 0.")
+        source = CameraSource(camera=camera)
+    elif video is not None:
+        # Paths in an app file are relative to it, those on the command line to where one stands.
+        source = VideoSource(video=video if "://" in video else str(Path(video).resolve()))
+    elif images is not None:
+        source = ImagesSource(images=str(images.resolve()))
+    return found if source is None else found.model_copy(update={"source": source})
+
+
+def _tell(sink: Any) -> None:
+    url = getattr(sink, "url", None)
+    if url is not None:
+        print(f"preview  {url}", file=sys.stderr)
