@@ -1,0 +1,110 @@
+"""`marram edge`: join this machine to a cloud as a device, run it, ask how it is."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from marram.edge.join import check_broker
+from marram.edge.join import join as join_cloud
+from marram.edge.state import Folder
+from marram.edge.status import ask
+from marram.schema import paths
+from marram.schema.errors import Invalid
+from marram.schema.ids import parse_labels
+from marram.schema.units import format_duration, format_size
+
+app = typer.Typer(no_args_is_help=True, help="Join this machine to a cloud as a device, and run it.")
+
+FolderOption = Annotated[
+    Path | None, typer.Option("--folder", help="The device's folder (default: $MARRAM_HOME/edge).", show_default=False)
+]
+BrokerOption = Annotated[
+    list[str] | None,
+    typer.Option("--broker", help="Broker address nats://HOST:PORT instead of the cloud's own.", show_default=False),
+]
+
+
+@app.command()
+def join(
+    url: Annotated[str, typer.Argument(help="The cloud's address, http://HOST:PORT.")],
+    token: Annotated[str, typer.Argument(help="A join token, from `marram token create` in the cloud.")],
+    name: Annotated[str | None, typer.Option(help="The device's name (default: the cloud makes one).")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="A label key=value; any number of times.")] = None,
+    folder: FolderOption = None,
+    broker: BrokerOption = None,
+) -> None:
+    """Join a cloud: the token becomes this device's identity, kept in its folder."""
+    try:
+        labels = parse_labels(",".join(label or []))
+    except ValueError as error:
+        raise Invalid(str(error), where="--label") from error
+    credentials = join_cloud(Folder(folder or paths.edge()), url, token, name=name, labels=labels, brokers=broker)
+    print(f"joined {credentials.cloud} as {credentials.device}")
+    print("next: marram edge run" + (f" --folder {folder}" if folder else ""))
+
+
+@app.command()
+def run(
+    folder: FolderOption = None,
+    broker: BrokerOption = None,
+    report_every: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds between reports.")] = 2.0,
+) -> None:
+    """Run this device: its agent, and a worker process for each app. Ends clean on Ctrl-C or SIGTERM."""
+    for address in broker or []:
+        check_broker(address)
+    place = str((folder or paths.edge()).absolute())
+    sys.stdout.flush()
+    # A fresh interpreter in this same process: the agent stays for months and needs nothing the command line loaded.
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "marram.edge", place, str(report_every), *(broker or [])])
+
+
+@app.command()
+def status(folder: FolderOption = None) -> None:
+    """How the device on this machine is: its link, its apps, what waits for the cloud."""
+    place = Folder(folder or paths.edge())
+    credentials = place.credentials()
+    console = Console(highlight=False)
+    holder = place.holder()
+    answer = ask(place.path) if holder is not None else None
+    console.print(f"device   {credentials.device}  {place.path}")
+    console.print(f"cloud    {credentials.cloud or '-'}  ({', '.join(credentials.brokers)})")
+    if answer is None:
+        said = "is not running; start it: marram edge run" if holder is None else f"{holder} does not answer"
+        console.print(f"agent    {said}")
+        for name, record in place.records().items():
+            console.print(f"app      {name} {record.target.version}  {record.state}  {record.reason}", markup=False)
+        return
+    reported: dict[str, Any] = answer["reported"]
+    rtt = f", round trip {format_duration(answer['rtt_s'])}" if answer.get("rtt_s") else ""
+    up, memory = format_duration(reported["uptime_s"]), format_size(reported["memory_bytes"])
+    console.print(f"agent    process {holder}, up {up}, {memory}")
+    console.print(f"link     {answer['link']}{rtt}", markup=False)
+    console.print(
+        f"outbox   {reported['outbox_depth']:,} events wait ({format_size(reported['outbox_bytes'])}), "
+        f"{reported['dropped']:,} given up"
+    )
+    table = Table(box=None, pad_edge=False)
+    for title in ("app", "version", "state", "frames", "frames/s", "p50", "restarts", "reason"):
+        table.add_column(title, justify="left" if title in ("app", "state", "reason") else "right")
+    for each in reported["apps"]:
+        stats = each["stats"]
+        p50 = stats.get("p50_ms")
+        table.add_row(
+            each["name"],
+            str(each["version"]),
+            each["state"],
+            f"{stats.get('frames', 0):,}",
+            f"{stats.get('fps', 0):.1f}",
+            f"{p50:.1f} ms" if p50 is not None else "-",
+            str(each["restarts"]),
+            each["reason"],
+        )
+    if reported["apps"]:
+        console.print(table, markup=False)

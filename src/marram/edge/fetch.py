@@ -1,0 +1,158 @@
+"""Fetches files by content over the bus, in ranges: goes on where a cut left off, trusts nothing it was sent.
+
+Ranges are small on a slow link (each aims at a tenth of a second) and asked for one at a time, so that an inference or
+an event never waits long behind a model on its way; small files travel several at once, since for them the round trip
+is what costs. What arrives is only appended to a partial file; nobody reads it before its digest was checked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from marram.bus import subjects
+from marram.bus.codec import BlobAsk, unpack_blob
+from marram.edge.bundles import Bundles
+from marram.edge.relay import Requester
+from marram.edge.state import disk_fault
+from marram.schema.errors import Invalid, MarramError, Missing, Retryable
+from marram.schema.model import File
+
+SMALL_BYTES = 64_000
+_SMALL_AT_ONCE = 4
+_FIRST_BYTES = 64_000
+_LEAST_BYTES = 8_000
+_MOST_BYTES = 1_000_000
+_AIM_S = 0.1
+_TIMEOUT_S = 20.0
+_FIRST_PAUSE_S = 0.5
+_LONGEST_PAUSE_S = 30.0
+
+
+class Pace:
+    """How much to ask for at once: as much as the link carries in a tenth of a second beyond its round trip."""
+
+    def __init__(self) -> None:
+        self.bytes = _FIRST_BYTES
+        self._shortest_s = float("inf")
+
+    def took(self, size_bytes: int, elapsed_s: float) -> None:
+        """A range of `size_bytes` took `elapsed_s` from question to answer."""
+        self._shortest_s = min(self._shortest_s, elapsed_s)
+        if size_bytes < min(self.bytes, _LEAST_BYTES):
+            return  # the end of a file says little about the link
+        # The shortest answer seen stands for the round trip; half of it still is transfer when all are alike.
+        transfer_s = max(elapsed_s - self._shortest_s / 2, 1e-4)
+        fitting = int(size_bytes * _AIM_S / transfer_s)
+        self.bytes = max(_LEAST_BYTES, min(_MOST_BYTES, 2 * self.bytes, fitting))
+
+    def failed(self) -> None:
+        """A range did not come in time."""
+        self.bytes = max(_LEAST_BYTES, self.bytes // 2)
+
+
+class Fetcher:
+    """One device's fetching; several apps share it, and its pace."""
+
+    def __init__(self, bus: Requester, bundles: Bundles, device: str) -> None:
+        self._bus, self._bundles = bus, bundles
+        self._subject = subjects.blob(device)
+        self._pace = Pace()
+        self._big = asyncio.Lock()
+        self._small = asyncio.Semaphore(_SMALL_AT_ONCE)
+        self._locks: dict[str, asyncio.Lock] = {}
+        self.fetched_bytes = 0
+
+    async def fetch(self, files: Sequence[File], waiting: Callable[[str], None]) -> None:
+        """Bring `files` here, however long the link or the disk makes it wait; `waiting` is told why ("" when done).
+
+        Raises Invalid where the cloud sends something else than was announced, twice over.
+        """
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            before = self.fetched_bytes
+            try:
+                await asyncio.to_thread(self._bundles.need_room, files)
+                async with asyncio.TaskGroup() as group:
+                    for file in files:
+                        group.create_task(self._one(file))
+                waiting("")
+                return
+            except* (Retryable, Missing) as faults:
+                # Missing: the cloud has told us of a file before it has it, or lost it; both can mend.
+                why: MarramError = _first(faults)
+            except* MarramError as faults:
+                raise _first(faults) from None
+            waiting(str(why))
+            if self.fetched_bytes > before:
+                pause_s = _FIRST_PAUSE_S
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    async def _one(self, file: File) -> None:
+        # Two apps may want one model at once: the second finds it here.
+        async with self._locks.setdefault(file.sha256, asyncio.Lock()):
+            turn = self._small if file.size_bytes <= SMALL_BYTES else self._big
+            for attempt in (1, 2):
+                if not await asyncio.to_thread(self._bundles.lacks, file):
+                    return
+                async with turn:
+                    await self._ranges(file)
+                try:
+                    await asyncio.to_thread(self._bundles.accept, file)
+                    return
+                except Invalid:
+                    # The first time it may be bytes of our own that a power cut spoiled: fetch all of it anew.
+                    if attempt == 2:
+                        raise
+
+    async def _ranges(self, file: File) -> None:
+        partial = self._bundles.partial(file)
+        fd = _open(partial)
+        try:
+            offset = os.fstat(fd).st_size
+            if offset > file.size_bytes:
+                os.ftruncate(fd, 0)
+                offset = 0
+            while offset < file.size_bytes:
+                data = await self._range(file, offset, min(self._pace.bytes, file.size_bytes - offset))
+                try:
+                    written = os.pwrite(fd, data, offset)
+                except OSError as error:
+                    raise disk_fault(error, partial) from error
+                offset += written
+                self.fetched_bytes += written
+        finally:
+            os.close(fd)
+
+    async def _range(self, file: File, offset: int, length: int) -> bytes:
+        question = BlobAsk(file.sha256, offset, length).pack()
+        asked_s = time.monotonic()
+        try:
+            data, size_bytes = unpack_blob(await self._bus.request(self._subject, question, _TIMEOUT_S))
+        except Retryable:
+            self._pace.failed()
+            raise
+        if size_bytes != file.size_bytes or not 0 < len(data) <= length:
+            raise Invalid(f"{file.path}: the cloud's file has {size_bytes} bytes; {file.size_bytes} were announced")
+        self._pace.took(len(data), time.monotonic() - asked_s)
+        return data
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise disk_fault(error, path) from error
+
+
+def _first(faults: BaseExceptionGroup) -> MarramError:
+    """The first of a group's errors."""
+    first: BaseException = faults
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    assert isinstance(first, MarramError)
+    return first

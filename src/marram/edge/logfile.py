@@ -1,0 +1,57 @@
+"""A worker's own words (stdout, stderr) in a file that never grows past its size, and the last of them as a reason."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+from pathlib import Path
+from typing import BinaryIO
+
+LIMIT_BYTES = 1_000_000
+_TAIL_LINES = 40
+# A worker that floods its log is slowed by its own full pipe; neither the agent nor the flash pays for it.
+_BURST_BYTES = 32_768
+_PAUSE_S = 0.05
+
+
+class LogFile:
+    """Appends to `path`; at `limit_bytes` it becomes `path.1` and a new one begins. A full disk loses words only."""
+
+    def __init__(self, path: Path, limit_bytes: int = LIMIT_BYTES) -> None:
+        self._path, self._limit_bytes = path, limit_bytes
+        self._tail: collections.deque[str] = collections.deque(maxlen=_TAIL_LINES)
+        self._rest = b""
+
+    async def pump(self, stream: asyncio.StreamReader) -> None:
+        """Take all that comes until the end of the stream."""
+        file: BinaryIO | None = None
+        try:
+            while chunk := await stream.read(_BURST_BYTES):
+                self._remember(chunk)
+                with contextlib.suppress(OSError):
+                    if file is None:
+                        self._path.parent.mkdir(parents=True, exist_ok=True)
+                        file = self._path.open("ab", buffering=0)
+                    file.write(chunk)
+                    if file.tell() > self._limit_bytes:
+                        file.close()
+                        file = None
+                        self._path.replace(self._path.with_name(self._path.name + ".1"))
+                if len(chunk) == _BURST_BYTES:
+                    await asyncio.sleep(_PAUSE_S)
+        finally:
+            if file is not None:
+                file.close()
+
+    def last_words(self) -> str:
+        """The last line that says something; of a Python traceback that is the error itself."""
+        lines = [*self._tail, self._rest.decode(errors="replace")]
+        fault = next((line for line in lines if line.startswith("Fatal Python error:")), None)
+        spoken = [line.strip() for line in lines if line.strip()]
+        return (fault or (spoken[-1] if spoken else ""))[:300]
+
+    def _remember(self, chunk: bytes) -> None:
+        lines = (self._rest + chunk).split(b"\n")
+        self._rest = lines.pop()[-2000:]
+        self._tail.extend(line[-2000:].decode(errors="replace") for line in lines[-_TAIL_LINES:])

@@ -1,0 +1,94 @@
+"""Carries a worker's questions to the cloud and the answers back: the worker itself knows no network and no secret.
+
+What it may ask is what its app names; everything in flight is bounded; with the link down the answer "not now" comes
+at once, so that the edge answers without waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+from typing import Any, Protocol
+
+from marram.bus import subjects
+from marram.bus.codec import MAX_MESSAGE_BYTES
+from marram.edge.channel import AgentEnd
+from marram.schema.errors import MarramError, NotReady, Refused, Retryable
+
+_MOST_ASKED = 64
+_MOST_BYTES = 4 * MAX_MESSAGE_BYTES
+_LONGEST_S = 60.0
+
+
+class Requester(Protocol):
+    """The part of `bus.client.Bus` that is used here."""
+
+    @property
+    def connected(self) -> bool: ...
+
+    async def request(self, subject: str, payload: bytes, timeout_s: float) -> bytes: ...
+
+
+class Relay:
+    """One worker's way to the cloud. `allowed`: the (model, version) pairs its app names."""
+
+    def __init__(self, bus: Requester, channel: AgentEnd, allowed: Collection[tuple[str, int]]) -> None:
+        self._bus, self._channel, self._allowed = bus, channel, allowed
+        self._asked: set[asyncio.Task[None]] = set()
+        self._bytes = 0
+
+    def ask(self, message: dict[str, Any]) -> None:
+        """Take one `infer` or `probe`; its answer goes back over the channel, in any order."""
+        number = message.get("id")
+        try:
+            subject, payload, timeout_s = self._request(message)
+            if not self._bus.connected:
+                raise NotReady("the link to the cloud is down")
+            if len(self._asked) >= _MOST_ASKED or self._bytes + len(payload) > _MOST_BYTES:
+                raise Retryable("too many questions to the cloud are under way")
+        except MarramError as error:
+            self._fail(number, error)
+            return
+        self._bytes += len(payload)
+        task = asyncio.create_task(self._carry(number, subject, payload, timeout_s))
+        self._asked.add(task)
+        task.add_done_callback(self._asked.discard)
+
+    def link(self, up: bool) -> None:
+        """Tell the worker that the link came or went."""
+        self._channel.send({"t": "link", "up": up})
+
+    def close(self) -> None:
+        """Give up what is under way: the worker is gone."""
+        for task in self._asked:
+            task.cancel()
+
+    def _request(self, message: dict[str, Any]) -> tuple[str, bytes, float]:
+        timeout_s = message.get("timeout_s")
+        if not isinstance(timeout_s, (int, float)) or not 0 < timeout_s <= _LONGEST_S:
+            timeout_s = _LONGEST_S
+        if message["t"] == "probe":
+            size = message.get("size")
+            return (
+                subjects.PROBE,
+                bytes(min(size, MAX_MESSAGE_BYTES) if isinstance(size, int) and size > 0 else 0),
+                timeout_s,
+            )
+        model, version, payload = message.get("model"), message.get("version"), message.get("payload")
+        if not isinstance(payload, bytes) or (model, version) not in self._allowed:
+            raise Refused(f"this app does not name {model!r:.80} version {version!r:.20} for the cloud")
+        assert isinstance(model, str) and isinstance(version, int)
+        return subjects.infer(model, version), payload, timeout_s
+
+    async def _carry(self, number: Any, subject: str, payload: bytes, timeout_s: float) -> None:
+        try:
+            answer = await self._bus.request(subject, payload, timeout_s)
+            self._channel.send({"t": "reply", "id": number, "payload": answer})
+        except MarramError as error:
+            self._fail(number, error)
+        finally:
+            self._bytes -= len(payload)
+
+    def _fail(self, number: Any, error: MarramError) -> None:
+        again = isinstance(error, Retryable)
+        self._channel.send({"t": "reply", "id": number, "error": str(error)[:500], "again": again})

@@ -1,0 +1,256 @@
+"""One life of one worker process: start it, talk with it, watch it, end it, and say why it ended.
+
+The agent stays whole whatever a worker does: crash, hang, grow, flood its log, speak nonsense, leave children behind.
+This module never restarts anything: what follows an end is the keeper's decision.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from marram.edge.channel import AgentEnd
+from marram.edge.logfile import LogFile
+from marram.edge.process import kill_group, resident_bytes, signal_name, worker_environment
+from marram.edge.relay import Relay
+from marram.schema.errors import Invalid, MarramError, Retryable
+from marram.schema.units import format_size
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long, in seconds, a worker may take before the agent acts."""
+
+    verify_s: float = 120  # start the interpreter, check and load the models
+    silent_s: float = 15  # say nothing at all: every thread is stuck
+    busy_s: float = 60  # spend in one step of the app on one frame
+    healthy_s: float = 60  # run without a result (a quiet sensor) before it counts as proven
+    stop_s: float = 8  # finish, flush the outbox and leave, once asked to
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """All that a worker is told. `models` maps `name@version` to the bundle's folder; `cloud` are CloudModel documents.
+
+    `verify`: load every model once and wait for `go` before running.
+    """
+
+    device: str
+    app: str
+    version: int
+    folder: Path
+    models: dict[str, Path]
+    cloud: list[dict[str, Any]]
+    outbox: Path
+    work: Path
+    log: Path
+    memory_bytes: int | None = None
+    verify: bool = False
+
+    def message(self) -> dict[str, Any]:
+        """The channel's `start` message."""
+        return {
+            "t": "start",
+            "device": self.device,
+            "app": self.app,
+            "folder": str(self.folder),
+            "models": {name: str(folder) for name, folder in self.models.items()},
+            "cloud": self.cloud,
+            "outbox": str(self.outbox),
+            "memory": self.memory_bytes,
+            "verify": self.verify,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """Why a worker ended. `finished`: its source came to its end. `again`: another start may help."""
+
+    reason: str
+    finished: bool = False
+    again: bool = True
+
+
+@dataclass(eq=False)
+class Worker:
+    """A running worker process. Made by `start`; `exited` is done when nothing of it is left."""
+
+    spec: WorkerSpec
+    process: asyncio.subprocess.Process
+    channel: AgentEnd
+    patience: Patience
+    relay: Relay
+    started_s: float = field(default_factory=time.monotonic)
+    stats: dict[str, Any] = field(default_factory=dict)
+    verified: asyncio.Event = field(default_factory=asyncio.Event)
+    proven: asyncio.Event = field(default_factory=asyncio.Event)
+    resident_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        self.exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        self._cause: Exit | None = None
+        self._heard_s = time.monotonic()
+        self._running_s: float | None = None
+        self._finished = False
+        self._log = LogFile(self.spec.log)
+        self._life: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def start(cls, spec: WorkerSpec, relay: Callable[[AgentEnd], Relay], patience: Patience) -> Worker:
+        """Start the process and tell it what to run. Raises Retryable where the machine cannot start one."""
+        spec.work.mkdir(parents=True, exist_ok=True)
+        ours, theirs = socket.socketpair()
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        try:
+            # -P: what user code leaves in its working folder must not shadow a module.
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-P", "-m", "marram.edge.worker", str(theirs.fileno()), str(os.getpid()),
+                stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+                pass_fds=[theirs.fileno()], env=worker_environment(os.environ, spec.work), cwd=spec.work,
+                start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            ours.close()
+            raise Retryable(f"cannot start a worker for {spec.app}: {error.strerror or error}") from error
+        finally:
+            theirs.close()
+        try:
+            channel = await AgentEnd.open(ours)
+        except BaseException:
+            kill_group(process.pid)
+            ours.close()
+            raise
+        worker = cls(spec, process, channel, patience, relay(channel))
+        channel.send(spec.message())
+        worker._life = asyncio.create_task(worker._live(), name=f"worker {spec.app}")
+        return worker
+
+    def go(self) -> None:
+        """Let a verified worker run its app."""
+        self._running_s = self._heard_s = time.monotonic()
+        self.channel.send({"t": "go"})
+
+    async def stop(self) -> None:
+        """Ask it to finish, wait, then make it. Safe at any time, from several callers."""
+        if not self.exited.done():
+            self._end(Exit("stopped"))
+            with contextlib.suppress(ProcessLookupError):
+                self.process.send_signal(signal.SIGTERM)
+            done, _ = await asyncio.wait([self.exited], timeout=self.patience.stop_s)
+            if not done:
+                kill_group(self.process.pid)
+                await asyncio.wait([self.exited])
+
+    def kill(self, reason: str, *, again: bool = True) -> None:
+        """End it at once."""
+        self._end(Exit(reason, again=again))
+        kill_group(self.process.pid)
+
+    def _end(self, cause: Exit) -> None:
+        # The first cause is the true one: what follows is its consequence.
+        self._cause = self._cause or cause
+
+    # ------------------------------------------------------------ its life
+
+    async def _live(self) -> None:
+        assert self.process.stdout is not None
+        tasks = [
+            asyncio.create_task(self._listen()),
+            asyncio.create_task(self._log.pump(self.process.stdout)),
+            asyncio.create_task(self._watch()),
+        ]
+        try:
+            await self.process.wait()
+            # What it said last may still be on its way; its children may hold the pipe open for ever.
+            await asyncio.wait(tasks[:2], timeout=1)
+        finally:
+            kill_group(self.process.pid)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self.relay.close()
+            self.channel.close()
+            self.exited.set_result(self._cause or self._explain(self.process.returncode))
+
+    def _explain(self, code: int | None) -> Exit:
+        words = self._log.last_words()
+        if code is None:
+            return Exit("lost sight of")
+        if code == 0:
+            return (
+                Exit("its source came to its end", finished=True) if self._finished else Exit("it left without a word")
+            )
+        how = f"killed by {signal_name(-code)}" if code < 0 else f"exit status {code}"
+        return Exit(f"{how}: {words}" if words else how)
+
+    async def _listen(self) -> None:
+        try:
+            while (message := await self.channel.receive()) is not None:
+                self._heard_s = time.monotonic()
+                self._take(message)
+        except MarramError as error:
+            self.kill(f"speaks nonsense on its channel: {error.what}")
+
+    def _take(self, message: dict[str, Any]) -> None:
+        match message.get("t"):
+            case "infer" | "probe":
+                self.relay.ask(message)
+            case "beat":
+                self._beat(message)
+            case "stats":
+                stats = message.get("stats")
+                if isinstance(stats, dict) and len(stats) < 200:
+                    self.stats = stats
+                    if stats.get("frames"):
+                        self.proven.set()
+            case "verified":
+                self.verified.set()
+            case "running":
+                self._running_s = time.monotonic()
+                self.verified.set()
+            case "finished":
+                self._finished = True
+                self.proven.set()
+            case "fatal":
+                self._end(Exit(str(message.get("message"))[:500], again=bool(message.get("again"))))
+            case other:
+                raise Invalid(f"no message {other!r:.40}")
+
+    def _beat(self, message: dict[str, Any]) -> None:
+        busy_s = message.get("busy_s")
+        if isinstance(busy_s, (int, float)) and busy_s > self.patience.busy_s:
+            self.kill(f"hung: one step has not come back for {busy_s:.0f} s")
+
+    async def _watch(self) -> None:
+        looked_s = time.monotonic()
+        while True:
+            await asyncio.sleep(1)
+            now_s = time.monotonic()
+            # If this agent itself did not run for a while, the worker's words wait unread: give them a turn first.
+            if now_s - looked_s < 3:
+                self._check(now_s)
+            looked_s = now_s
+
+    def _check(self, now_s: float) -> None:
+        self.resident_bytes = resident_bytes(self.process.pid)
+        limit = self.spec.memory_bytes
+        silent_s = now_s - self._heard_s
+        if limit is not None and self.resident_bytes > limit:
+            self.kill(f"used {format_size(self.resident_bytes)} of memory; its limit is {format_size(limit)}")
+        elif not self.verified.is_set():
+            if now_s - self.started_s > self.patience.verify_s:
+                self.kill(f"hung: not ready {self.patience.verify_s:.0f} s after its start")
+        elif silent_s > self.patience.silent_s:
+            self.kill(f"hung: not a sign of life for {silent_s:.0f} s")
+        elif self._running_s is not None and now_s - self._running_s > self.patience.healthy_s:
+            self.proven.set()

@@ -1,0 +1,208 @@
+"""`python -m marram.edge.worker FD PARENT`: runs one app in a process of its own, started and watched by the agent.
+
+It knows the app's files, its models' folders, the outbox file and one end of a channel: no network, no credential.
+It ends with the agent, however that ends. What user code does wrong happens here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from marram.bus.outbox import Outbox, OutboxWriter
+from marram.edge.channel import WorkerEnd
+from marram.edge.process import be_second, die_with
+from marram.edge.remote import ChannelRemote
+from marram.pipeline.build import Around, Pipeline
+from marram.runtime.bundle import CARD, Bundle
+from marram.runtime.library import parse_reference
+from marram.runtime.model import Model
+from marram.schema.app import App, parse_app
+from marram.schema.device import CloudModel
+from marram.schema.errors import Invalid, MarramError, Missing, Permanent, Retryable
+from marram.schema.model import ModelCard
+
+_BEAT_S = 1.0
+
+
+def main(arguments: list[str]) -> int:
+    """The process's whole life; returns its exit status."""
+    fd, parent = (int(argument) for argument in arguments)
+    die_with(parent)
+    # Engine calls release the GIL; waiting threads get it back sooner than the interpreter's 5 ms.
+    sys.setswitchinterval(0.001)
+    channel = WorkerEnd(socket.socket(fileno=fd))
+    try:
+        start = channel.receive()
+        if start is None:
+            return 1
+        return Run(channel, start).live()
+    except MarramError as error:
+        # What is missing may come (a camera that is plugged in later); what is wrong stays wrong.
+        _fatal(channel, error, again=isinstance(error, (Retryable, Missing)))
+        return 3
+    except Exception as error:  # noqa: BLE001 - the worker's outermost supervisor: the log has the trace, the agent the line
+        traceback.print_exc()
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        fault = Permanent(f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})")
+        _fatal(channel, fault, again=True)
+        return 4
+
+
+def _fatal(channel: WorkerEnd, error: MarramError, *, again: bool) -> None:
+    channel.send({"t": "fatal", "message": str(error), "again": again})
+    channel.drain(1)
+
+
+class Run:
+    """One app, from the agent's `start` to its end."""
+
+    def __init__(self, channel: WorkerEnd, start: dict[str, Any]) -> None:
+        self._channel = channel
+        self._start = start
+        self._folder = Path(start["folder"])
+        self._models = {name: Path(folder) for name, folder in start["models"].items()}
+        self._remote = ChannelRemote(channel)
+        self._pipeline: Pipeline | None = None
+        self._stopping = False
+        # What the main thread is told. Signals come there too: a SimpleQueue is safe in a handler, an Event is not.
+        self._told: SimpleQueue[str] = SimpleQueue()
+
+    def live(self) -> int:
+        """Verify where asked to, run the app, leave clean. Raises MarramError where it cannot run."""
+        signal.signal(signal.SIGTERM, lambda *_: self._stop())
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        be_second(self._start["memory"])
+        threading.Thread(target=self._listen, name="listen", daemon=True).start()
+        threading.Thread(target=self._beat, name="beat", daemon=True).start()
+        app = parse_app((self._folder / "app.yaml").read_text(encoding="utf-8"), f"{self._start['app']}/app.yaml")
+        if self._start["verify"]:
+            self._verify(app)
+            self._channel.send({"t": "verified"})
+            if self._told.get() != "go":
+                return 0
+        outbox = Outbox(Path(self._start["outbox"]))
+        writer = OutboxWriter(outbox)
+        try:
+            self._run(app, writer)
+        finally:
+            writer.close()
+            outbox.close()
+        if not self._stopping:
+            self._channel.send({"t": "finished"})
+        self._channel.drain(1)
+        return 0
+
+    def _run(self, app: App, writer: OutboxWriter) -> None:
+        around = Around(
+            outlet=writer,
+            remote=self._remote if self._start["cloud"] else None,
+            cloud_cards=self._cloud_cards(app),
+            resolve=self._resolve,
+            device=self._start["device"],
+        )
+        pipeline = Pipeline.build(app, self._folder, around)
+        self._pipeline = pipeline
+        self._channel.send({"t": "running"})
+        if self._stopping:
+            return
+        pipeline.run()
+        self._channel.send({"t": "stats", "stats": pipeline.stats()})
+
+    # ------------------------------------------------------------ what it was given
+
+    def _resolve(self, reference: str, base: Path) -> Bundle:
+        """The model that the app means by `reference`. Raises Missing where the deployment did not bring it."""
+        if "/" in reference and (base / reference / CARD).is_file():
+            return Bundle.open(base / reference)
+        name, version = _parsed(reference)
+        found = self._models.get(f"{name}@{version}") if version else self._newest(name)
+        if found is None:
+            brought = ", ".join(sorted(self._models)) or "none"
+            raise Missing(
+                f'model "{reference}" did not come with the app (it brought: {brought})', hint="Deploy it again."
+            )
+        return Bundle.open(found)
+
+    def _newest(self, name: str) -> Path | None:
+        versions = [int(key.rpartition("@")[2]) for key in self._models if key.rpartition("@")[0] == name]
+        return self._models[f"{name}@{max(versions)}"] if versions else None
+
+    def _cloud_cards(self, app: App) -> dict[str, tuple[int, ModelCard]]:
+        cards: dict[str, tuple[int, ModelCard]] = {}
+        offered = [CloudModel.model_validate(document) for document in self._start["cloud"]]
+        for reference in {step.cloud for step in app.inferences if step.cloud}:
+            name, version = _parsed(reference)
+            fitting = [m for m in offered if m.name == name and version in (None, m.version)]
+            if fitting:
+                best = max(fitting, key=lambda m: m.version)
+                cards[reference] = (best.version, best.card)
+        return cards
+
+    def _verify(self, app: App) -> None:
+        """Load every model the app brought, each as the app will: what does not load never replaces what runs."""
+        try:
+            for step in app.inferences:
+                Model.load(self._resolve(step.model, self._folder), variant=step.variant).close()
+        except Missing as error:
+            # All that the deployment brings is here already: what is missing now stays missing.
+            raise Invalid(error.what, where=error.where, hint=error.hint) from error
+
+    # ------------------------------------------------------------ its threads
+
+    def _stop(self) -> None:
+        self._stopping = True
+        self._told.put("stop")
+        if self._pipeline is not None:
+            self._pipeline.stop()
+
+    def _listen(self) -> None:
+        """Hear the agent; when it is gone, so are we, after one try to leave clean."""
+        with contextlib.suppress(MarramError):
+            while (message := self._channel.receive()) is not None:
+                match message.get("t"):
+                    case "reply":
+                        self._remote.answered(message)
+                    case "link":
+                        self._remote.link(bool(message.get("up")))
+                    case "go":
+                        self._told.put("go")
+        self._remote.close()
+        self._stop()
+        time.sleep(3)
+        os._exit(1)
+
+    def _beat(self) -> None:
+        proven = False
+        while True:
+            self._channel.send({"t": "beat", "busy_s": 0.0})
+            pipeline = self._pipeline
+            if pipeline is not None:
+                stats = pipeline.stats()
+                proven = bool(stats.get("frames"))
+                self._channel.send({"t": "stats", "stats": stats})
+            self._remote.expire()
+            # Quick until the first result: a deployment waits for it.
+            time.sleep(_BEAT_S if proven else _BEAT_S / 10)
+
+
+def _parsed(reference: str) -> tuple[str, int | None]:
+    """A path to a bundle was deployed as the model of that name."""
+    return (Path(reference).name, None) if "/" in reference else parse_reference(reference)
+
+
+if __name__ == "__main__":
+    # Threads of user code or of an engine may hang for ever: what must be kept is flushed, so leave without them.
+    status = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
