@@ -40,7 +40,7 @@ def decode(data: bytes, where: str = "picture") -> Image:
 def encode_jpeg(image: Image, quality: int = 85) -> bytes:
     """uint8 [H, W, 3], RGB, as JPEG, colour at half resolution (4:2:0). Raises Invalid where it is no image."""
     check(image)
-    contiguous = np.ascontiguousarray(image)
+    contiguous = _turned(image[:, :, ::-1]) if image.strides[2] < 0 else np.ascontiguousarray(image)
     encoded: bytes = simplejpeg.encode_jpeg(contiguous, quality=quality, colorspace="RGB", colorsubsampling="420")
     return encoded
 
@@ -61,6 +61,9 @@ def apply(fit: Fit, image: Image) -> Image:
     Bilinear. A frame more than twice as large is first averaged down by whole numbers, so that fine
     patterns do not turn into coarse ones that are not there.
     """
+    if image.strides[2] < 0:
+        # What a camera gave: a view of BGR read backwards. Turned round once it is small, not while it is large.
+        return _turned(apply(fit, image[:, :, ::-1]))
     x, y, width, height = fit.source
     tx, ty, columns, rows = fit.target
     part = image[y : y + height, x : x + width]
@@ -76,6 +79,15 @@ def apply(fit: Fit, image: Image) -> Image:
     padded = np.zeros((*fit.size, 3), np.uint8)
     padded[ty : ty + rows, tx : tx + columns] = resized
     return padded
+
+
+def _turned(image: Image) -> Image:
+    """RGB to BGR or back, contiguous."""
+    cv2 = _opencv()
+    if cv2 is None or not image.flags.c_contiguous:
+        return np.ascontiguousarray(image[:, :, ::-1])
+    turned: Image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return turned
 
 
 def _resize(image: Image, columns: int, rows: int) -> Image:
