@@ -7,8 +7,6 @@ cloud of the file: never to another address that a flag or the environment names
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -55,24 +53,6 @@ def load() -> tuple[str, str | None] | None:
         raise Invalid("names no cloud (url: …)", where=str(file), hint="Remove it; `marram cloud` writes a new one.")
     token = document.get("token")
     return check_url(document["url"]), token if isinstance(token, str) else None
-
-
-def save(url: str, token: str) -> Path:
-    """Remember a cloud for the commands that come (0600, whole or not at all). Raises Refused."""
-    file = paths.context()
-    fresh = file.with_name(f".{file.name}.{os.getpid()}")
-    text = yaml.safe_dump({"url": check_url(url), "token": token}, sort_keys=False)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as opened:
-            opened.write(text)
-            opened.flush()
-            os.fsync(opened.fileno())
-        fresh.replace(file)
-    except OSError as error:
-        raise Refused(f"cannot write it: {error.strerror}", where=str(file)) from error
-    return file
 
 
 def print_json(document: Any) -> None:

@@ -1,0 +1,284 @@
+"""The page's parts as HTML: tiles, a device's card with its charts, rows of results. Pure: data in, markup out.
+
+Everything that came from a device or a person passes `escape`; there is no other way into the markup.
+"""
+
+from __future__ import annotations
+
+import time
+from html import escape
+from typing import Any
+
+from marram.console.watcher import HISTORY_S, Picture, Point
+from marram.schema.api import EventView
+from marram.schema.device import AppState, Device, DeviceState, ReportedApp
+from marram.schema.units import format_duration, format_rate, format_size
+
+_BARS = 100
+
+
+def tiles(picture: Picture) -> str:
+    """The row of figures at the top."""
+    apps = [app for d in picture.devices if d.reported and d.state is DeviceState.ONLINE for app in d.reported.apps]
+    fps = sum(_number(app.stats.get("fps")) or 0 for app in apps)
+    edge = sum(_number(app.stats.get("edge")) or 0 for app in apps)
+    cloud = sum(_number(app.stats.get("cloud")) or 0 for app in apps)
+    waiting = sum(d.reported.outbox_depth for d in picture.devices if d.reported)
+    status = picture.status
+    online = sum(d.state is DeviceState.ONLINE for d in picture.devices)
+    share = f"{100 * edge / (edge + cloud):.0f}<small>%</small>" if edge + cloud else "–"
+    parts = [
+        _tile("devices online", f"{online}<small> of {len(picture.devices)}</small>", "devices-online"),
+        _tile("frames answered", f"{fps:.1f}<small>/s</small>", "fps"),
+        _tile("answered at the edge", share, "edge-share"),
+        _tile("events stored", f"{status.events:,}" if status else "–", "events-stored"),
+        _tile("waiting on devices", f"{waiting:,}", "outbox-total"),
+    ]
+    return "".join(parts)
+
+
+def _tile(name: str, value: str, id: str) -> str:
+    return f'<div class="tile"><div class="value" data-id="{id}">{value}</div><div class="name">{name}</div></div>'
+
+
+def health(picture: Picture) -> str:
+    """A dot for each part of the cloud, or what keeps the page from being fresh."""
+    if picture.fault:
+        return f'<span class="pill bad" role="alert">{escape(picture.fault[:300])}</span>'
+    if picture.status is None:
+        return '<span class="pill">looking …</span>'
+    return "".join(
+        f'<span class="pill {"ok" if check.ok else "bad"}" title="{escape(check.detail[:300], quote=True)}">'
+        f"<i></i>{escape(check.name)}</span>"
+        for check in picture.status.checks
+    )
+
+
+def no_devices() -> str:
+    """What to do first."""
+    return (
+        '<div class="empty"><h2>No devices yet</h2><p>Make a token here, then type the line it prints on the '
+        "device:</p>"
+        "<pre>marram token create --labels site=home</pre>"
+        "<pre>marram edge join …   # on the device\nmarram edge run</pre></div>"
+    )
+
+
+def card(device: Device, histories: dict[str, list[Point]]) -> str:
+    """One device: its state, and each app's placement, delay, link and outbox."""
+    now_s = time.time()
+    state = device.state.value
+    labels = "".join(
+        f'<span class="label">{escape(f"{key}={value}"[:60])}</span>'
+        for key, value in sorted(device.labels.items())[:6]
+    )
+    heard = "never heard" if device.seen_s is None else f"heard {_ago(now_s - device.seen_s)}"
+    head = (
+        f'<header><span class="dot {state}"></span><h2>{escape(device.id)}</h2>'
+        f'<span class="state {state}">{state}</span><span class="heard">{heard}</span></header>'
+        f'<div class="labels">{labels}</div>'
+    )
+    said = {app.name: app for app in device.reported.apps} if device.reported else {}
+    wanted = {app.name: app.version for app in device.desired.apps}
+    body = "".join(
+        _app(said[name], wanted.get(name), histories.get(name, []))
+        if name in said
+        else f'<p class="hint"><b>{escape(name)} {wanted[name]}</b> is on its way</p>'
+        for name in sorted(said.keys() | wanted.keys())
+    )
+    if not body:
+        body = '<p class="hint">No app here yet.<br><code>marram deploy app.yaml --to all</code></p>'
+    return f"{head}{body}{_foot(device)}"
+
+
+def _app(app: ReportedApp, wanted: int | None, points: list[Point]) -> str:
+    stats = app.stats
+    good = app.state in (AppState.COMMITTED, AppState.PROVISIONAL)
+    shade = "ok" if app.state is AppState.COMMITTED else "" if good else "bad"
+    state = escape(app.state.value.replace("_", " "))
+    going = f' <span class="chip">→ {wanted}</span>' if wanted is not None and wanted != app.version else ""
+    fps = _number(stats.get("fps"))
+    line = (
+        f'<div class="app"><b>{escape(app.name)}</b> {app.version} <span class="chip {shade}">{state}</span>{going}'
+        f'<span class="fps">{"" if fps is None else f"{fps:.1f} frames/s"}</span></div>'
+    )
+    if app.reason:
+        line += f'<p class="fault">{escape(app.reason[:400])}</p>'
+    return line + _placement(stats, points) + _figures(stats, points) + _errors(stats)
+
+
+def _placement(stats: dict[str, Any], points: list[Point]) -> str:
+    """Where inferences ran: now (the last half minute), and over five minutes as stacked bars."""
+    if not (_number(stats.get("edge")) or _number(stats.get("cloud"))):
+        return ""
+    recent = [p for p in points if points[-1].time_s - p.time_s < 30] if points else []
+    edge = sum(p.edge for p in recent) or 0
+    cloud = sum(p.cloud for p in recent) or 0
+    if not edge + cloud:
+        edge, cloud = int(_number(stats.get("edge")) or 0), int(_number(stats.get("cloud")) or 0)
+    at_edge = round(100 * edge / (edge + cloud)) if edge + cloud else 0
+    words = f"{at_edge} % at the edge, {100 - at_edge} % in the cloud"
+    return (
+        f'<div class="shares" data-edge="{at_edge}"><span class="edge">edge {at_edge} %</span>'
+        f'<span class="cloud">cloud {100 - at_edge} %</span></div>'
+        f'<svg class="bars" viewBox="0 0 {_BARS * 3} 44" preserveAspectRatio="none" role="img" '
+        f'aria-label="{words}; the last five minutes">{_bars(points)}</svg>'
+    )
+
+
+def _bars(points: list[Point]) -> str:
+    """Stacked bars, newest at the right: edge from below, cloud on top; empty where nothing was placed."""
+    if not points:
+        return ""
+    slots: list[list[int]] = [[0, 0] for _ in range(_BARS)]
+    newest_s = points[-1].time_s
+    for point in points:
+        slot = _BARS - 1 - int((newest_s - point.time_s) / (HISTORY_S / _BARS))
+        if slot >= 0:
+            slots[slot][0] += point.edge
+            slots[slot][1] += point.cloud
+    parts = []
+    for index, (edge, cloud) in enumerate(slots):
+        if edge + cloud:
+            height = 44 * edge / (edge + cloud)
+            x = index * 3
+            if height < 44:
+                parts.append(f'<rect class="c" x="{x}" y="0" width="2.4" height="{44 - height:.1f}"/>')
+            if height > 0:
+                parts.append(f'<rect class="e" x="{x}" y="{44 - height:.1f}" width="2.4" height="{height:.1f}"/>')
+    return "".join(parts)
+
+
+def _figures(stats: dict[str, Any], points: list[Point]) -> str:
+    cells = [
+        _cell("p50", _ms(stats.get("p50_ms")), _spark(points)),
+        _cell("p95", _ms(stats.get("p95_ms"))),
+        _cell("link", _link(stats)),
+    ]
+    if _number(stats.get("always_edge_p50_ms")) is not None or _number(stats.get("always_cloud_p50_ms")) is not None:
+        cells += [
+            _cell("all-edge p50", _ms(stats.get("always_edge_p50_ms"))),
+            _cell("all-cloud p50", _ms(stats.get("always_cloud_p50_ms"))),
+        ]
+    return f'<dl class="figures">{"".join(cells)}</dl>'
+
+
+def _cell(name: str, value: str, extra: str = "") -> str:
+    return f'<div data-figure="{name}"><dt>{name}</dt><dd>{value}{extra}</dd></div>'
+
+
+def _spark(points: list[Point]) -> str:
+    """The median delay over five minutes as a small line."""
+    values = [(p.time_s, p.p50_ms) for p in points if p.p50_ms is not None]
+    if len(values) < 3:
+        return ""
+    newest_s, top = values[-1][0], max(v for _, v in values) or 1.0
+    places = " ".join(f"{80 - 80 * (newest_s - t) / HISTORY_S:.1f},{17 - 15 * v / top:.1f}" for t, v in values)
+    return f'<svg class="spark" viewBox="0 0 80 18" aria-hidden="true"><polyline points="{places}"/></svg>'
+
+
+def _link(stats: dict[str, Any]) -> str:
+    if stats.get("link_up") is False:
+        return '<span class="down">down</span>'
+    rate, rtt = _number(stats.get("link_rate_bit_s")), _number(stats.get("link_rtt_ms"))
+    parts = ([format_rate(rate)] if rate is not None else []) + ([f"{rtt:.0f} ms"] if rtt is not None else [])
+    return " · ".join(parts) or "–"
+
+
+def _errors(stats: dict[str, Any]) -> str:
+    errors = int(_number(stats.get("errors")) or 0)
+    if not errors:
+        return ""
+    last = escape(str(stats.get("last_error") or "")[:300])
+    return f'<p class="fault">{errors:,} skipped for a fault{f": {last}" if last else ""}</p>'
+
+
+def _foot(device: Device) -> str:
+    if device.reported is None:
+        return ""
+    depth, given_up = device.reported.outbox_depth, device.reported.dropped
+    size = f" ({format_size(device.reported.outbox_bytes)})" if depth else ""
+    waiting = f'<span class="outbox{" some" if depth else ""}">{depth:,} in the outbox{size}</span>'
+    lost = f'<span class="down">{given_up:,} given up</span>' if given_up else ""
+    machine = " · ".join(
+        part
+        for part in (
+            escape(device.info.machine[:20]),
+            f"{device.info.cores} cores" if device.info.cores else "",
+            f"agent {format_size(device.reported.memory_bytes)}" if device.reported.memory_bytes else "",
+        )
+        if part
+    )
+    return f"<footer>{waiting}{lost}<span>{machine}</span></footer>"
+
+
+def tail(events: list[EventView]) -> str:
+    """The newest events as table rows."""
+    if not events:
+        return '<p class="hint">Nothing yet: what devices answer appears here as it is stored.</p>'
+    rows = "".join(_row(event) for event in events)
+    return (
+        '<table><thead><tr><th>time</th><th>device</th><th class="wide">app</th><th>answer</th><th>where</th>'
+        f'<th class="right">delay</th></tr></thead><tbody>{rows}</tbody></table>'
+    )
+
+
+def _row(event: EventView) -> str:
+    data = event.data
+    place = data.get("place") if data.get("place") in ("edge", "cloud") else ""
+    delay = _number(data.get("latency_ms"))
+    kind = event.kind.value
+    tag = f'<span class="chip {kind}">{kind}</span> ' if kind != "result" else ""
+    return (
+        f'<tr data-event="{event.id}"><td class="time">{_clock(event.time_s)}</td><td>{escape(event.device)}</td>'
+        f'<td class="wide">{escape(event.app)}</td><td class="answer">{tag}{escape(answer(event))}</td>'
+        f'<td><span class="place {place}">{place}</span></td>'
+        f'<td class="right">{"" if delay is None else f"{delay:.0f} ms"}</td></tr>'
+    )
+
+
+def answer(event: EventView) -> str:
+    """What the event says, in a few words."""
+    data = event.data
+    inner = data.get("result")
+    result = inner if isinstance(inner, dict) else data
+    words: list[str] = []
+    if event.kind.value == "message":
+        words.append(f"{data.get('topic', '')} {str(data.get('payload', ''))[:120]}".strip())
+    if event.kind.value == "alert":
+        words.append(f"{data.get('condition', '')} {data.get('state', '')}".strip())
+    found = result.get("detections")
+    if isinstance(found, list):
+        names = [str(d.get("label")) for d in found[:100] if isinstance(d, dict)]
+        words.append(", ".join(f"{names.count(n)} × {n}" for n in dict.fromkeys(names)) or "nothing found")
+    elif result.get("label") is not None:
+        confidence = _number(result.get("confidence"))
+        words.append(str(result["label"]) + ("" if confidence is None else f" {100 * confidence:.0f} %"))
+    for key in ("value", "score"):
+        if (value := _number(result.get(key))) is not None:
+            words.append(f"{'' if key == 'value' else 'score '}{value:.4g} {result.get('unit') or ''}".strip())
+    return (" · ".join(words) or ", ".join(f"{k} {v}" for k, v in list(data.items())[:4]))[:240]
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _ms(value: Any) -> str:
+    number = _number(value)
+    if number is None:
+        return "–"
+    return f"{number:.0f} ms" if number >= 10 else f"{number:.1f} ms"
+
+
+def _ago(past_s: float) -> str:
+    if past_s < 1.5:
+        return "just now"
+    return f"{past_s / 86400:.0f} days ago" if past_s >= 2 * 86400 else f"{format_duration(round(past_s))} ago"
+
+
+def _clock(time_s: float) -> str:
+    try:
+        return time.strftime("%H:%M:%S", time.localtime(time_s))
+    except (OverflowError, ValueError, OSError):
+        return "–"
