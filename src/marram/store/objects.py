@@ -11,7 +11,7 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -62,11 +62,38 @@ class Objects:
 
     def put(self, data: bytes) -> Body:
         """Keep `data`; returns its digest and size. Raises Retryable (disk full, bucket away), Refused."""
-        body = Body(hashlib.sha256(data).hexdigest(), len(data))
-        if not self._has(body):
-            with self._translated(body.sha256):
-                obstore.put(self._store, _path(body.sha256), data)
-            self._settle(body.sha256)
+        return self.put_many([data])[0]
+
+    def put_many(self, bodies: Sequence[bytes]) -> list[Body]:
+        """Keep each of `bodies`; all of them are on disk when this returns. Raises as `put`; some may then be kept."""
+        kept = [Body(hashlib.sha256(data).hexdigest(), len(data)) for data in bodies]
+        fresh = {}
+        for body, data in zip(kept, bodies, strict=True):
+            if body.sha256 not in fresh and not self._has(body):
+                with self._translated(body.sha256):
+                    obstore.put(self._store, _path(body.sha256), data)
+                fresh[body.sha256] = body
+        self._settle(fresh)
+        return kept
+
+    def adopt(self, file: Path, sha256: str) -> Body:
+        """Take over `file`, whose content is proven to be `sha256`; it is gone from its place afterwards.
+
+        On the same file system as a folder store this is a rename. Raises Retryable, Refused.
+        """
+        body = Body(sha256, file.stat().st_size)
+        if self._has(body):
+            file.unlink()
+        elif self.folder is not None:
+            target = self.folder / _path(sha256)
+            with self._translated(sha256):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.move(file, target)
+            self._settle([sha256])
+        else:
+            with self._translated(sha256):
+                obstore.put(self._store, _path(sha256), file)
+            file.unlink()
         return body
 
     def put_stream(self, chunks: Iterable[bytes], *, sha256: str | None = None, limit_bytes: int | None = None) -> Body:
@@ -91,7 +118,7 @@ class Objects:
                 )
             with self._translated(body.sha256):
                 obstore.rename(self._store, staged, _path(body.sha256))
-            self._settle(body.sha256)
+            self._settle([body.sha256])
             return body
         except BaseException:
             self._discard(staged)
@@ -157,20 +184,21 @@ class Objects:
         except Missing:
             return False
 
-    def _settle(self, sha256: str) -> None:
-        """In a folder: the file, its name and its folder's name reach the disk."""
+    def _settle(self, digests: Iterable[str]) -> None:
+        """In a folder: the files, their names and their folders' names reach the disk; each folder once."""
         if self.folder is None:
             return
-        path = self.folder / _path(sha256)
-        try:
-            for part in (path, path.parent, path.parent.parent):
-                descriptor = os.open(part, os.O_RDONLY)
+        files = [self.folder / _path(sha256) for sha256 in digests]
+        folders = sorted({f.parent for f in files} | {f.parent.parent for f in files}, reverse=True)
+        for path in (*files, *folders):
+            try:
+                descriptor = os.open(path, os.O_RDONLY)
                 try:
                     os.fsync(descriptor)
                 finally:
                     os.close(descriptor)
-        except OSError as error:
-            raise Retryable(f"cannot write to the disk: {error.strerror}", where=str(path)) from error
+            except OSError as error:
+                raise Retryable(f"cannot write to the disk: {error.strerror}", where=str(path)) from error
 
     def _discard(self, staged: str) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Join tokens and API tokens as rows: only the hashes of secrets are here. What proves a token is `trust`'s business."""
+"""Join tokens and API tokens as rows: only hashes of secrets are here. What proves a token is `trust`'s business."""
 
 from __future__ import annotations
 

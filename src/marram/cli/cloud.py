@@ -1,0 +1,110 @@
+"""`marram cloud`: every role in one process tree, with its own broker, database and objects; or some roles alone."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from marram.cloud.server import Cloud
+from marram.cloud.settings import Role, Settings
+from marram.schema import paths
+from marram.schema.errors import Invalid
+
+app = typer.Typer(help="Start the cloud: broker, database, API, console, replicas.")
+
+
+@app.callback(invoke_without_command=True)
+def cloud(
+    folder: Annotated[Path | None, typer.Option(help="Where it keeps everything. Default: $MARRAM_HOME/cloud")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port of API and console; 0: any free one.", min=0, max=65535)] = 8080,
+    broker_port: Annotated[
+        int,
+        typer.Option(
+            help="Port of the embedded broker; 0: the one it had last time, else a free one.", min=0, max=65535
+        ),
+    ] = 0,
+    role: Annotated[list[str] | None, typer.Option(help="all, or one or more of api, ingest, fleet, replica.")] = None,
+    nats: Annotated[
+        str | None, typer.Option(envvar="MARRAM_NATS", help="A broker of your own: nats://USER:PASSWORD@HOST:4222")
+    ] = None,
+    database: Annotated[
+        str | None,
+        typer.Option(
+            envvar="MARRAM_DATABASE", help="postgresql://USER:PASSWORD@HOST/NAME; default: SQLite in the folder."
+        ),
+    ] = None,
+    objects: Annotated[
+        str | None, typer.Option(envvar="MARRAM_OBJECTS", help="s3://BUCKET/PREFIX or a folder.")
+    ] = None,
+    serve: Annotated[
+        list[str] | None, typer.Option(help="A model to serve whether or not an app asks for it: NAME or NAME@VERSION.")
+    ] = None,
+    broker: Annotated[
+        list[str] | None,
+        typer.Option(help="The broker's address as devices see it, where that differs: nats://HOST:PORT"),
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False,
+) -> None:
+    """Start the cloud. Ctrl-C stops it; nothing is lost."""
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    settings = Settings(
+        folder=(folder or paths.cloud()).absolute(),
+        host=host,
+        port=port,
+        broker_port=broker_port,
+        roles=_roles(role or ["all"]),
+        nats=nats,
+        database=database,
+        objects=objects,
+        serve=tuple(serve or ()),
+        brokers=tuple(broker or ()),
+    )
+    asyncio.run(_run(settings))
+
+
+def _roles(names: list[str]) -> frozenset[Role]:
+    if "all" in names:
+        return frozenset(Role)
+    try:
+        return frozenset(Role(name) for name in names)
+    except ValueError as error:
+        known = ", ".join(role.value for role in Role)
+        raise Invalid(f"{error.args[0].split(' ')[0]} is not a role", hint=f"Use all, or some of {known}.") from error
+
+
+async def _run(settings: Settings) -> None:
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    async with Cloud(settings).running() as cloud:
+        _say(cloud)
+        failing = asyncio.create_task(cloud.wait())
+        stopping = asyncio.create_task(stopped.wait())
+        await asyncio.wait({failing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if failing.done():
+            failing.result()
+        failing.cancel()
+
+
+def _say(cloud: Cloud) -> None:
+    """What a person needs next."""
+    out = Console(highlight=False, soft_wrap=True)
+    if cloud.url:
+        out.print(f"console  {cloud.url}", markup=False)
+        out.print("join     marram token create    prints the line to type on a device", markup=False)
+        out.print(f"commands on this machine are signed in ({paths.context()})", markup=False)
+    else:
+        roles = ", ".join(sorted(cloud.settings.roles))
+        out.print(f"running  {roles}", markup=False)
+    out.print(f"data     {cloud.settings.folder}    Ctrl-C stops; nothing is lost", markup=False)

@@ -1,0 +1,113 @@
+"""The fleet role: hears what devices report, tells them what they should run, gives them the files for it.
+
+Level-triggered: every report is answered with the whole desired state where the device's is another, so a lost nudge
+costs one report interval and nothing else. A device gets only files that its own desired state names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+
+from marram.bus import subjects
+from marram.bus.client import Bus, Message
+from marram.bus.codec import MAX_MESSAGE_BYTES, BlobAsk, pack_blob, pack_desired, unpack_report
+from marram.rollout import Rollout
+from marram.schema.device import Desired, Reported
+from marram.schema.errors import MarramError, Missing, Refused
+from marram.store import Objects, Store
+
+log = logging.getLogger(__name__)
+
+QUEUE = "fleet"
+_PARALLEL = 8
+# How often every desired state is computed anew, whatever happened: repairs what a crash between two writes left.
+_REFRESH_S = 15.0
+# Room for the framing around a range.
+_MOST_BYTES = MAX_MESSAGE_BYTES - 4096
+_ALLOWED_S = 10.0
+
+
+class Fleet:
+    """One fleet process; start as many as needed."""
+
+    def __init__(self, bus: Bus, store: Store, objects: Objects, rollout: Rollout) -> None:
+        self._bus = bus
+        self._store = store
+        self._objects = objects
+        self._rollout = rollout
+        self._allowed: dict[str, tuple[float, frozenset[str]]] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Subscribe, and keep desired states true from now on."""
+        await self._bus.subscribe(subjects.REPORTS, self._on_report, QUEUE, parallel=_PARALLEL)
+        await self._bus.subscribe(subjects.BLOBS, self._on_blob, QUEUE, parallel=_PARALLEL)
+        self._task = asyncio.create_task(self._keep_true(), name="fleet")
+
+    async def stop(self) -> None:
+        """Stop refreshing; the subscriptions end with the bus."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _keep_true(self) -> None:
+        while True:
+            try:
+                await nudge(self._bus, await asyncio.to_thread(self._rollout.refresh))
+            except MarramError as error:
+                log.warning("desired states were not refreshed: %s", error)
+            await asyncio.sleep(_REFRESH_S)
+
+    async def _on_report(self, message: Message) -> bytes | None:
+        device = subjects.device_of(message.subject)
+        reported = unpack_report(message.payload)
+        return pack_desired(await asyncio.to_thread(self._report, device, reported))
+
+    def _report(self, device: str, reported: Reported) -> Desired | None:
+        if not self._store.devices.exists(device):
+            raise Refused(f'no device "{device}" here; it was removed', hint="Join it again: marram edge join")
+        self._store.states.report(device, reported)
+        desired = self._store.states.desired(device)
+        # Not only older: after the cloud was restored from a backup, a device may know of a later state than it does.
+        return desired if desired.version != reported.desired_version else None
+
+    async def _on_blob(self, message: Message) -> bytes | None:
+        device = subjects.device_of(message.subject)
+        ask = BlobAsk.unpack(message.payload)
+        return await asyncio.to_thread(self._blob, device, ask)
+
+    def _blob(self, device: str, ask: BlobAsk) -> bytes:
+        if ask.sha256 not in self._may_read(device, ask.sha256):
+            raise Missing(f"no file {ask.sha256[:12]}… among what {device} should run")
+        size = self._objects.size(ask.sha256)
+        return pack_blob(self._objects.read(ask.sha256, ask.offset, min(ask.length, _MOST_BYTES)), size)
+
+    def _may_read(self, device: str, sha256: str) -> frozenset[str]:
+        """The digests that the device's desired state names; remembered briefly, since a file comes in many ranges."""
+        now_s = time.monotonic()
+        until_s, digests = self._allowed.get(device, (0.0, frozenset()))
+        if now_s < until_s and sha256 in digests:
+            return digests
+        digests = frozenset(
+            file.sha256
+            for app in self._store.states.desired(device).apps
+            for manifest in (app.files, *(model.manifest for model in app.models))
+            for file in manifest.files
+        )
+        self._allowed[device] = (now_s + _ALLOWED_S, digests)
+        if len(self._allowed) > 10_000:
+            self._allowed.clear()
+        return digests
+
+
+async def nudge(bus: Bus, devices: Iterable[str]) -> None:
+    """Ask devices to report now. Lost nudges are repaired by the next report, so nothing is raised."""
+    for device in devices:
+        try:
+            await bus.publish(subjects.desired(device), b"")
+        except MarramError as error:
+            log.info("a nudge to %s was lost: %s", device, error)
+            return

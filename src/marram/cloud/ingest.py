@@ -1,0 +1,87 @@
+"""The ingest role: batches of events from devices into the store, acknowledged only after their commit.
+
+Exactly once rests on three things: the store's unique key, bodies written before the rows that name them, and an
+acknowledgement that is made of nothing but a committed transaction. Where the database or the disk says no, the batch
+is answered with an error and the device sends it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from concurrent.futures import ThreadPoolExecutor
+
+from marram.bus import subjects
+from marram.bus.client import Bus, Message
+from marram.bus.codec import pack_ack, pack_batch, unpack_batch
+from marram.schema.errors import MarramError
+from marram.schema.event import Recorded
+from marram.store import Body, Objects, Store
+
+log = logging.getLogger(__name__)
+
+QUEUE = "ingest"
+# Batches decoded and prepared side by side; the commits themselves follow one another.
+_PARALLEL = 4
+# Who the cloud itself asks as, to see that ingest works. Capitals: no device can have this name.
+_CHECKER = "CLOUD"
+
+
+class Ingest:
+    """One ingest process; start as many as needed, each batch goes to one of them."""
+
+    def __init__(self, bus: Bus, store: Store, objects: Objects) -> None:
+        self._bus = bus
+        self._store = store
+        self._objects = objects
+        # Threads of its own: a fleet that waits for its commits must not starve the API of threads.
+        self._threads = ThreadPoolExecutor(_PARALLEL, thread_name_prefix="ingest")
+        self.batches = 0
+        self.events = 0
+        self.duplicates = 0
+        self.refused = 0
+
+    async def start(self) -> None:
+        """Subscribe; from now on batches are stored."""
+        await self._bus.subscribe(subjects.INGEST, self._on_batch, QUEUE, parallel=_PARALLEL)
+
+    def close(self) -> None:
+        """After the bus was closed: wait for commits under way."""
+        self._threads.shutdown(wait=True)
+
+    async def _on_batch(self, message: Message) -> bytes | None:
+        device = subjects.device_of(message.subject)
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._threads, self.store_batch, device, message.payload)
+        except MarramError as error:
+            self.refused += 1
+            log.warning("a batch of %s was not stored: %s", device, error)
+            raise
+
+    def store_batch(self, device: str, payload: bytes) -> bytes:
+        """Store one batch; returns its acknowledgement. Blocking.
+
+        Raises Invalid (malformed: no use in sending it again), Retryable (nothing was stored, send it again).
+        """
+        batch = unpack_batch(payload)
+        if not batch:
+            self._store.check()
+            return pack_ack(0, 0)
+        new = self._store.events.append(device, batch, self._keep_bodies(batch))
+        self.batches += 1
+        self.events += new
+        self.duplicates += len(batch) - new
+        return pack_ack(new, max(record.sequence for record in batch))
+
+    def _keep_bodies(self, batch: list[Recorded]) -> dict[int, Body]:
+        carrying = [record for record in batch if record.event.body is not None]
+        if not carrying:
+            return {}
+        bodies = self._objects.put_many([record.event.body or b"" for record in carrying])
+        return {record.sequence: body for record, body in zip(carrying, bodies, strict=True)}
+
+
+async def check(bus: Bus, timeout_s: float) -> None:
+    """See that some ingest process answers and its database with it. Raises a MarramError where not."""
+    await bus.request(subjects.events(_CHECKER), pack_batch("health-check", []), timeout_s)

@@ -1,0 +1,318 @@
+"""`Cloud`: the roles of one process composed: broker, store, objects, ingest, fleet, replicas, API.
+
+Everything it starts, it stops, in the reverse order; and what it starts dies with it even after a kill -9. It holds no
+state of its own: a restart on the same folder continues where the last one ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import uvicorn
+from fastapi import FastAPI
+
+from marram.bus.client import Bus
+from marram.bus.server import EmbeddedServer
+from marram.cloud import fleet as fleet_role
+from marram.cloud import ingest as ingest_role
+from marram.cloud.access import write_context
+from marram.cloud.api import create_app
+from marram.cloud.fleet import Fleet
+from marram.cloud.folder import FolderLock, make_folder
+from marram.cloud.ingest import Ingest
+from marram.cloud.replicas import Broker, Key, Replicas
+from marram.cloud.settings import BrokerAddress, Role, Settings, parse_reference
+from marram.cloud.state import CloudState, Hands, tried
+from marram.schema.api import Check
+from marram.schema.errors import Conflict, Invalid, NotReady, Refused, Retryable
+from marram.store import Objects, open_store
+
+log = logging.getLogger(__name__)
+
+_CONNECT_S = 10.0
+_CHECK_S = 2.0
+
+# Adds what stands on a floor above (the console) to the API's app before it is served.
+Mount = Callable[[FastAPI, CloudState], None]
+
+
+class Cloud:
+    """One cloud process. `async with Cloud(settings).running() as cloud: …`, or `start`, `wait`, `stop`."""
+
+    def __init__(self, settings: Settings, mount: Mount | None = None) -> None:
+        self.settings = settings
+        self.url = ""  # of the API, once started
+        self.broker: Broker | None = None  # once started
+        self.admin_token: str | None = None  # of this machine, where the API role runs
+        self._mount = mount
+        self._closing = contextlib.AsyncExitStack()
+        self._failed: asyncio.Future[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._bus: Bus | None = None
+        self._state: CloudState | None = None
+        self.replicas: Replicas | None = None
+        self.ingest: Ingest | None = None
+
+    @property
+    def state(self) -> CloudState:
+        """Store, registry, rollout and the rest, once started."""
+        assert self._state is not None, "not started"
+        return self._state
+
+    @property
+    def bus(self) -> Bus:
+        """The control connection, once started."""
+        assert self._bus is not None, "not started"
+        return self._bus
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Cloud]:
+        """Started, and stopped at the end of the block."""
+        await self.start()
+        try:
+            yield self
+        finally:
+            await self.stop()
+
+    async def start(self) -> None:
+        """Start every role and return once all of them work.
+
+        Raises Conflict (folder or port taken), Refused (folder not writable), Invalid (settings), Retryable
+        (database, broker or object store away).
+        """
+        self._loop = asyncio.get_running_loop()
+        self._failed = self._loop.create_future()
+        try:
+            await self._start()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def wait(self) -> None:
+        """Until a part that cannot be mended from here fails; raises why. Usually cancelled instead."""
+        assert self._failed is not None, "not started"
+        await asyncio.shield(self._failed)
+
+    async def stop(self) -> None:
+        """Stop what runs, newest first; any number of times."""
+        await self._closing.aclose()
+
+    async def _start(self) -> None:
+        settings = self.settings
+        listener = self._listen() if Role.API in settings.roles else None
+        if settings.nats is None:
+            lock = await asyncio.to_thread(FolderLock, settings.folder)
+            self._closing.callback(lock.release)
+        else:
+            await asyncio.to_thread(make_folder, settings.folder)
+        self._state = await asyncio.to_thread(self._open_state)
+        self._closing.push_async_callback(asyncio.to_thread, self._state.store.close)
+        self.broker = await self._open_broker(self._state)
+        self._bus = await Bus.connect(self.broker.url, self.broker.user, self.broker.password, name="cloud")
+        self._closing.push_async_callback(self._bus.close)
+        await self._connected(self._bus)
+        self._state.hands = Hands(
+            nudge=self._nudge,
+            devices_changed=self._state.hands.devices_changed,
+            deployments_changed=self._wake,
+            checks=self._checks,
+            brokers=self._told_brokers(),
+        )
+        await self._start_roles(self._state, self._bus)
+        if listener is not None:
+            await self._start_api(self._state, listener)
+
+    # ------------------------------------------------------------ parts
+
+    def _open_state(self) -> CloudState:
+        settings = self.settings
+        store = open_store(settings.database_url)
+        try:
+            scratch = make_folder(settings.folder / "scratch")
+            for leftover in scratch.glob("upload-*"):  # of uploads that a crash cut off
+                leftover.unlink(missing_ok=True)
+            return CloudState(store, Objects(settings.objects_url), scratch)
+        except BaseException:
+            store.close()
+            raise
+
+    async def _open_broker(self, state: CloudState) -> Broker:
+        settings = self.settings
+        if settings.nats is not None:
+            address = BrokerAddress.parse(settings.nats)
+            return Broker(address.url, address.user, address.password)
+        server = EmbeddedServer(settings.broker_folder, settings.host, settings.broker_port)
+        await asyncio.to_thread(server.start, await asyncio.to_thread(state.store.devices.secrets))
+        self._closing.push_async_callback(asyncio.to_thread, server.stop)
+        state.hands.devices_changed = lambda: server.set_devices(state.store.devices.secrets())
+        return Broker(server.url, server.control_user, server.control_password)
+
+    async def _connected(self, bus: Bus) -> None:
+        try:
+            await bus.wait_connected(_CONNECT_S)
+        except Refused as error:
+            raise Refused(
+                f"the broker does not let this cloud in: {error.what}",
+                where=self.settings.nats,
+                hint="Check user and password in --nats.",
+            ) from error
+        except NotReady as error:
+            raise Retryable("the broker does not answer", where=self.broker.url if self.broker else None) from error
+
+    async def _start_roles(self, state: CloudState, bus: Bus) -> None:
+        settings = self.settings
+        if Role.INGEST in settings.roles:
+            self.ingest = Ingest(bus, state.store, state.objects)
+            await self.ingest.start()
+            self._closing.push_async_callback(asyncio.to_thread, self.ingest.close)
+            # Closed twice on purpose: first no more batches come, then the commits under way end, then the rest goes.
+            self._closing.push_async_callback(bus.close)
+        if Role.FLEET in settings.roles:
+            fleet = Fleet(bus, state.store, state.objects, state.rollout)
+            await fleet.start()
+            self._closing.push_async_callback(fleet.stop)
+        if Role.REPLICA in settings.roles:
+            assert self.broker is not None
+            asked = [parse_reference(reference) for reference in settings.serve]
+            for name, version in asked:
+                await asyncio.to_thread(state.registry.get, name, version)  # a wrong --serve is told now
+            self.replicas = Replicas(state.registry, _wanted(state, asked), self.broker, settings.folder)
+            self.replicas.start()
+            self._closing.push_async_callback(self.replicas.stop)
+        elif settings.serve:
+            raise Invalid("--serve needs the role replica", hint="Add --role replica, or leave --role out.")
+
+    # ------------------------------------------------------------ the API
+
+    def _listen(self) -> socket.socket:
+        """The port is taken before anything else starts: the commonest fault is told in a millisecond."""
+        host, port = self.settings.host, self.settings.port
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(
+                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            listener = socket.socket(family, kind, protocol)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(512)
+        except OSError as error:
+            raise Conflict(
+                f"cannot listen on {host}:{port}: {error.strerror}", hint="Choose another: marram cloud --port PORT"
+            ) from error
+        self._closing.callback(listener.close)
+        return listener
+
+    async def _start_api(self, state: CloudState, listener: socket.socket) -> None:
+        port = listener.getsockname()[1]
+        self.url = f"http://{_bracketed(_reachable(self.settings.host))}:{port}"
+        state.hands.url = self.url
+        token = await asyncio.to_thread(state.access.first, self.settings.folder)
+        self.admin_token = token.text
+        app = create_app(state)
+        if self._mount is not None:
+            self._mount(app, state)
+        config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=3)
+        server = _Server(config)
+        serving = asyncio.create_task(server.serve(sockets=[listener]), name="api")
+        serving.add_done_callback(self._ended)
+
+        async def end() -> None:
+            server.should_exit = True
+            await asyncio.gather(serving, return_exceptions=True)
+
+        self._closing.push_async_callback(end)
+        while not server.started:
+            if serving.done():
+                raise Retryable("the HTTP server did not start", hint="Its log says why.")
+            await asyncio.sleep(0.005)
+        local = f"http://{_bracketed(_local(self.settings.host))}:{port}"
+        await asyncio.to_thread(write_context, local, token.text)
+
+    def _ended(self, serving: asyncio.Task[None]) -> None:
+        assert self._failed is not None
+        if not self._failed.done() and not serving.cancelled() and serving.exception() is not None:
+            self._failed.set_exception(Retryable(f"the HTTP server ended: {serving.exception()}"))
+
+    # ------------------------------------------------------------ hands: called in any thread
+
+    def _nudge(self, devices: list[str]) -> None:
+        if devices:
+            self._on_loop(fleet_role.nudge(self.bus, devices))
+
+    def _wake(self) -> None:
+        if self.replicas is not None and self._loop is not None:
+            self._loop.call_soon_threadsafe(self.replicas.wake)
+
+    def _on_loop(self, work: object) -> None:
+        assert self._loop is not None and asyncio.iscoroutine(work)
+        asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def _checks(self) -> list[Check]:
+        return [tried("broker", self._check_broker), tried("ingest", self._check_ingest)]
+
+    def _check_broker(self) -> str:
+        assert self.broker is not None
+        if not self.bus.connected:
+            raise NotReady(self.bus.refused or "not connected", where=self.broker.url)
+        rtt_s = self.bus.rtt_s
+        return self.broker.url if rtt_s is None else f"{self.broker.url}, {rtt_s * 1e3:.1f} ms"
+
+    def _check_ingest(self) -> str:
+        assert self._loop is not None
+        asked = asyncio.run_coroutine_threadsafe(ingest_role.check(self.bus, _CHECK_S), self._loop)
+        try:
+            asked.result(_CHECK_S + 1)
+        except TimeoutError as error:
+            raise Retryable("ingest did not answer in time") from error
+        return "a batch was acknowledged"
+
+    def _told_brokers(self) -> list[str]:
+        """What devices are told when they join."""
+        if self.settings.brokers:
+            return list(self.settings.brokers)
+        assert self.broker is not None
+        if self.settings.nats is not None:
+            return [self.broker.url]
+        return [f"nats://{_bracketed(_reachable(self.settings.host))}:{self.broker.url.rpartition(':')[2]}"]
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: one process has one place that decides when to end."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _wanted(state: CloudState, asked: list[tuple[str, int | None]]) -> Callable[[], set[Key]]:
+    def wanted() -> set[Key]:
+        newest = {(name, state.registry.get(name, version).version) for name, version in asked}
+        return newest | state.rollout.served()
+
+    return wanted
+
+
+def _local(host: str) -> str:
+    """How programs on this machine reach a server that listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
+def _reachable(host: str) -> str:
+    """How other machines reach it: where it listens on every address, the one that leads outwards."""
+    if host not in ("0.0.0.0", "", "::"):
+        return host
+    family, far = (socket.AF_INET6, "2001:db8::1") if host == "::" else (socket.AF_INET, "192.0.2.1")
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((far, 9))  # sends nothing: it only asks the routing table
+            return str(probe.getsockname()[0])
+    except OSError:
+        return socket.gethostname()
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,83 @@
+"""What a cloud is told when it starts: where it keeps things, where it listens, which roles it plays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from marram.schema.errors import Invalid
+from marram.schema.ids import check_name
+
+
+class Role(StrEnum):
+    """What one cloud process does; roles meet only through the bus and the store, so any of them can be doubled."""
+
+    API = "api"  # HTTP API and console
+    INGEST = "ingest"  # events into the store
+    FLEET = "fleet"  # reports in, desired states and files out
+    REPLICA = "replica"  # models answer
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """See `marram cloud --help`. `database`, `objects` None: in `folder`; `nats` None: an embedded broker."""
+
+    folder: Path
+    host: str = "127.0.0.1"
+    port: int = 8080  # 0: any free one
+    broker_port: int = 0  # 0: the one it had last time, else any free one
+    roles: frozenset[Role] = field(default_factory=lambda: frozenset(Role))
+    nats: str | None = None
+    database: str | None = None
+    objects: str | None = None
+    serve: tuple[str, ...] = ()
+    # Addresses told to devices that join, where they differ from where the broker listens.
+    brokers: tuple[str, ...] = ()
+
+    @property
+    def database_url(self) -> str | Path:
+        return self.database or self.folder / "marram.db"
+
+    @property
+    def objects_url(self) -> str | Path:
+        return self.objects or self.folder / "objects"
+
+    @property
+    def broker_folder(self) -> Path:
+        return self.folder / "broker"
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerAddress:
+    """A broker that somebody else runs: `nats://USER:PASSWORD@HOST:PORT`, taken apart."""
+
+    url: str
+    user: str
+    password: str
+
+    @classmethod
+    def parse(cls, text: str) -> BrokerAddress:
+        """Raises Invalid; the message never repeats the password."""
+        parts = urlsplit(text)
+        try:
+            host, port = parts.hostname, parts.port or 4222
+        except ValueError as error:
+            raise Invalid("the port of --nats is not a number") from error
+        if parts.scheme not in ("nats", "tls") or not host:
+            raise Invalid("--nats is no broker address", hint="Write nats://USER:PASSWORD@HOST:4222.")
+        bare = f"[{host}]" if ":" in host else host
+        return cls(f"{parts.scheme}://{bare}:{port}", parts.username or "", parts.password or "")
+
+
+def parse_reference(reference: str) -> tuple[str, int | None]:
+    """`name@3` -> ("name", 3), `name` -> ("name", None). Raises Invalid."""
+    name, sign, number = reference.partition("@")
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise Invalid(str(error), where=reference) from error
+    if sign and not (number.isdecimal() and int(number) > 0):
+        raise Invalid(f'"{reference}": a version is a whole number, as in {name}@3')
+    return name, int(number) if sign else None

@@ -1,0 +1,227 @@
+"""The cloud as its API, its console and its commands see it: one object over store, registry, rollout and broker.
+
+Methods block and are safe from any thread; `cloud.api.contract.State` says what each promises. What has to reach the
+outside (a nudge, the broker's list of devices) goes through `Hands`, which the server fills in: a process that plays
+only the API role against somebody else's broker has other hands than one that embeds its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from marram import __version__
+from marram.cloud.access import Access
+from marram.cloud.api.contract import EventQuery, SampleQuery
+from marram.cloud.enrolment import Enrolment
+from marram.cloud.views import counts_view, device_app, event_view, model_view, sample_view
+from marram.registry import Registry
+from marram.rollout import Rollout
+from marram.schema.api import (
+    Check,
+    Counts,
+    DeployAsk,
+    Deployment,
+    EventView,
+    JoinAsk,
+    Joined,
+    ModelAsk,
+    ModelView,
+    SampleView,
+    Status,
+    TokenAsk,
+    TokenMade,
+    TokenView,
+)
+from marram.schema.device import Device, DeviceState
+from marram.schema.errors import MarramError, Missing
+from marram.store import EventFilter, Objects, SampleFilter, Store
+
+
+@dataclass(slots=True)
+class Hands:
+    """What the state can make happen outside of the store; every call may block and must be safe from any thread."""
+
+    nudge: Callable[[list[str]], None] = lambda devices: None
+    # The devices changed: the broker must let in exactly those the store has.
+    devices_changed: Callable[[], None] = lambda: None
+    # What replicas must serve may have changed.
+    deployments_changed: Callable[[], None] = lambda: None
+    # Broker and ingest, each tried for real.
+    checks: Callable[[], list[Check]] = list
+    # What devices are told: where the broker is. What people are told: where the API is.
+    brokers: list[str] = field(default_factory=list)
+    url: str = ""
+
+
+class CloudState:
+    """Implements `cloud.api.contract.State`."""
+
+    def __init__(self, store: Store, objects: Objects, scratch: Path) -> None:
+        self.store = store
+        self.objects = objects
+        self.registry = Registry(store.models, objects)
+        self.rollout = Rollout(store, self.registry, objects)
+        self.access = Access(store.admins)
+        self.hands = Hands()
+        self._enrolment = Enrolment(store)
+        self._scratch = scratch
+        self._started_s = time.monotonic()
+
+    # ------------------------------------------------------------ who may ask
+
+    def admits(self, token: str) -> bool:
+        return self.access.admits(token)
+
+    @property
+    def session_key(self) -> bytes:
+        return self.access.session_key()
+
+    @property
+    def scratch(self) -> Path:
+        return self._scratch
+
+    # ------------------------------------------------------------ joining, devices
+
+    def join(self, ask: JoinAsk) -> Joined:
+        name, secret, labels = self._enrolment.join(ask)
+        self.rollout.refresh(name)
+        # The broker knows the device before the device knows its secret: its first connect is let in.
+        self.hands.devices_changed()
+        return Joined(device=name, secret=secret, brokers=self.hands.brokers, labels=labels)
+
+    def create_token(self, ask: TokenAsk) -> TokenMade:
+        return self._enrolment.create_token(ask, self.hands.url)
+
+    def tokens(self) -> list[TokenView]:
+        return self._enrolment.tokens()
+
+    def revoke_token(self, id: str) -> None:
+        self.store.tokens.remove(id)
+
+    def devices(self) -> list[Device]:
+        return self.store.devices.list()
+
+    def device(self, id: str) -> Device:
+        return self.store.devices.get(id)
+
+    def remove_device(self, id: str) -> None:
+        self.store.devices.remove(id)
+        self.hands.devices_changed()
+        self.hands.deployments_changed()
+
+    # ------------------------------------------------------------ content
+
+    def blob_bytes(self, sha256: str) -> int | None:
+        try:
+            return self.objects.size(sha256)
+        except Missing:
+            return None
+
+    def read_blob(self, sha256: str) -> Iterator[bytes]:
+        return self.objects.stream(sha256)
+
+    def add_blob(self, sha256: str, file: Path) -> None:
+        self.objects.adopt(file, sha256)
+
+    def add_model(self, ask: ModelAsk) -> ModelView:
+        return model_view(self.registry.add(ask.card, ask.manifest, version=ask.version))
+
+    def models(self) -> list[ModelView]:
+        return [model_view(row) for row in self.registry.list()]
+
+    def model(self, name: str, version: int | None) -> ModelView:
+        return model_view(self.registry.get(name, version))
+
+    # ------------------------------------------------------------ deployments
+
+    def deploy(self, ask: DeployAsk) -> Deployment:
+        rolled = self.rollout.deploy(ask.app_yaml, ask.files, dict(ask.selector))
+        self.hands.deployments_changed()
+        self.hands.nudge(rolled.changed)
+        return self.deployment(rolled.deployment.app)
+
+    def undeploy(self, app: str, selector: dict[str, str]) -> None:
+        rolled = self.rollout.remove(app, selector)
+        self.hands.deployments_changed()
+        self.hands.nudge(rolled.changed)
+
+    def deployments(self) -> list[Deployment]:
+        devices = {device.id: device for device in self.store.devices.list()}
+        return [self._deployment(app, devices) for app in sorted({row.app for row in self.rollout.current()})]
+
+    def deployment(self, app: str) -> Deployment:
+        if all(row.app != app for row in self.rollout.current()):
+            raise Missing(f'no app "{app}" is deployed', hint="`marram deploy --help` says how.")
+        return self._deployment(app, {device.id: device for device in self.store.devices.list()})
+
+    def _deployment(self, app: str, devices: dict[str, Device]) -> Deployment:
+        newest = next(row for row in self.rollout.current() if row.app == app)
+        targets = self.rollout.targets(app)
+        return Deployment(
+            app=app,
+            version=newest.version or 0,
+            selector=newest.selector,
+            created_s=newest.created_s,
+            devices=[
+                device_app(devices[name], app, row.version or 0)
+                for name, row in sorted(targets.items())
+                if name in devices
+            ],
+        )
+
+    # ------------------------------------------------------------ what devices delivered
+
+    def events(self, query: EventQuery) -> list[EventView]:
+        which = EventFilter(query.device, query.app, query.kinds, query.since_s)
+        if query.after is not None:
+            return [event_view(event) for event in self.store.events.after(query.after, which, query.limit)]
+        return [event_view(event) for event in reversed(self.store.events.newest(which, query.limit))]
+
+    def counts(self, device: str | None) -> Counts:
+        return counts_view(self.store.events.counts(device))
+
+    def samples(self, query: SampleQuery) -> list[SampleView]:
+        which = SampleFilter(query.device, query.app, None, query.labelled)
+        return [sample_view(sample) for sample in self.store.samples.list(which, query.limit, query.after)]
+
+    def sample_body(self, id: int) -> tuple[bytes, str]:
+        sample = self.store.samples.get(id)
+        return self.objects.get(sample.sha256), sample.media or "application/octet-stream"
+
+    def label_sample(self, id: int, label: str | None) -> SampleView:
+        return sample_view(self.store.samples.label(id, label))
+
+    # ------------------------------------------------------------ the whole
+
+    def status(self) -> Status:
+        devices = self.store.devices.list()
+        return Status(
+            version=__version__,
+            uptime_s=time.monotonic() - self._started_s,
+            devices=len(devices),
+            online=sum(device.state is DeviceState.ONLINE for device in devices),
+            apps=len({row.app for row in self.rollout.current()}),
+            models=self.store.models.count(),
+            events=self.store.events.stored(),
+            samples=self.store.samples.count(),
+            brokers=self.hands.brokers,
+            checks=self.checks(),
+        )
+
+    def checks(self) -> list[Check]:
+        return [
+            tried("database", self.store.check),
+            tried("objects", self.objects.check),
+            *self.hands.checks(),
+        ]
+
+
+def tried(name: str, attempt: Callable[[], str]) -> Check:
+    """One check: what `attempt` says of itself, or why it failed."""
+    try:
+        return Check(name=name, ok=True, detail=attempt())
+    except MarramError as error:
+        return Check(name=name, ok=False, detail=str(error))

@@ -1,0 +1,83 @@
+"""Rows of the store as the API shows them."""
+
+from __future__ import annotations
+
+from marram.schema.api import Counts, DeviceApp, EventView, ModelView, SampleView, StreamCount
+from marram.schema.device import Device
+from marram.store import Counts as StoreCounts
+from marram.store import ModelRow, Sample, StoredEvent
+
+
+def event_view(event: StoredEvent) -> EventView:
+    return EventView(
+        id=event.id,
+        device=event.device,
+        app=event.app,
+        kind=event.kind,
+        time_s=event.time_s,
+        received_s=event.received_s,
+        stream=event.stream,
+        sequence=event.sequence,
+        data=event.data,
+        media=event.media,
+        body_bytes=event.size_bytes,
+    )
+
+
+def sample_view(sample: Sample) -> SampleView:
+    return SampleView(
+        id=sample.id,
+        device=sample.device,
+        app=sample.app,
+        time_s=sample.time_s,
+        reason=sample.reason,
+        data=sample.data,
+        media=sample.media,
+        body_bytes=sample.size_bytes,
+        label=sample.label,
+    )
+
+
+def counts_view(counts: StoreCounts) -> Counts:
+    return Counts(
+        stored=counts.stored,
+        distinct=counts.distinct,
+        duplicates_seen=counts.duplicates,
+        by_kind=counts.by_kind,
+        streams=[
+            StreamCount(
+                device=stream.device,
+                stream=stream.stream,
+                stored=stream.stored,
+                first_sequence=stream.first_sequence,
+                last_sequence=stream.last_sequence,
+            )
+            for stream in counts.streams
+        ],
+    )
+
+
+def model_view(row: ModelRow) -> ModelView:
+    return ModelView(
+        name=row.name,
+        version=row.version,
+        card=row.card,
+        manifest=row.manifest,
+        digest=row.digest,
+        created_s=row.created_s,
+    )
+
+
+def device_app(device: Device, app: str, wanted: int) -> DeviceApp:
+    """Where `app` stands on `device`, which should run its version `wanted`."""
+    said = next((a for a in device.reported.apps if a.name == app), None) if device.reported else None
+    if said is None:
+        return DeviceApp(device=device.id, wanted=wanted, seen_s=device.seen_s)
+    return DeviceApp(
+        device=device.id,
+        wanted=wanted,
+        version=said.version,
+        state=said.state,
+        reason=said.reason,
+        seen_s=device.seen_s,
+    )
