@@ -5,6 +5,8 @@ Decoding trusts nothing: a malformed message raises Invalid, never anything else
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +27,17 @@ def pack(document: Any) -> bytes:
 
 def unpack(message: bytes) -> Any:
     """The inverse of `pack`. Raises Invalid."""
+    if len(message) > 2 * MAX_MESSAGE_BYTES:
+        raise Invalid(f"not a message of ours: {len(message)} bytes")
     try:
-        return msgpack.unpackb(message, raw=False, strict_map_key=True, max_buffer_size=2 * MAX_MESSAGE_BYTES)
+        # Lengths claimed inside are bounded by the message's own.
+        return msgpack.unpackb(message, raw=False, strict_map_key=True, ext_hook=_no_extension, timestamp=1)
     except (ValueError, msgpack.UnpackException, RecursionError) as error:
         raise Invalid(f"not a message of ours: {error or type(error).__name__}") from error
+
+
+def _no_extension(code: int, data: bytes) -> Any:
+    raise ValueError(f"extension type {code}")
 
 
 def unpack_dict(message: bytes) -> dict[str, Any]:
@@ -39,13 +48,64 @@ def unpack_dict(message: bytes) -> dict[str, Any]:
     return document
 
 
+def encode_event(event: Event) -> bytes:
+    """One event, as the outbox keeps it. Raises Invalid where it holds more than plain data.
+
+    NaN and infinity, which JSON and databases do not have, become null; keys become text.
+    """
+    try:
+        try:
+            json.dumps(event.data, allow_nan=False)  # the cheapest full check there is
+            return _encode(event, event.data)
+        except ValueError:
+            return _encode(event, _plain(event.data))
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise Invalid(f"an event ({event.kind}) holds more than plain data: {error}", where=event.app) from error
+
+
+def decode_event(record: bytes) -> Event:
+    """The inverse of `encode_event`. Raises Invalid."""
+    row = unpack(record)
+    if not isinstance(row, list) or len(row) != 6:
+        raise Invalid("not an event of ours")
+    return _event(row)
+
+
+def _encode(event: Event, data: Any) -> bytes:
+    record = pack([event.kind.value, event.app, event.time_s, data, event.body, event.media])
+    try:
+        decode_event(record)
+    except Invalid as error:
+        raise ValueError(str(error)) from error
+    return record
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def pack_batch(stream: str, records: list[Recorded]) -> bytes:
-    """A batch of one outbox's events."""
-    rows = [
-        [r.sequence, r.event.kind.value, r.event.app, r.event.time_s, r.event.data, r.event.body, r.event.media]
-        for r in records
-    ]
-    return pack({"stream": stream, "events": rows})
+    """A batch of one outbox's events. Raises Invalid."""
+    return pack_encoded(stream, [(r.sequence, encode_event(r.event)) for r in records])
+
+
+def pack_encoded(stream: str, records: list[tuple[int, bytes]]) -> bytes:
+    """Like `pack_batch`, of (sequence, `encode_event`) pairs, which need no decoding for it."""
+    packer = msgpack.Packer(use_bin_type=True, autoreset=False)
+    packer.pack_map_header(2)
+    packer.pack("stream")
+    packer.pack(stream)
+    packer.pack("events")
+    packer.pack_array_header(len(records))
+    parts = [packer.bytes()]
+    for sequence, record in records:
+        # An event is a list of 6 (0x96 …); in a batch its sequence comes first, in a list of 7 (0x97 …).
+        parts += (b"\x97", msgpack.packb(sequence), record[1:])
+    return b"".join(parts)
 
 
 def unpack_batch(message: bytes) -> list[Recorded]:
@@ -55,7 +115,7 @@ def unpack_batch(message: bytes) -> list[Recorded]:
         stream = document["stream"]
         if not isinstance(stream, str) or not 8 <= len(stream) <= 64:
             raise Invalid("a batch names its stream in 8 to 64 characters")
-        return [Recorded(stream, _sequence(row[0]), _event(row)) for row in document["events"]]
+        return [Recorded(stream, _sequence(row[0]), _event(row[1:])) for row in document["events"]]
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise Invalid(f"not a batch of events: {error!r}") from error
 
@@ -67,31 +127,38 @@ def _sequence(value: Any) -> int:
 
 
 def _event(row: list[Any]) -> Event:
-    _, kind, app, time_s, data, body, media = row
+    kind, app, time_s, data, body, media = row
     if not (
         isinstance(app, str)
+        and isinstance(time_s, int | float)
+        and math.isfinite(time_s)
         and isinstance(data, dict)
         and isinstance(body, bytes | None)
         and isinstance(media, str | None)
     ):
         raise Invalid("an event of the batch has fields of wrong types")
-    return Event(EventKind(kind), app, float(time_s), data, body, media)
+    try:
+        return Event(EventKind(kind), app, float(time_s), data, body, media)
+    except (ValueError, OverflowError) as error:
+        raise Invalid(f"not an event: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
 class Ack:
     """The answer to a batch, sent only after the transaction that holds all of it has committed.
 
-    `stored`: how many of them are new (a batch sent twice has 0 the second time); `high`: the batch's highest sequence.
+    `stored`: how many of them are new (a batch sent twice has 0 the second time); `high`: the batch's highest sequence;
+    `service_s`: how long the cloud took, so that the device can tell a slow link from a busy cloud.
     """
 
     stored: int
     high: int
+    service_s: float = 0.0
 
 
-def pack_ack(stored: int, high: int) -> bytes:
+def pack_ack(stored: int, high: int, service_s: float = 0.0) -> bytes:
     """See `Ack`."""
-    return pack({"stored": stored, "high": high})
+    return pack({"stored": stored, "high": high, "service": service_s})
 
 
 def unpack_ack(message: bytes) -> Ack:
@@ -100,7 +167,8 @@ def unpack_ack(message: bytes) -> Ack:
     stored, high = document.get("stored"), document.get("high")
     if type(stored) is not int or type(high) is not int or stored < 0 or high < 0:
         raise Invalid("not an acknowledgement: it needs the whole numbers stored and high")
-    return Ack(stored, high)
+    service_s = document.get("service", 0.0)
+    return Ack(stored, high, max(0.0, service_s) if isinstance(service_s, float) else 0.0)
 
 
 def pack_report(state: Reported) -> bytes:
@@ -199,7 +267,7 @@ class InferRequest:
 
 @dataclass(frozen=True, slots=True)
 class InferReply:
-    """A replica's answer: `result` or `error`, with the seconds it queued and computed; `waiting`: others queued there."""
+    """A replica's answer: `result` or `error`, the seconds it queued and computed; `waiting`: others queued there."""
 
     result: dict[str, Any] | None
     error: str | None

@@ -2,7 +2,7 @@
 
 | subject | who asks → who answers | what |
 |---|---|---|
-| `d.<id>.events` | device → ingest (queue group) | a batch of events; the answer is the acknowledgement after the commit |
+| `d.<id>.events` | device → ingest (queue group) | a batch of events; the answer acknowledges it, after the commit |
 | `d.<id>.report` | device → fleet (queue group) | Reported; the answer carries Desired where the device's is old |
 | `d.<id>.desired` | fleet → device | a nudge: report now |
 | `d.<id>.blob` | device → fleet (queue group) | one range of a file by digest |
