@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from fastapi import FastAPI
+from rich.console import Console as Terminal
 
 from marram.cloud.server import Cloud
 from marram.cloud.settings import Role, Settings
+from marram.cloud.state import CloudState
+from marram.console import Console, mount
 from marram.schema import paths
 from marram.schema.errors import Invalid
 
@@ -86,8 +89,13 @@ async def _run(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    async with Cloud(settings).running() as cloud:
-        _say(cloud)
+    consoles: list[Console] = []
+
+    def put_console(api: FastAPI, state: CloudState) -> None:
+        consoles.append(mount(api, state))
+
+    async with Cloud(settings, put_console).running() as cloud:
+        _say(cloud, consoles[0].link(cloud.url) if consoles else None)
         failing = asyncio.create_task(cloud.wait())
         stopping = asyncio.create_task(stopped.wait())
         await asyncio.wait({failing, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -97,14 +105,16 @@ async def _run(settings: Settings) -> None:
         failing.cancel()
 
 
-def _say(cloud: Cloud) -> None:
+def _say(cloud: Cloud, sign_in: str | None) -> None:
     """What a person needs next."""
-    out = Console(highlight=False, soft_wrap=True)
-    if cloud.url:
-        out.print(f"console  {cloud.url}", markup=False)
-        out.print("join     marram token create    prints the line to type on a device", markup=False)
-        out.print(f"commands on this machine are signed in ({paths.context()})", markup=False)
+    out = Terminal(highlight=False, soft_wrap=True)
+    lines = []
+    if sign_in is not None:
+        lines.append(f"console  {cloud.url}   first sign-in: {sign_in}")
+        lines.append("join     marram token create   prints the line to type on a device")
+        lines.append(f"signed in on this machine: {paths.context()}")
     else:
-        roles = ", ".join(sorted(cloud.settings.roles))
-        out.print(f"running  {roles}", markup=False)
-    out.print(f"data     {cloud.settings.folder}    Ctrl-C stops; nothing is lost", markup=False)
+        lines.append(f"running  {', '.join(sorted(cloud.settings.roles))}")
+    lines.append(f"data     {cloud.settings.folder}   Ctrl-C stops; nothing is lost")
+    for line in lines:
+        out.print(line, markup=False)

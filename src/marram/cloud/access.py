@@ -36,7 +36,7 @@ class Access:
             parsed = parse_token(token, API)
         except Refused:
             return False
-        row = self._row(parsed.id)
+        row = self._known().get(parsed.id)
         # The work is the same for an unknown id, so the time says nothing about which ids exist.
         good = proves(parsed.secret, row.secret_hash if row else "0" * 64)
         return good and row is not None and not row.revoked
@@ -57,8 +57,8 @@ class Access:
 
     def session_key(self) -> bytes:
         """What signs the console's cookies: of the oldest token that is not revoked."""
-        rows = [row for row in self._admins.list() if not row.revoked]
-        return session_key(rows[0].secret_hash if rows else hash_secret("no token"))
+        oldest = next((row for row in self._known().values() if not row.revoked), None)
+        return session_key(oldest.secret_hash if oldest else hash_secret("no token"))
 
     def first(self, folder: Path) -> Token:
         """The token of the machine the cloud runs on: from `folder/admin.token`, made anew where that is not good.
@@ -76,20 +76,21 @@ class Access:
         write_private(file, token.text + "\n")
         return token
 
-    def _row(self, id: str) -> AdminRow | None:
+    def _known(self) -> dict[str, AdminRow]:
+        """Every token's row, oldest first; asked for each request, so remembered for a moment."""
         with self._lock:
             if time.monotonic() - self._read_s < _CACHE_S:
-                return self._rows.get(id)
+                return self._rows
         try:
             rows = {row.id: row for row in self._admins.list()}
         except MarramError:
             with self._lock:
                 if not self._rows:
                     raise
-                return self._rows.get(id)  # the database is away: who was let in still is
+                return self._rows  # the database is away: who was let in still is
         with self._lock:
             self._rows, self._read_s = rows, time.monotonic()
-            return rows.get(id)
+            return rows
 
 
 def write_context(url: str, token: str) -> Path:
