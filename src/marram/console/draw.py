@@ -11,10 +11,11 @@ from typing import Any
 
 from marram.console.watcher import HISTORY_S, Picture, Point
 from marram.schema.api import EventView
-from marram.schema.device import AppState, Device, DeviceState, ReportedApp
+from marram.schema.device import REPORT_INTERVAL_S, AppState, Device, DeviceState, ReportedApp
 from marram.schema.units import format_duration, format_rate, format_size
 
-_BARS = 100
+# The size of a card's chart, in units of its drawing.
+_WIDTH, _HEIGHT = 300, 44
 
 
 def tiles(picture: Picture) -> str:
@@ -108,7 +109,7 @@ def _app(app: ReportedApp, wanted: int | None, points: list[Point]) -> str:
 
 
 def _placement(stats: dict[str, Any], points: list[Point]) -> str:
-    """Where inferences ran: now (the last half minute), and over five minutes as stacked bars."""
+    """Where inferences ran: now (the last half minute), and over the last minutes as stacked bars."""
     if not (_number(stats.get("edge")) or _number(stats.get("cloud"))):
         return ""
     recent = [p for p in points if points[-1].time_s - p.time_s < 30] if points else []
@@ -121,60 +122,67 @@ def _placement(stats: dict[str, Any], points: list[Point]) -> str:
     return (
         f'<div class="shares" data-edge="{at_edge}"><span class="edge">edge {at_edge} %</span>'
         f'<span class="cloud">cloud {100 - at_edge} %</span></div>'
-        f'<svg class="bars" viewBox="0 0 {_BARS * 3} 44" preserveAspectRatio="none" role="img" '
-        f'aria-label="{words}; the last five minutes">{_bars(points)}</svg>'
+        f'<svg class="bars" viewBox="0 0 {_WIDTH} {_HEIGHT}" preserveAspectRatio="none" role="img" '
+        f'aria-label="{words}; the last minutes">{_bars(points)}</svg>'
     )
 
 
 def _bars(points: list[Point]) -> str:
-    """Stacked bars, newest at the right: edge from below, cloud on top; empty where nothing was placed."""
-    if not points:
-        return ""
-    slots: list[list[int]] = [[0, 0] for _ in range(_BARS)]
-    newest_s = points[-1].time_s
-    for point in points:
-        slot = _BARS - 1 - int((newest_s - point.time_s) / (HISTORY_S / _BARS))
-        if slot >= 0:
-            slots[slot][0] += point.edge
-            slots[slot][1] += point.cloud
+    """Stacked bars, one a report, newest at the right: edge from below, cloud on top; a gap where none was."""
+    span_s = _span_s(points)
     parts = []
-    for index, (edge, cloud) in enumerate(slots):
-        if edge + cloud:
-            height = 44 * edge / (edge + cloud)
-            x = index * 3
-            if height < 44:
-                parts.append(f'<rect class="c" x="{x}" y="0" width="2.4" height="{44 - height:.1f}"/>')
-            if height > 0:
-                parts.append(f'<rect class="e" x="{x}" y="{44 - height:.1f}" width="2.4" height="{height:.1f}"/>')
+    for index, point in enumerate(points):
+        placed = point.edge + point.cloud
+        if not placed:
+            continue
+        # A bar reaches back to the report before; after a silence it stays as wide as a usual one.
+        before_s = points[index - 1].time_s if index else point.time_s - REPORT_INTERVAL_S
+        width = _WIDTH * min(point.time_s - before_s, 2 * REPORT_INTERVAL_S) / span_s
+        x = _WIDTH * (1 - (points[-1].time_s - point.time_s) / span_s) - width
+        edge = _HEIGHT * point.edge / placed
+        parts.append(_rect("c", x, 0, width, _HEIGHT - edge))
+        parts.append(_rect("e", x, _HEIGHT - edge, width, edge))
     return "".join(parts)
+
+
+def _rect(name: str, x: float, y: float, width: float, height: float) -> str:
+    if height <= 0:
+        return ""
+    return f'<rect class="{name}" x="{x:.1f}" y="{y:.1f}" width="{max(width - 0.5, 0.8):.1f}" height="{height:.1f}"/>'
+
+
+def _span_s(points: list[Point]) -> float:
+    """The time a chart spans: what is known, but a minute at least and five at most."""
+    return min(HISTORY_S, max(60.0, points[-1].time_s - points[0].time_s + REPORT_INTERVAL_S)) if points else HISTORY_S
 
 
 def _figures(stats: dict[str, Any], points: list[Point]) -> str:
     cells = [
-        _cell("p50", _ms(stats.get("p50_ms")), _spark(points)),
+        _cell("p50", _ms(stats.get("p50_ms"))),
         _cell("p95", _ms(stats.get("p95_ms"))),
         _cell("link", _link(stats)),
     ]
-    if _number(stats.get("always_edge_p50_ms")) is not None or _number(stats.get("always_cloud_p50_ms")) is not None:
-        cells += [
-            _cell("all-edge p50", _ms(stats.get("always_edge_p50_ms"))),
-            _cell("all-cloud p50", _ms(stats.get("always_cloud_p50_ms"))),
-        ]
+    # What always choosing one side would have cost, where audit blocks measured it.
+    for name, key in (("all-edge", "always_edge_p50_ms"), ("all-cloud", "always_cloud_p50_ms")):
+        if _number(stats.get(key)) is not None:
+            cells.append(_cell(name, _ms(stats.get(key))))
+    if line := _spark(points):
+        cells.append(_cell("p50 over time", line))
     return f'<dl class="figures">{"".join(cells)}</dl>'
 
 
-def _cell(name: str, value: str, extra: str = "") -> str:
-    return f'<div data-figure="{name}"><dt>{name}</dt><dd>{value}{extra}</dd></div>'
+def _cell(name: str, value: str) -> str:
+    return f'<div data-figure="{name}"><dt>{name}</dt><dd>{value}</dd></div>'
 
 
 def _spark(points: list[Point]) -> str:
-    """The median delay over five minutes as a small line."""
+    """The median delay over time as a small line; it starts at zero, so its height means something."""
     values = [(p.time_s, p.p50_ms) for p in points if p.p50_ms is not None]
     if len(values) < 3:
         return ""
-    newest_s, top = values[-1][0], max(v for _, v in values) or 1.0
-    places = " ".join(f"{80 - 80 * (newest_s - t) / HISTORY_S:.1f},{17 - 15 * v / top:.1f}" for t, v in values)
-    return f'<svg class="spark" viewBox="0 0 80 18" aria-hidden="true"><polyline points="{places}"/></svg>'
+    span_s, newest_s, top = _span_s(points), values[-1][0], max(v for _, v in values) or 1.0
+    places = " ".join(f"{119 - 118 * (newest_s - t) / span_s:.1f},{21 - 19 * v / top:.1f}" for t, v in values)
+    return f'<svg class="spark" viewBox="0 0 120 22" preserveAspectRatio="none" aria-hidden="true"><polyline points="{places}"/></svg>'
 
 
 def _link(stats: dict[str, Any]) -> str:
