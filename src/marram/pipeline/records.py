@@ -1,4 +1,4 @@
-"""One frame's answer as one JSON record: what the `jsonl` and `mqtt` sinks write."""
+"""One frame's answer as one JSON record: what the `jsonl` and `mqtt` sinks write. The same fields as its event."""
 
 from __future__ import annotations
 
@@ -6,21 +6,14 @@ import json
 from typing import Any
 
 from marram.pipeline.contract import Frame
+from marram.pipeline.events import data_of
 from marram.pipeline.plain import plain
 
 
 def record(frame: Frame) -> dict[str, Any]:
-    """`frame` (index), `name`, `time_s`, `result`, and where and how fast it was answered.
-
-    A frame without a result (an app that only passes readings on) has its `reading` instead.
-    """
-    document: dict[str, Any] = {"frame": frame.index, "name": frame.name, "time_s": round(frame.time_s, 6)}
-    if frame.placed is not None:
-        document["place"] = frame.placed.place.value
-        document["latency_ms"] = round(frame.placed.latency_s * 1000, 3)
-    if frame.result is not None:
-        document["result"] = frame.result.to_dict()
-    elif frame.reading is not None:
+    """`time_s` (Unix), then `events.data_of`; without a result (readings only passed on) also the `reading`."""
+    document = {"time_s": round(frame.time_s, 6), **data_of(frame)}
+    if frame.result is None and frame.reading is not None:
         document["reading"] = frame.reading
     return document
 

@@ -1,11 +1,11 @@
 """`mqtt: topic`: messages of a local broker as readings, or windows of them.
 
-Every message counts (a handler is called for each), so up to `LIMIT` of them wait; beyond that the oldest is given up and
-counted as skipped. With `every`, only the newest message is wanted, so often. Payloads are JSON, numbers or text; bytes
-that are none of these stay bytes.
+Every message counts (a handler is called for each), so up to `LIMIT` of them wait; beyond that the oldest is given up
+and counted as skipped. With `every`, only the newest message is wanted, so often. Payloads are JSON, numbers or text;
+bytes that are none of these stay bytes.
 
-A broker that is away when the app starts is said at once (`frames` raises Retryable). One that goes away later is counted,
-and the client comes back by itself, with back-off, for as long as the app runs.
+A broker that is away when the app starts is said at once (`frames` raises Retryable). One that goes away later is
+counted, and the client comes back by itself, with back-off, for as long as the app runs.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ class Mqtt:
         if len(message.payload) > MAX_PAYLOAD_BYTES:
             self._failed(f"{message.topic}: a message of {format_size(len(message.payload))} is too large, left out")
             return
-        arrived = _Message(message.topic, message.payload, time.time(), time.monotonic())
+        arrived = _Message(message.topic, bytes(message.payload), time.time(), time.monotonic())
         with self._changed:
             if len(self._waiting) >= self._limit:
                 self._waiting.popleft()
@@ -267,4 +267,4 @@ def _tensor(value: Any) -> NDArray[np.float32] | None:
         tensor = np.array(value, dtype=np.float32)
     except (ValueError, TypeError, OverflowError):
         return None
-    return tensor if tensor.ndim == 2 and tensor.size else None
+    return tensor if tensor.ndim == 2 and tensor.size and np.isfinite(tensor).all() else None

@@ -20,7 +20,7 @@ from PIL import Image as Pillow
 from marram.pipeline.conditions import Condition, condition_of, field_of
 from marram.pipeline.contract import Frame, Image, Step, StepContext
 from marram.pipeline.plain import plain
-from marram.schema.app import App, KeepStep, MqttSource, RedactStep, SeriesSource
+from marram.schema.app import App, FunctionStep, KeepStep, MqttSource, RedactStep, SeriesSource
 from marram.schema.errors import Invalid
 from marram.schema.event import Event, EventKind
 from marram.schema.units import format_size
@@ -55,7 +55,8 @@ def _check_raw(spec: KeepStep, app: App) -> None:
             hint="Write `raw: allowed` where these readings may leave the device.",
         )
     before = app.steps[: next(i for i, step in enumerate(app.steps) if step is spec)]
-    if not any(isinstance(step, RedactStep) for step in before):
+    # A function may redact in its own way, and then says so by setting `frame.redacted`.
+    if not any(isinstance(step, RedactStep | FunctionStep) for step in before):
         raise Invalid(
             "`raw: redacted` lets only redacted pictures leave the device, and no step before this one redacts",
             where=where,
