@@ -13,6 +13,7 @@ from itertools import count
 from typing import Protocol
 
 from marram.pipeline.contract import Frame, Image
+from marram.pipeline.pace import following
 from marram.schema.errors import MarramError
 
 BACK_OFF_S = (0.5, 1.0, 2.0, 5.0, 10.0)
@@ -62,7 +63,7 @@ class Newest:
                         return
                     (image, time_s, captured_s), self._newest = self._newest, None
                 if self._every_s is not None:
-                    due_s = max(due_s + self._every_s, time.monotonic())
+                    due_s = following(due_s, self._every_s)
                 yield Frame(index, time_s, captured_s, image=image, name=self._name)
         finally:
             self.close()

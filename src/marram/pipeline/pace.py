@@ -21,12 +21,17 @@ class Pace:
     def wait(self) -> bool:
         """Sleep until the next frame is due; False where `close` came first."""
         if self._every_s is not None:
-            now_s = time.monotonic()
-            if self._closed.wait(max(0.0, self._due_s - now_s)):
+            if self._closed.wait(max(0.0, self._due_s - time.monotonic())):
                 return False
-            self._due_s = max(self._due_s + self._every_s, now_s)
+            self._due_s = following(self._due_s, self._every_s)
         return not self._closed.is_set()
 
     def close(self) -> None:
         """End all waiting. Safe from any thread, any number of times."""
         self._closed.set()
+
+
+def following(due_s: float, every_s: float) -> float:
+    """When the next frame is due after the one that was due at `due_s` and is taken now."""
+    now_s = time.monotonic()
+    return due_s + every_s if due_s + every_s > now_s else now_s + every_s

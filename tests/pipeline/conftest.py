@@ -1,0 +1,146 @@
+"""A small real model that tells red from green from blue, pictures of these colours, and ways to run an app on them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image as Pillow
+
+from marram.pipeline.build import Around, Pipeline
+from marram.pipeline.contract import Frame
+from marram.schema.app import App, parse_app
+from marram.schema.event import Event
+
+COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 230)}
+SIZE = 16
+
+CARD = f"""
+model: colours
+version: 7
+task: classification
+input: {{size: [{SIZE}, {SIZE}], layout: NCHW, mean: [127.5], std: [127.5]}}
+output: {{form: logits}}
+variants: [{{name: onnx, engine: onnx, file: model.onnx}}]
+labels: [red, green, blue]
+licence: Apache-2.0
+source: made by the tests
+"""
+
+
+@pytest.fixture(scope="session")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle: the mean of each channel is the logit of its colour."""
+    folder = tmp_path_factory.mktemp("models") / "colours"
+    folder.mkdir()
+    helper, real = onnx.helper, onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        [
+            helper.make_node("GlobalAveragePool", ["picture"], ["means"]),
+            helper.make_node("Flatten", ["means"], ["logits"]),
+        ],
+        "colours",
+        [helper.make_tensor_value_info("picture", real, [1, 3, SIZE, SIZE])],
+        [helper.make_tensor_value_info("logits", real, [1, 3])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, str(folder / "model.onnx"))
+    (folder / "model.yaml").write_text(CARD)
+    return folder
+
+
+def picture(colour: str, height: int = 48, width: int = 64) -> np.ndarray:
+    """uint8 [height, width, 3], RGB, all of one colour."""
+    return np.full((height, width, 3), COLOURS[colour], np.uint8)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Nine pictures, 00-red.png to 08-blue.png."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(9):
+        name = list(COLOURS)[number % 3]
+        Pillow.fromarray(picture(name)).save(folder / f"{number:02}-{name}.png")
+    return folder
+
+
+@dataclass
+class Seen:
+    """A sink and an outlet that remember; `arrived` waits until so many frames came."""
+
+    frames: list[Frame] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    closed: int = 0
+
+    def __post_init__(self) -> None:
+        self._changed = threading.Condition()
+
+    def write(self, frame: Frame) -> None:
+        with self._changed:
+            self.frames.append(frame)
+            self._changed.notify_all()
+
+    def emit(self, event: Event) -> None:
+        self.events.append(event)
+
+    def close(self) -> None:
+        self.closed += 1
+
+    def arrived(self, count: int, timeout_s: float = 30) -> bool:
+        with self._changed:
+            return self._changed.wait_for(lambda: len(self.frames) >= count, timeout_s)
+
+    @property
+    def labels(self) -> list[str | None]:
+        return [frame.result.label if frame.result else None for frame in self.frames]
+
+
+Build = Callable[..., tuple[Pipeline, Seen]]
+
+
+@pytest.fixture
+def build(tmp_path: Path, colours: Path) -> Build:
+    """Build an app from its YAML (`MODEL` stands for the colours bundle), with a sink that remembers."""
+
+    def make(text: str, **around: Any) -> tuple[Pipeline, Seen]:
+        seen = Seen()
+        app: App = parse_app("app: test\n" + text.replace("MODEL", str(colours)))
+        return Pipeline.build(app, tmp_path, Around(outlet=seen, sinks=(seen,), **around)), seen
+
+    return make
+
+
+@pytest.fixture
+def running() -> Iterator[Callable[[Pipeline], threading.Thread]]:
+    """Run a pipeline in a thread; stopped and joined at the end of the test, whatever happens."""
+    started: list[tuple[Pipeline, threading.Thread]] = []
+
+    def start(pipeline: Pipeline) -> threading.Thread:
+        thread = threading.Thread(target=pipeline.run, name="test-run")
+        thread.start()
+        started.append((pipeline, thread))
+        return thread
+
+    yield start
+    for pipeline, thread in started:
+        pipeline.stop()
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(autouse=True)
+def no_threads_left() -> Iterator[None]:
+    """Every test here leaves as many of Marram's threads as it found."""
+    before = {thread for thread in threading.enumerate() if thread.name.startswith("marram-")}
+    yield
+    left = [t for t in threading.enumerate() if t.name.startswith("marram-") and t not in before]
+    for thread in left:
+        thread.join(10)
+    assert not [thread.name for thread in left if thread.is_alive()]
