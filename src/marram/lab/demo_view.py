@@ -1,0 +1,124 @@
+"""How the demo looks: a live table on a terminal, plain lines anywhere else. It shows; it never decides or measures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from marram.lab.demo_device import Reading
+from marram.schema.units import format_rate
+
+_PLAIN_EVERY_S = 5.0
+
+
+class View:
+    """Lines that stay, and below them one table that changes. `no_color` turns colours off, not the layout."""
+
+    def __init__(self, *, no_color: bool = False) -> None:
+        out = Console(highlight=False, no_color=no_color or None)
+        self._live_terminal = out.is_terminal
+        self.out = out if self._live_terminal else Console(highlight=False, no_color=True, width=120)
+        self._live: Live | None = None
+        self._plain_due_s = 0.0
+
+    def say(self, line: str, style: str = "") -> None:
+        """A line that stays."""
+        self.out.print(Text.from_markup(line) if not style else Text(line, style=style), soft_wrap=True)
+
+    def step(self, name: str, what: str) -> None:
+        """One step of setting up: `cloud     console http://…`."""
+        self.out.print(Text(f"{name:<9} ", style="bold").append(what, style="not bold"), soft_wrap=True)
+
+    def wait(self, name: str, what: str) -> None:
+        """What is being waited for: shown on a terminal only, gone with the next line."""
+        if self._live_terminal:
+            self._show(Text(f"{name:<9} {what} …", style="dim"))
+
+    def table(self, readings: Sequence[Reading], note: str = "") -> None:
+        """The devices now."""
+        if self._live_terminal:
+            self._show(Group(Text(""), devices(readings), Text(note, style="dim")))
+        elif time.monotonic() >= self._plain_due_s:
+            self._plain_due_s = time.monotonic() + _PLAIN_EVERY_S
+            self.out.print(devices(readings))
+
+    def done(self) -> None:
+        """End the changing part and leave nothing of it. Any number of times."""
+        if self._live is not None:
+            self._live.update(Text(""), refresh=True)
+            self._live.stop()
+            self._live = None
+
+    def final(self, table: RenderableType) -> None:
+        """What stays at the end."""
+        self.done()
+        self.out.print(table)
+
+    def _show(self, what: RenderableType) -> None:
+        if self._live is None:
+            self._live = Live(what, console=self.out, auto_refresh=False, transient=True)
+            self._live.start()
+        self._live.update(what, refresh=True)
+
+
+def devices(readings: Sequence[Reading]) -> Table:
+    """The table of the live view."""
+    rows = _table(
+        "device", "link", ">frames/s", ">edge", ">cloud", ">p50", ">p95", ">all-edge", ">all-cloud", ">outbox"
+    )
+    for reading in readings:
+        stats = reading.stats
+        rows.add_row(
+            reading.name,
+            _link(reading.link),
+            f"{stats['fps']:.1f}" if stats.get("fps") else "-",
+            *_shares(stats.get("edge", 0), stats.get("cloud", 0)),
+            *(milliseconds(stats.get(k)) for k in ("p50_ms", "p95_ms", "always_edge_p50_ms", "always_cloud_p50_ms")),
+            f"{reading.waiting:,}",
+        )
+    return rows
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> Table:
+    """The table that stays: the figures of the JSON."""
+    table = _table("device", ">frames", ">edge", ">cloud", ">p50", ">p95", ">all-edge", ">all-cloud", ">while away")
+    for row in rows:
+        table.add_row(
+            row["name"],
+            f"{row['frames']:,}",
+            *_shares(row["edge"], row["cloud"]),
+            *(milliseconds(row[k]) for k in ("p50_ms", "p95_ms", "always_edge_p50_ms", "always_cloud_p50_ms")),
+            f"{row['results_during_outage']:,}",
+        )
+    return table
+
+
+def milliseconds(value: float | None) -> str:
+    """24.13 -> `24 ms`; None -> `-`."""
+    return "-" if value is None else f"{value:.0f} ms"
+
+
+def _shares(edge: int, cloud: int) -> tuple[str, str]:
+    placed = edge + cloud
+    return (f"{edge / placed:.0%}", f"{cloud / placed:.0%}") if placed else ("-", "-")
+
+
+def _link(link: dict[str, Any]) -> Text:
+    if not link:
+        return Text("-")
+    if link["cut"]:
+        return Text("✂ cut", style="red")
+    return Text(f"{format_rate(link['up_bit_s'])} {link['rtt_s'] * 1000:.0f} ms")
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column.removeprefix(">"), justify="right" if column[0] == ">" else "left", no_wrap=True)
+    return table
