@@ -18,7 +18,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from marram.bus.outbox import Outbox, OutboxWriter
+from marram.bus.outbox import Outbox
+from marram.bus.writer import OutboxWriter
 from marram.edge.channel import WorkerEnd
 from marram.edge.process import be_second, die_with
 from marram.edge.remote import ChannelRemote
@@ -26,7 +27,7 @@ from marram.pipeline.build import Around, Pipeline
 from marram.runtime.bundle import CARD, Bundle
 from marram.runtime.library import parse_reference
 from marram.runtime.model import Model
-from marram.schema.app import App, parse_app
+from marram.schema.app import App, JsonlSink, Sink, VideoSink, parse_app
 from marram.schema.device import CloudModel
 from marram.schema.errors import Invalid, MarramError, Missing, Permanent, Retryable
 from marram.schema.model import ModelCard
@@ -110,7 +111,7 @@ class Run:
             resolve=self._resolve,
             device=self._start["device"],
         )
-        pipeline = Pipeline.build(app, self._folder, around)
+        pipeline = Pipeline.build(_writing_here(app), self._folder, around)
         self._pipeline = pipeline
         self._channel.send({"t": "running"})
         if self._stopping:
@@ -193,6 +194,19 @@ class Run:
             self._remote.expire()
             # Quick until the first result: a deployment waits for it.
             time.sleep(_BEAT_S if proven else _BEAT_S / 10)
+
+
+def _writing_here(app: App) -> App:
+    """The app with files it writes in the working folder: where the app file lies is replaced with each version."""
+    sinks: list[Sink] = []
+    for sink in app.sinks:
+        if isinstance(sink, JsonlSink):
+            sinks.append(sink.model_copy(update={"jsonl": str(Path.cwd() / sink.jsonl)}))
+        elif isinstance(sink, VideoSink):
+            sinks.append(sink.model_copy(update={"video": str(Path.cwd() / sink.video)}))
+        else:
+            sinks.append(sink)
+    return app.model_copy(update={"sinks": sinks})
 
 
 def _parsed(reference: str) -> tuple[str, int | None]:

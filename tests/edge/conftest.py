@@ -1,0 +1,41 @@
+"""Fixtures: a small cloud on a real broker, a device with a real agent process, a disk that can be full."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from tests.edge.world import Cloud, Device
+
+
+@pytest.fixture
+async def cloud(tmp_path: Path) -> AsyncIterator[Cloud]:
+    """A broker of its own, and the cloud's side of it."""
+    made = Cloud(tmp_path / "cloud")
+    await made.open()
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def device(tmp_path: Path, cloud: Cloud) -> AsyncIterator[Device]:
+    """A joined device; the test starts its agent."""
+    made = Device(tmp_path / "device", cloud.server.url)
+    yield made
+    if made.process is not None and made.process.returncode is None:
+        await made.stop(signal.SIGKILL)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MB that can really be full."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("needs the right to mount a small file system")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
