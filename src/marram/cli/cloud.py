@@ -59,6 +59,7 @@ def cloud(
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     settings = Settings(
         folder=(folder or paths.cloud()).absolute(),
         host=host,

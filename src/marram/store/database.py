@@ -227,6 +227,7 @@ def _set_pragmas(connection: Any, _record: Any) -> None:
         f"busy_timeout={_BUSY_TIMEOUT_MS}",
         "journal_mode=WAL",
         "synchronous=FULL",  # a commit has reached the disk when it returns: only then is a batch acknowledged
+        "wal_autocheckpoint=4000",  # 16 MB: a checkpoint costs two more flushes, so not one every few batches
         "cache_size=-16000",
         "temp_store=MEMORY",
     ):

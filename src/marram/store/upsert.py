@@ -9,13 +9,18 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 
 def insert_ignore(connection: Connection, table: Table, rows: list[dict[str, Any]]) -> int:
-    """Insert `rows`, leaving out those whose key is there already; returns how many were new."""
+    """Insert `rows` (all with the same columns), leaving out those whose key is there; returns how many were new.
+
+    In the driver's own words: building SQLAlchemy's parameters costs a fast ingest a quarter of its time.
+    """
     if not rows:
         return 0
-    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    result = connection.execute(
-        insert(table).on_conflict_do_nothing(), rows, execution_options={"preserve_rowcount": True}
-    )
+    columns = list(rows[0])
+    mark = "?" if connection.dialect.paramstyle == "qmark" else "%s"
+    marks = ", ".join([mark] * len(columns))
+    sql = f"INSERT INTO {table.name} ({', '.join(columns)}) VALUES ({marks}) ON CONFLICT DO NOTHING"
+    values = [tuple(row[column] for column in columns) for row in rows]
+    result = connection.exec_driver_sql(sql, values, execution_options={"preserve_rowcount": True})
     return max(0, result.rowcount)
 
 
