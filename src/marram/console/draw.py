@@ -58,8 +58,8 @@ def health(picture: Picture) -> str:
 def no_devices() -> str:
     """What to do first."""
     return (
-        '<div class="empty"><h2>No devices yet</h2><p>Make a token here, then type the line it prints on the '
-        "device:</p>"
+        '<div class="empty"><h2>No devices yet</h2><p>Make a token where this cloud runs, then type the line it '
+        "prints on the device:</p>"
         "<pre>marram token create --labels site=home</pre>"
         "<pre>marram edge join …   # on the device\nmarram edge run</pre></div>"
     )
@@ -182,7 +182,8 @@ def _spark(points: list[Point]) -> str:
         return ""
     span_s, newest_s, top = _span_s(points), values[-1][0], max(v for _, v in values) or 1.0
     places = " ".join(f"{119 - 118 * (newest_s - t) / span_s:.1f},{21 - 19 * v / top:.1f}" for t, v in values)
-    return f'<svg class="spark" viewBox="0 0 120 22" preserveAspectRatio="none" aria-hidden="true"><polyline points="{places}"/></svg>'
+    shape = 'viewBox="0 0 120 22" preserveAspectRatio="none" aria-hidden="true"'
+    return f'<svg class="spark" {shape}><polyline points="{places}"/></svg>'
 
 
 def _link(stats: dict[str, Any]) -> str:
@@ -238,7 +239,8 @@ def _row(event: EventView) -> str:
     kind = event.kind.value
     tag = f'<span class="chip {kind}">{kind}</span> ' if kind != "result" else ""
     return (
-        f'<tr data-event="{event.id}"><td class="time">{_clock(event.time_s)}</td><td>{escape(event.device)}</td>'
+        f'<tr data-event="{event.id}"><td class="time">{_clock(event.time_s)}</td>'
+        f'<td class="device">{escape(event.device)}</td>'
         f'<td class="wide">{escape(event.app)}</td><td class="answer">{tag}{escape(answer(event))}</td>'
         f'<td><span class="place {place}">{place}</span></td>'
         f'<td class="right">{"" if delay is None else f"{delay:.0f} ms"}</td></tr>'
