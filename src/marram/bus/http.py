@@ -184,6 +184,22 @@ class CloudApi:
         manifest = self.put_folder(folder, paths, progress)
         return self._post("/models", ModelAsk(card=card, manifest=manifest, version=version), ModelView)
 
+    def pull_model(self, model: ModelView, folder: Path) -> None:
+        """Write the files of a registered version into `folder`, each checked against its digest before it is kept.
+
+        Raises Missing, Permanent where the disk refuses, Retryable where the content that came is not what was asked.
+        """
+        for file in model.manifest.files:
+            content = self._call("GET", f"/blobs/{file.sha256}").content
+            if hashlib.sha256(content).hexdigest() != file.sha256:
+                raise Retryable(f"{self.where} sent other content than asked", where=file.path)
+            target = folder / file.path
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(content)
+            except OSError as error:
+                raise Permanent(f"cannot write there: {error.strerror}", where=str(target)) from error
+
     def models(self) -> list[ModelView]:
         """Every registered model version, by name, newest first."""
         return self._list("/models", ModelView)

@@ -20,10 +20,10 @@ STATE_STYLES = {
 }  # fmt: skip
 
 
-def console() -> Console:
-    """Standard output. Not a terminal: plain text, as wide as it takes."""
-    out = Console(highlight=False)
-    return out if out.is_terminal else Console(highlight=False, width=200, no_color=True)
+def console(*, stderr: bool = False) -> Console:
+    """Standard output (or error). Not a terminal: plain text, as wide as it takes."""
+    out = Console(highlight=False, stderr=stderr)
+    return out if out.is_terminal else Console(highlight=False, stderr=stderr, width=200, no_color=True)
 
 
 def table(*columns: str) -> Table:

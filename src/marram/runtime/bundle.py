@@ -56,7 +56,7 @@ class Bundle:
     @property
     def reference(self) -> str:
         """`name@version`."""
-        return f"{self.card.model}@{self.card.version}"
+        return self.card.reference
 
     def file(self, variant: Variant) -> Path:
         """Where the variant's file lies."""

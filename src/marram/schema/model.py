@@ -106,6 +106,11 @@ class ModelCard(Strict):
     source: str
     description: str = ""
 
+    @property
+    def reference(self) -> str:
+        """`name@version`: what a result says answered it."""
+        return f"{self.model}@{self.version}"
+
 
 class File(Strict):
     """One file of a bundle, by content."""

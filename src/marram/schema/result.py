@@ -30,7 +30,7 @@ class Detection:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The answer for one frame or reading.
+    """The answer for one frame or reading; `model` is the `name@version` that gave it.
 
     Which fields are set follows from `task`: classification `label`, `confidence`, `top`; detection `detections`
     (and `label`, `confidence` of the surest); regression `value`, `unit`; anomaly `score`, `threshold`, `anomaly`.

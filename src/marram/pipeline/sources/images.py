@@ -17,41 +17,48 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", 
 
 
 def open_source(spec: ImagesSource, base: Path) -> Images:
-    """Raises Missing where the folder is absent or has no pictures."""
-    folder = base / spec.images
+    """`~` is the home of whoever runs the app. Raises Missing where the folder is absent or has no pictures."""
+    folder = base / Path(spec.images).expanduser()
     if not folder.is_dir():
         raise Missing(
             f"no folder {folder}",
             where=f"source: images: {spec.images}",
             hint="Name a folder of pictures, relative to the app file.",
         )
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
-    if not files:
+    if not _pictures(folder):
         raise Missing(
             f"no pictures in {folder}",
             where=f"source: images: {spec.images}",
             hint=f"Looked for {', '.join(sorted(SUFFIXES))}.",
         )
-    return Images(files, Pace(spec.every), repeat=spec.repeat)
+    return Images(folder, Pace(spec.every), repeat=spec.repeat)
+
+
+def _pictures(folder: Path) -> list[Path]:
+    try:
+        return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+    except OSError:
+        return []
 
 
 class Images:
-    """See `contract.Source`. The frame's `name` is the file's name."""
+    """See `contract.Source`. A frame's `name` is its file's. With `repeat` each round looks at the folder anew."""
 
     live = False
 
-    def __init__(self, files: list[Path], pace: Pace, *, repeat: bool) -> None:
-        self._files, self._pace, self._repeat = files, pace, repeat
+    def __init__(self, folder: Path, pace: Pace, *, repeat: bool) -> None:
+        self._folder, self._pace, self._repeat = folder, pace, repeat
         self.skipped = 0
         self.errors = 0
         self.last_error = ""
 
     def frames(self) -> Iterator[Frame]:
-        """Every readable picture, over and over with `repeat`. Raises Invalid where not one of them can be read."""
+        """Every readable picture, over and over with `repeat`. Raises Missing where not one of a round can be read."""
         index = count()
         while not self._pace.closed():
+            files = _pictures(self._folder)
             before = self.errors
-            for file in self._files:
+            for file in files:
                 if not self._pace.wait():
                     return
                 try:
@@ -61,10 +68,10 @@ class Images:
                     self.last_error = f"{file.name}: {error.what if isinstance(error, MarramError) else error}"
                     continue
                 yield Frame(next(index), time.time(), time.monotonic(), image=picture, name=file.name)
-            if self.errors - before == len(self._files):
+            if self.errors - before == len(files):
                 raise Missing(
-                    f"none of the {len(self._files)} pictures in {self._files[0].parent} can be read",
-                    hint=f"The last one: {self.last_error}.",
+                    f"none of the {len(files)} pictures in {self._folder} can be read",
+                    hint=f"The last one: {self.last_error}." if self.last_error else None,
                 )
             if not self._repeat:
                 return

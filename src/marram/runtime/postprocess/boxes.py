@@ -64,7 +64,7 @@ def detections(
         found.append(Detection(asked.label(int(classes[i])), float(scores[i]), (x0, y0, x1, y1), marks))
     return Result(
         asked.card.task,
-        asked.card.model,
+        asked.card.reference,
         label=found[0].label if found else None,
         confidence=found[0].confidence if found else None,
         detections=tuple(found),

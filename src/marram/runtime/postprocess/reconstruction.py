@@ -19,5 +19,8 @@ def interpret(outputs: list[Tensor], asked: Asked) -> Result:
         raise asked.wrong(outputs, f"one output of {given.size} numbers, as the input has")
     error = outputs[0].reshape(-1).astype(np.float64) - given.reshape(-1)
     return Result(
-        asked.card.task, asked.card.model, score=float(np.mean(error * error)), threshold=asked.card.output.threshold
+        asked.card.task,
+        asked.card.reference,
+        score=float(np.mean(error * error)),
+        threshold=asked.card.output.threshold,
     )

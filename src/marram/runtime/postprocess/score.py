@@ -13,7 +13,7 @@ def interpret(outputs: list[Tensor], asked: Asked) -> Result:
         raise asked.wrong(outputs, "one number")
     return Result(
         asked.card.task,
-        asked.card.model,
+        asked.card.reference,
         score=float(outputs[0].reshape(-1)[0]),
         threshold=asked.card.output.threshold,
     )

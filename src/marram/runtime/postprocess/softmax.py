@@ -33,4 +33,4 @@ def ranked(probabilities: NDArray[np.float32], asked: Asked) -> Result:
         candidates = np.arange(probabilities.size)
     order = candidates[np.argsort(-probabilities[candidates], kind="stable")][:count]
     top = tuple((asked.label(int(i)), float(probabilities[i])) for i in order)
-    return Result(asked.card.task, asked.card.model, label=top[0][0], confidence=top[0][1], top=top)
+    return Result(asked.card.task, asked.card.reference, label=top[0][0], confidence=top[0][1], top=top)

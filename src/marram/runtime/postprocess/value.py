@@ -12,5 +12,5 @@ def interpret(outputs: list[Tensor], asked: Asked) -> Result:
     if len(outputs) != 1 or outputs[0].size != 1:
         raise asked.wrong(outputs, "one number")
     return Result(
-        asked.card.task, asked.card.model, value=float(outputs[0].reshape(-1)[0]), unit=asked.card.output.unit
+        asked.card.task, asked.card.reference, value=float(outputs[0].reshape(-1)[0]), unit=asked.card.output.unit
     )

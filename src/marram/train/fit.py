@@ -1,0 +1,104 @@
+"""Fit a small convolutional network to examples, and write it as ONNX. The only file of `train` that needs PyTorch."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from marram.runtime import image as pictures
+from marram.runtime.contract import TensorInfo
+from marram.runtime.fit import plan
+from marram.runtime.preprocess import Preprocessor
+from marram.schema.errors import NotReady
+from marram.train.data import Example
+from marram.train.recipe import Recipe
+
+Progress = Callable[[int, int, float], None]  # epoch, epochs, mean loss
+
+
+def inputs(recipe: Recipe, examples: list[Example]) -> NDArray[np.float32]:
+    """What the network sees: float32 [N, C, H, W], made by the very preprocessing that runs on the device."""
+    rows, columns = recipe.input.size
+    channels = 1 if recipe.input.colour == "gray" else 3
+    preprocess = Preprocessor(recipe.input, TensorInfo("input", (1, channels, rows, columns), "float32"), recipe.recipe)
+    ready = [
+        preprocess.image(pictures.apply(plan(recipe.input, *e.image.shape[:2]), e.image)).astype(np.float32)
+        for e in examples
+    ]
+    return np.concatenate(ready)  # (N, C, H, W)
+
+
+def fit(recipe: Recipe, examples: list[Example], progress: Progress | None = None) -> Any:
+    """Train the recipe's network on `examples`; returns the torch module, in eval mode.
+
+    Every slice weighs the same, however many examples it has: a few labelled samples of a changed site count as much as
+    the whole base set. Adam with a cosine learning rate. Raises NotReady where PyTorch is not installed.
+    """
+    torch = _torch()
+    generator = torch.Generator().manual_seed(recipe.seed)
+    torch.manual_seed(recipe.seed)
+    model = _network(torch, recipe)
+    x = torch.from_numpy(inputs(recipe, examples))  # (N, C, H, W)
+    y = torch.tensor([e.label for e in examples])  # (N,)
+    sizes = Counter(e.slice for e in examples)
+    weights = torch.tensor([1.0 / sizes[e.slice] for e in examples], dtype=torch.double)
+    largest = max(sizes.values())
+    batches = max(1, -(-largest * len(sizes) // recipe.batch))
+    optimiser = torch.optim.Adam(model.parameters(), lr=recipe.rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, recipe.epochs * batches)
+    model.train()
+    for epoch in range(1, recipe.epochs + 1):
+        picked = torch.multinomial(weights, batches * recipe.batch, replacement=True, generator=generator)
+        total = 0.0
+        for batch in picked.split(recipe.batch):
+            loss = torch.nn.functional.cross_entropy(model(x[batch]), y[batch])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            total += loss.item()
+        if progress:
+            progress(epoch, recipe.epochs, total / batches)
+    return model.eval()
+
+
+def export_onnx(recipe: Recipe, model: Any, path: Path) -> None:
+    """Write `model` as ONNX: input float32 [1, C, H, W], output logits float32 [1, labels]."""
+    torch = _torch()
+    rows, columns = recipe.input.size
+    example = torch.zeros(1, 1 if recipe.input.colour == "gray" else 3, rows, columns)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns of its own deprecated insides
+        program = torch.onnx.export(
+            model, (example,), dynamo=True, verbose=False, input_names=["input"], output_names=["logits"]
+        )
+    program.save(str(path), external_data=False)
+
+
+def _network(torch: Any, recipe: Recipe) -> Any:
+    """small-cnn: three 3×3 convolutions (width, 2 ×, 4 ×) with batch norm and ReLU, two poolings, one linear layer."""
+    nn = torch.nn
+    layers: list[Any] = []
+    channels = 1 if recipe.input.colour == "gray" else 3
+    for index, width in enumerate((recipe.width, 2 * recipe.width, 4 * recipe.width)):
+        layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        if index < 2:
+            layers.append(nn.MaxPool2d(2))
+        channels = width
+    return nn.Sequential(
+        *layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Dropout(0.1), nn.Linear(16 * channels, len(recipe.labels))
+    )
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise NotReady("training needs PyTorch", hint="pip install 'marram[torch]'") from error
+    return torch
