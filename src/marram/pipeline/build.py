@@ -116,6 +116,10 @@ class Pipeline:
         """End soon: frames in work are finished or given up. Safe from any thread and from a signal handler."""
         self._runner.stop()
 
+    def busy_s(self) -> float:
+        """For how long one step, model or sink has been at work on one frame: past a minute or two, it hangs."""
+        return self._runner.busy_s
+
     def stats(self) -> dict[str, Any]:
         """What was measured so far, plain JSON types; the keys are in `pipeline/stats.py`. Safe from any thread."""
         link = self._offload.link() if self._offload is not None else None

@@ -47,7 +47,7 @@ class Asker(Protocol):
     window: int  # frames it may hold at once
 
     def start(self, slot: Slot) -> None:
-        """Begin; must not block for longer than preparing one request takes, and must finish the slot in the end."""
+        """Begin; blocks while there is no place to begin at. Must finish the slot in the end, abandoned or not."""
         ...
 
     def wait_ready(self, timeout_s: float) -> bool:
@@ -95,7 +95,8 @@ class Stage:
         self.asker, self.steps = asker, steps
         self.done: SimpleQueue[Slot | None] = SimpleQueue()
         self._tokens: SimpleQueue[None] = SimpleQueue()
-        self._submitted = 0
+        self._submitted = self._completed = 0
+        self._moved_s = 0.0
         self.total: int | None = None
         for _ in range(asker.window):
             self._tokens.put(None)
@@ -103,6 +104,8 @@ class Stage:
     def submit(self, frame: Frame) -> None:
         """Put a frame in; blocks while the window is full."""
         self._tokens.get()
+        if self._submitted == self._completed:
+            self._moved_s = time.monotonic()
         slot = Slot(self._submitted, frame, self.done)
         self._submitted += 1
         self.asker.start(slot)
@@ -130,7 +133,13 @@ class Stage:
                     self.asker.released(ready.frame)
                     yield ready.frame
                 # Only now, after what follows has taken the frame: a slow sink fills the window, not memory.
+                self._completed, self._moved_s = expected, time.monotonic()
                 self._tokens.put(None)
+
+    @property
+    def busy_s(self) -> float:
+        """For how long frames have been in work here and none came out."""
+        return time.monotonic() - self._moved_s if self._submitted > self._completed else 0.0
 
 
 class Runner:
@@ -150,6 +159,7 @@ class Runner:
         # Live and paced frames are taken only when they can start; those of files as soon as there is room.
         self.fresh = source.live
         self._stopping = False
+        self._head_since_s: float | None = None
         self._failure: BaseException | None = None
         # What the thread in `run` is told: SimpleQueue.put is safe in a signal handler, locks and Events are not.
         self._control: SimpleQueue[bool] = SimpleQueue()
@@ -158,6 +168,13 @@ class Runner:
         """See `Pipeline.stop`."""
         self._stopping = True
         self._control.put(False)
+
+    @property
+    def busy_s(self) -> float:
+        """See `Pipeline.busy_s`."""
+        since_s = self._head_since_s
+        head_s = 0.0 if since_s is None else time.monotonic() - since_s
+        return max(head_s, *(stage.busy_s for stage in self._stages))
 
     def run(self) -> None:
         """See `Pipeline.run`."""
@@ -210,7 +227,10 @@ class Runner:
                 if frame is None or self._stopping:
                     break
                 taken += 1
-                for each in self._apply(self._head, frame) or ():
+                self._head_since_s = time.monotonic()
+                headed = self._apply(self._head, frame) or ()
+                self._head_since_s = None
+                for each in headed:
                     first.submit(each)
         except Exception as error:  # noqa: BLE001 - supervisor of the source: raised to the caller of `run`, or counted
             if taken:
