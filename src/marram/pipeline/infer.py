@@ -152,7 +152,7 @@ class Infer:
             self._wait_alone()
             self._to_cloud(slot, frame, _AUDIT_CLOUD, AUDIT_TIMEOUT_S)
             return
-        decision = self._offload.decide(self._ask(now_s))
+        decision = self._decide(self._offload)
         choice = _Choice(decision.predicted_s, decision.reason)
         if decision.place is Place.DROP:
             self._stats.count("dropped")
@@ -226,6 +226,15 @@ class Infer:
             objective=self._spec.place,
             cloud_allowed=self._allowed,
         )
+
+    def _decide(self, offload: Offload) -> Decision:
+        """The policy's decision, once what it decides can begin: the edge's queue has an end, also where files hurry."""
+        while True:
+            decision = offload.decide(self._ask(time.monotonic()))
+            if decision.place is not Place.EDGE or self._at_edge < 2 * self._parallel or self._abandoned:
+                return decision
+            with self._changed:
+                self._changed.wait(_READY_POLL_S)
 
     def _wait_alone(self) -> None:
         """In an audit block of the cloud one request is under way at a time; each has its time limit, so this ends."""

@@ -28,7 +28,7 @@ def open_source(spec: VideoSource, base: Path) -> Source:
     cv2 = opencv.load(f"source: video: {without_password(spec.video)}")
     if "://" in spec.video:
         return Newest(lambda: Stream(cv2, spec.video), spec.every, without_password(spec.video))
-    file = base / spec.video
+    file = base / Path(spec.video).expanduser()
     if not file.is_file():
         raise Missing(
             f"no file {file}",

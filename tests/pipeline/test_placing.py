@@ -1,0 +1,380 @@
+"""Where frames are answered, with a real model standing as the cloud: replies, silence, refusals, privacy, audits."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from marram.pipeline import audit
+from marram.pipeline.build import Pipeline
+from marram.pipeline.contract import CloudInput, Reply
+from marram.pipeline.edge_pool import slowdown
+from marram.placement.contract import Ask, CloudOutcome, CloudSent, Decision, EdgeOutcome, LinkEstimate
+from marram.placement.policy import LatencyPolicy
+from marram.runtime import image as pictures
+from marram.runtime.model import Model
+from marram.schema.errors import Invalid, NotReady
+from marram.schema.result import Place
+
+
+class Cloud:
+    """A replica in this process: the same kind of model, asked with what would have travelled.
+
+    `hold`: requests wait until `gate` opens; `refuse`: they fail at once.
+    """
+
+    def __init__(self, bundle: Path) -> None:
+        self.model = Model.load(bundle)
+        self.asked: list[CloudInput] = []
+        self.probes = 0
+        self.gate = threading.Event()
+        self.gate.set()
+        self.arrived = threading.Semaphore(0)
+        self.refuse = False
+        self.inside = self.most = 0
+        self._lock = threading.Lock()
+        self._threads = ThreadPoolExecutor(4)
+        self._turn = threading.Lock()
+
+    def infer(self, request: CloudInput, timeout_s: float) -> Future[Reply]:
+        if self.refuse:
+            raise NotReady("no replica")
+        self.asked.append(request)
+        return self._threads.submit(self._answer, request)
+
+    def probe(self, size_bytes: int, timeout_s: float) -> Future[Reply]:
+        self.probes += 1
+        if self.refuse:
+            raise NotReady("no replica")
+        return self._threads.submit(Reply, None, 0.0, 0.0)
+
+    def close(self) -> None:
+        self.gate.set()
+        self._threads.shutdown()
+        self.model.close()
+
+    def _answer(self, request: CloudInput) -> Reply:
+        with self._lock:
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+        self.arrived.release()
+        self.gate.wait(30)
+        with self._turn:
+            begun_s = time.monotonic()
+            result = self.model.predict(pictures.decode(request.body), request.frame_size)
+        with self._lock:
+            self.inside -= 1
+        return Reply(replace(result, model="the-cloud"), 0.0, time.monotonic() - begun_s)
+
+
+@pytest.fixture
+def cloud(colours: Path) -> Iterator[Cloud]:
+    served = Cloud(colours)
+    yield served
+    served.close()
+
+
+class Fixed:
+    """A policy that always decides the same, and remembers what it was told."""
+
+    def __init__(self, place: Place, timeout_s: float = 30.0) -> None:
+        self._decision = Decision(place, 0.012, timeout_s if place is Place.CLOUD else None, "as the test says")
+        self.asks: list[Ask] = []
+        self.learnt: list[Any] = []
+        self.up = True
+        self._inside = threading.Lock()
+
+    def decide(self, ask: Ask) -> Decision:
+        assert self._inside.acquire(blocking=False), "two threads in the policy at once"
+        self.asks.append(ask)
+        self._inside.release()
+        if not ask.cloud_allowed:
+            return replace(self._decision, place=Place.EDGE)
+        return self._decision
+
+    def learn(self, outcome: Any) -> None:
+        assert self._inside.acquire(blocking=False), "two threads in the policy at once"
+        self.learnt.append(outcome)
+        self._inside.release()
+
+    def probe_due(self, now_s: float) -> int | None:
+        return None
+
+    def link(self) -> LinkEstimate:
+        return LinkEstimate(8e6, 0.004, self.up)
+
+    def of(self, kind: type) -> list[Any]:
+        return [outcome for outcome in self.learnt if isinstance(outcome, kind)]
+
+
+APP = "source: {{images: {photos}{more}}}\nsteps: [{{classify: MODEL, cloud: big, {options}}}]\nraw: {raw}\n"
+
+
+@pytest.fixture
+def placed(build: Any, photos: Path, cloud: Cloud, colours: Path) -> Callable[..., Any]:
+    """Build an app whose `cloud: big` is answered by `cloud`."""
+
+    def make(policy: Any, *, options: str = "top: 3", more: str = "", raw: str = "allowed") -> Any:
+        card = cloud.model.card
+        return build(
+            APP.format(photos=photos, more=more, options=options, raw=raw),
+            remote=cloud,
+            cloud_cards={"big": (card.version, card)},
+            policy=policy,
+        )
+
+    return make
+
+
+NAMES = ["red", "green", "blue"] * 3
+
+
+def test_the_cloud_answers_what_is_sent_to_it(placed: Any, cloud: Cloud) -> None:
+    policy = Fixed(Place.CLOUD)
+    pipeline, seen = placed(policy)
+    pipeline.run()
+    assert seen.labels == NAMES
+    assert {frame.result.model for frame in seen.frames} == {"the-cloud"}
+    assert {frame.placed.place for frame in seen.frames} == {Place.CLOUD}
+    request = cloud.asked[0]
+    assert (request.model, request.version, request.media) == ("colours", 7, "image/jpeg")
+    assert request.frame_size == (48, 64)
+    # Fitted to the cloud model's input before it travels.
+    assert pictures.decode(request.body).shape == (16, 16, 3)
+    stats = pipeline.stats()
+    assert (stats["cloud"], stats["edge"], stats["timeouts"]) == (9, 0, 0)
+    assert (stats["link_rate_bit_s"], stats["link_rtt_ms"], stats["link_up"]) == (8e6, 4.0, True)
+    sent, outcomes = policy.of(CloudSent), policy.of(CloudOutcome)
+    assert [s.bytes for s in sent] == [len(r.body) for r in cloud.asked]
+    assert {o.id for o in outcomes} == {s.id for s in sent}
+    assert all(o.ok and o.service_s > 0 for o in outcomes)
+    event = seen.events[0].data
+    assert (event["place"], event["predicted_ms"], event["reason"]) == ("cloud", 12.0, "as the test says")
+    assert event["sent_bytes"] == len(request.body)
+
+
+def test_a_silent_cloud_is_answered_for_by_the_edge(placed: Any, cloud: Cloud) -> None:
+    cloud.gate.clear()
+    policy = Fixed(Place.CLOUD, timeout_s=0.02)
+    pipeline, seen = placed(policy)
+    pipeline.run()
+    assert seen.labels == NAMES
+    assert all(frame.placed.fallback and frame.placed.place is Place.EDGE for frame in seen.frames)
+    stats = pipeline.stats()
+    assert (stats["timeouts"], stats["edge"], stats["cloud"]) == (9, 9, 0)
+    assert [o.timed_out for o in policy.of(CloudOutcome)] == [True] * 9
+    assert len(policy.of(EdgeOutcome)) == 9
+
+
+def test_a_late_reply_changes_no_answer_but_is_learnt(
+    placed: Any, cloud: Cloud, running: Callable[[Pipeline], threading.Thread]
+) -> None:
+    cloud.gate.clear()
+    policy = Fixed(Place.CLOUD, timeout_s=0.02)
+    pipeline, seen = placed(policy, more=", repeat: true")
+    thread = running(pipeline)
+    assert seen.arrived(4)
+    cloud.gate.set()
+    deadline_s = time.monotonic() + 30
+    while not any(o.ok for o in policy.of(CloudOutcome)) and time.monotonic() < deadline_s:
+        time.sleep(0.005)
+    pipeline.stop()
+    thread.join(30)
+    late = {o.id for o in policy.of(CloudOutcome) if o.timed_out} & {o.id for o in policy.of(CloudOutcome) if o.ok}
+    assert late
+    assert [frame.index for frame in seen.frames] == list(range(len(seen.frames)))
+    assert all(frame.result.model != "the-cloud" for frame in seen.frames if frame.placed.fallback)
+
+
+def test_a_cloud_that_refuses_costs_no_wait(placed: Any, cloud: Cloud) -> None:
+    cloud.refuse = True
+    policy = Fixed(Place.CLOUD, timeout_s=30)
+    pipeline, seen = placed(policy)
+    pipeline.run()  # with one wait of the 30 s the test would time out
+    assert seen.labels == NAMES
+    assert all(frame.placed.fallback for frame in seen.frames)
+    outcomes = policy.of(CloudOutcome)
+    assert len(outcomes) == 9
+    assert not any(o.ok or o.timed_out for o in outcomes)
+    assert pipeline.stats()["timeouts"] == 0
+
+
+def test_stop_gives_up_what_is_under_way(
+    placed: Any, cloud: Cloud, running: Callable[[Pipeline], threading.Thread]
+) -> None:
+    cloud.gate.clear()
+    pipeline, seen = placed(Fixed(Place.CLOUD, timeout_s=600))
+    thread = running(pipeline)
+    assert cloud.arrived.acquire(timeout=30)
+    pipeline.stop()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert seen.frames == []
+
+
+def test_what_may_not_leave_is_never_sent(placed: Any, cloud: Cloud, caplog: pytest.LogCaptureFixture) -> None:
+    policy = Fixed(Place.CLOUD)
+    for raw in ("never", "redacted"):
+        pipeline, seen = placed(policy, raw=raw)
+        pipeline.run()
+        assert seen.labels == NAMES
+        assert pipeline.stats()["edge"] == 9
+    assert cloud.asked == []
+    assert policy.asks and not any(ask.cloud_allowed for ask in policy.asks)
+    assert "is never asked" in caplog.text
+    with pytest.raises(Invalid, match="the cloud may not answer"):
+        placed(policy, raw="never", options="place: cloud")
+
+
+def test_the_policy_hears_what_it_asks_for(placed: Any) -> None:
+    policy = Fixed(Place.EDGE)
+    pipeline, _ = placed(policy, options="parallel: 2, deadline: 200 ms, place: surest")
+    pipeline.run()
+    ask = policy.asks[-1]
+    assert (ask.edge_key, ask.cloud_key) == ("colours@7/onnx", "colours@7")
+    assert (ask.edge_parallel, ask.deadline_s, ask.objective) == (2, 0.2, "surest")
+    assert ask.payload_bytes > 0
+    assert 0 <= ask.edge_waiting <= 4
+    assert all(o.key == "colours@7/onnx" and o.service_s > 0 for o in policy.of(EdgeOutcome))
+
+
+def test_what_the_policy_drops_is_counted(placed: Any) -> None:
+    pipeline, seen = placed(Fixed(Place.DROP))
+    pipeline.run()
+    assert seen.frames == []
+    assert pipeline.stats()["dropped"] == 9
+
+
+def test_answers_while_the_link_is_away_are_counted(placed: Any) -> None:
+    policy = Fixed(Place.EDGE)
+    policy.up = False
+    pipeline, _ = placed(policy)
+    pipeline.run()
+    stats = pipeline.stats()
+    assert (stats["answered_while_away"], stats["link_up"]) == (9, False)
+
+
+def test_the_real_policy_probes_finds_the_cloud_and_uses_it(
+    placed: Any, cloud: Cloud, running: Callable[[Pipeline], threading.Thread], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # An edge a thousand times slower: whoever measures sends the rest to the cloud.
+    monkeypatch.setenv("MARRAM_SLOWDOWN", "1000")
+    pipeline, seen = placed(LatencyPolicy(), more=", every: 5 ms, repeat: true")
+    running(pipeline)
+    deadline_s = time.monotonic() + 60
+    while pipeline.stats()["cloud"] < 20 and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    assert pipeline.stats()["cloud"] >= 20
+    assert cloud.probes > 0
+    # And when it goes away, answers keep coming.
+    cloud.refuse = True
+    before = len(seen.frames)
+    assert seen.arrived(before + 5)
+    cloud.refuse = False
+
+
+def test_slow_down_stretches_what_the_policy_learns(placed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def typical_s(factor: str) -> float:
+        monkeypatch.setenv("MARRAM_SLOWDOWN", factor)
+        policy = Fixed(Place.EDGE)
+        pipeline, _ = placed(policy)
+        pipeline.run()
+        return float(np.median([o.service_s for o in policy.of(EdgeOutcome)]))
+
+    assert typical_s("200") > 10 * typical_s("1")
+
+
+@pytest.mark.parametrize("text", ["fast", "0", "-3", "1e9", "nan"])
+def test_a_wrong_slow_down_is_named(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("MARRAM_SLOWDOWN", text)
+    with pytest.raises(Invalid, match="MARRAM_SLOWDOWN"):
+        slowdown()
+
+
+def test_one_failing_frame_is_counted(build: Any, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = Model.predict, 0
+
+    def sometimes(model: Model, *given: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise Invalid("the model answered NaN")
+        return real(model, *given)
+
+    monkeypatch.setattr(Model, "predict", sometimes)
+    pipeline, seen = build(f"source: {{images: {photos}}}\nsteps: [classify: MODEL]\n")
+    pipeline.run()
+    assert [frame.index for frame in seen.frames] == [0, 1, 2, 4, 5, 6, 7, 8]
+    assert pipeline.stats()["errors"] == 1
+    assert pipeline.stats()["last_error"] == "the model answered NaN"
+
+
+# ---------------------------------------------------------------- audits
+
+
+def test_audit_blocks_take_their_share_and_alternate() -> None:
+    plan = audit.Audit(0.1, started_s=100.0)
+    instants = [100 + n / 100 for n in range(20000)]  # 200 s
+    blocks = [plan.block(now_s) for now_s in instants]
+    assert blocks.count(Place.EDGE) == pytest.approx(0.05 * len(blocks), rel=0.1)
+    assert blocks.count(Place.CLOUD) == pytest.approx(0.05 * len(blocks), rel=0.1)
+    changes = [b for a, b in itertools.pairwise(blocks) if b is not a and b is not None]
+    assert changes[:4] == [Place.EDGE, Place.CLOUD, Place.EDGE, Place.CLOUD]
+    assert blocks[0] is None
+
+
+def test_no_audit_without_a_share_and_all_the_time_with_all_of_it() -> None:
+    assert {audit.Audit(0.0, 0.0).block(now_s) for now_s in range(100)} == {None}
+    always = audit.Audit(1.0, 0.0)
+    assert [always.block(now_s + 0.5) for now_s in range(4)] == [Place.EDGE, Place.CLOUD] * 2
+
+
+def test_a_block_that_is_given_up_ends_and_the_next_one_comes() -> None:
+    plan = audit.Audit(1.0, 0.0)
+    plan.give_up(1.2)
+    assert [plan.block(t) for t in (1.3, 2.3, 3.3)] == [None, Place.EDGE, Place.CLOUD]
+
+
+def test_audited_frames_are_measured_apart(
+    placed: Any, cloud: Cloud, running: Callable[[Pipeline], threading.Thread], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "BLOCK_S", 0.05)
+    policy = Fixed(Place.EDGE)
+    pipeline, seen = placed(policy, options="audit: 100 %, parallel: 2", more=", repeat: true")
+    thread = running(pipeline)
+    deadline_s = time.monotonic() + 60
+    while time.monotonic() < deadline_s:
+        stats = pipeline.stats()
+        if stats["audit_edge_frames"] >= 5 and stats["audit_cloud_frames"] >= 5:
+            break
+        time.sleep(0.01)
+    pipeline.stop()
+    thread.join(30)
+    stats = pipeline.stats()
+    assert stats["audit_edge_frames"] >= 5 and stats["audit_cloud_frames"] >= 5
+    assert stats["always_edge_p50_ms"] > 0 and stats["always_cloud_p50_ms"] > 0
+    assert stats["edge"] == stats["cloud"] == 0
+    assert stats["p50_ms"] is None
+    assert policy.asks == []  # in a block the policy is not asked
+    assert cloud.most == 1  # and in the cloud's block one request travels at a time
+    assert all(frame.placed.audit for frame in seen.frames)
+    # What a block measured is true of link and edge, so it is learnt.
+    assert policy.of(EdgeOutcome) and policy.of(CloudOutcome)
+
+
+def test_no_audit_while_the_cloud_is_away(placed: Any, monkeypatch: pytest.MonkeyPatch, cloud: Cloud) -> None:
+    policy = Fixed(Place.EDGE)
+    policy.up = False
+    pipeline, seen = placed(policy, options="audit: 100 %")
+    pipeline.run()
+    assert not any(frame.placed.audit for frame in seen.frames)
+    assert cloud.asked == []
