@@ -228,7 +228,7 @@ class Infer:
         )
 
     def _decide(self, offload: Offload) -> Decision:
-        """The policy's decision, once what it decides can begin: the edge's queue has an end, also where files hurry."""
+        """The policy's decision, once that can begin: the edge's queue has an end, for files too."""
         while True:
             decision = offload.decide(self._ask(time.monotonic()))
             if decision.place is not Place.EDGE or self._at_edge < 2 * self._parallel or self._abandoned:

@@ -17,7 +17,7 @@ Constant in memory for weeks of frames (log-spaced buckets, not lists), microsec
 | `timeouts` | cloud answers that did not come in time, so the edge answered |
 | `link_rate_bit_s`, `link_rtt_ms`, `link_up` | the link as the policy sees it, None without a cloud |
 | `answered_while_away` | frames answered while the link or the cloud was away |
-| `samples`, `alerts` | events of these kinds |
+| `samples`, `alerts` | samples kept, alerts raised (not their end) |
 | `over_budget` | samples not kept because the budget of their `keep` step was spent |
 """
 
@@ -158,7 +158,8 @@ class CountingOutlet:
     def emit(self, event: Event) -> None:
         """Record one event; see `contract.Outlet`."""
         if event.kind is EventKind.ALERT:
-            self._stats.count("alerts")
+            if event.data.get("state") != "recovered":
+                self._stats.count("alerts")
             if not self._alerts:
                 return
         elif event.kind is EventKind.SAMPLE:
