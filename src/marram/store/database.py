@@ -206,7 +206,7 @@ def _parse(url: str | Path) -> URL:
     try:
         parsed = make_url(words)
         backend = parsed.get_backend_name()
-    except (ArgumentError, NoSuchModuleError) as error:
+    except (ArgumentError, NoSuchModuleError, ValueError) as error:
         raise Invalid(
             f'"{words}" is not a database URL', hint="Use sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME."
         ) from error

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Select, distinct, func, select
+from sqlalchemy import Connection, Select, func, select
 
 from marram.schema.errors import Invalid
 from marram.schema.event import EventKind, Recorded
@@ -172,7 +172,7 @@ class Events:
     def apps(self) -> list[str]:
         """The names of the apps that ever sent an event."""
         with self._database.read() as connection:
-            return [str(name) for name in connection.execute(select(distinct(events.c.app))).scalars()]
+            return [str(name) for name in connection.execute(select(events.c.app).distinct()).scalars()]
 
 
 def _row(device: str, record: Recorded, body: Body | None, now_s: float) -> dict[str, Any]:

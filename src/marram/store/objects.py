@@ -104,13 +104,17 @@ class Objects:
         staged = f"staging/{secrets.token_hex(8)}"
         digest, size = hashlib.sha256(), 0
         try:
-            with self._translated(self.name), obstore.open_writer(self._store, staged) as writer:
-                for chunk in chunks:
-                    size += len(chunk)
-                    if limit_bytes is not None and size > limit_bytes:
-                        raise Invalid(f"it is larger than the {limit_bytes} bytes allowed", where=sha256)
-                    digest.update(chunk)
+            with self._translated(self.name):
+                writer = obstore.open_writer(self._store, staged)
+            for chunk in chunks:  # what goes wrong here is the sender's fault, not the store's
+                size += len(chunk)
+                if limit_bytes is not None and size > limit_bytes:
+                    raise Invalid(f"it is larger than the {limit_bytes} bytes allowed", where=sha256)
+                digest.update(chunk)
+                with self._translated(self.name):
                     writer.write(chunk)
+            with self._translated(self.name):
+                writer.close()
             body = Body(digest.hexdigest(), size)
             if sha256 is not None and body.sha256 != sha256:
                 raise Invalid(
@@ -227,7 +231,7 @@ class _Translated:
         low = line.lower()
         if isinstance(error, (faults.NotFoundError, FileNotFoundError)):
             raise Missing(f"no object {self._what}", where=self._store) from error
-        if "no space" in low or "os error 28" in low or "quota" in low:
+        if "no space" in low or "quota" in low or "file too large" in low:
             raise Retryable("the disk is full; nothing was stored", where=self._store, hint="Make room.") from error
         if isinstance(error, (faults.PermissionDeniedError, faults.UnauthenticatedError, PermissionError)):
             raise Refused(f"no right to the object store: {line}", where=self._store) from error
