@@ -6,8 +6,10 @@ shared by threads answers wrongly now and then, without an error; `CheckedSessio
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +38,11 @@ class LitertSession(CheckedSession):
     def __init__(self, file: Path, threads: int, delegates: list[Any]) -> None:
         interpreter_class = _interpreter_class()
         try:
-            self._interpreter: Any = interpreter_class(
-                model_path=str(file), num_threads=threads, experimental_delegates=delegates or None
-            )
-            self._interpreter.allocate_tensors()
+            with _quiet:
+                self._interpreter: Any = interpreter_class(
+                    model_path=str(file), num_threads=threads, experimental_delegates=delegates or None
+                )
+                self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise Invalid(
                 f"not a model LiteRT can load: {_reason(error)}", where=str(file), hint="Is the file complete?"
@@ -66,6 +69,37 @@ class LitertSession(CheckedSession):
 
     def _free(self) -> None:
         self._interpreter = None
+
+
+class _FirstTimeQuiet:
+    """Keeps "Created TensorFlow Lite XNNPACK delegate" off the terminal. LiteRT says it once in a process, when the
+    first interpreter is made, to file descriptor 2, and has no switch for it; so that is where it is caught.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._over = False
+        self._saved: int | None = None
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        if not self._over:
+            with contextlib.suppress(OSError):  # no stderr, nothing to keep quiet
+                self._saved = os.dup(2)
+                sink = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(sink, 2)
+                os.close(sink)
+
+    def __exit__(self, *fault: object) -> None:
+        if self._saved is not None:
+            os.dup2(self._saved, 2)
+            os.close(self._saved)
+            self._saved = None
+        self._over = self._over or fault[0] is None
+        self._lock.release()
+
+
+_quiet = _FirstTimeQuiet()
 
 
 def _info(detail: dict[str, Any]) -> TensorInfo:
