@@ -1,0 +1,237 @@
+"""What should run where: level-triggered, newest deployment wins, devices that join later included."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from marram.registry import Registry
+from marram.rollout import Rollout, desired_apps, holding
+from marram.runtime.bundle import dump_card
+from marram.schema.device import DesiredApp, DeviceInfo
+from marram.schema.errors import Invalid, Missing
+from marram.schema.ids import matches
+from marram.schema.model import File, Input, Manifest, ModelCard, Output, Task, Variant
+from marram.store import DeploymentRow, Objects, Store, open_store
+
+NOTHING = Manifest(files=[])
+APP = """\
+app: gate
+source: {images: photos}
+steps:
+  - classify: small
+    cloud: large
+"""
+PLAIN = """\
+app: counter
+source: {series: rows.csv}
+steps:
+  - function: count.py:handler
+files: [table.csv]
+"""
+
+
+class World:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.store: Store = open_store(folder / "cloud.db")
+        self.objects = Objects(folder / "objects")
+        self.registry = Registry(self.store.models, self.objects)
+        self.rollout = Rollout(self.store, self.registry, self.objects)
+
+    def device(self, name: str, **labels: str) -> None:
+        self.store.devices.add(name, "secret", labels, DeviceInfo())
+
+    def model(self, name: str, weights: bytes = b"1", version: int = 1) -> None:
+        folder = self.folder / name / str(version)
+        folder.mkdir(parents=True)
+        card = ModelCard(
+            model=name,
+            version=version,
+            task=Task.CLASSIFICATION,
+            input=Input(size=[8, 8]),
+            output=Output(form="softmax"),
+            variants=[Variant(name="fp32", engine="onnx", file="net.onnx")],
+            licence="MIT",
+            source="made for this test",
+        )
+        (folder / "model.yaml").write_text(dump_card(card))
+        (folder / "net.onnx").write_bytes(weights)
+        self.registry.add_folder(folder)
+
+    def file(self, path: str, content: bytes) -> File:
+        body = self.objects.put(content)
+        return File(path=path, sha256=body.sha256, size_bytes=body.size_bytes)
+
+    def runs(self, device: str) -> dict[str, int]:
+        return {app.name: app.version for app in self.store.states.desired(device).apps}
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path)
+    made.model("small")
+    made.model("large", b"2")
+    yield made
+    made.store.close()
+
+
+def app(name: str, comment: str = "") -> str:
+    return f"app: {name}\nsource: {{images: photos}}\nsteps:\n  - filter: 'true'\n# {comment}\n"
+
+
+def test_a_deployment_reaches_matching_devices_and_names_them(world: World) -> None:
+    world.device("a", site="x")
+    world.device("b", site="y")
+    rolled = world.rollout.deploy(APP, NOTHING, {"site": "x"})
+    assert (rolled.deployment.version, rolled.changed) == (1, ["a"])
+    [desired] = world.store.states.desired("a").apps
+    assert [(m.name, m.version) for m in desired.models] == [("small", 1)]
+    assert [(m.name, m.version, m.card.model) for m in desired.cloud] == [("large", 1, "large")]
+    [text] = desired.files.files
+    assert (text.path, world.objects.get(text.sha256).decode()) == ("app.yaml", APP)
+    assert world.runs("b") == {}
+
+
+def test_a_device_that_joins_later_gets_it_too(world: World) -> None:
+    world.rollout.deploy(app("a"), NOTHING, {"site": "x"})
+    world.device("late", site="x")
+    assert world.rollout.refresh("late") == ["late"]
+    assert world.runs("late") == {"a": 1}
+    assert world.rollout.refresh() == []
+
+
+def test_labels_that_change_change_what_runs(world: World) -> None:
+    world.device("a", site="x")
+    world.rollout.deploy(app("a"), NOTHING, {"site": "x"})
+    world.store.devices.set_labels("a", {"site": "y"})
+    assert world.rollout.refresh() == ["a"]
+    assert world.runs("a") == {}
+
+
+def test_the_newest_deployment_of_an_app_wins_and_others_stay(world: World) -> None:
+    world.device("a", site="x")
+    world.device("b", site="y")
+    world.rollout.deploy(app("one"), NOTHING, {})
+    world.rollout.deploy(app("two"), NOTHING, {})
+    world.rollout.deploy(app("one", "changed"), NOTHING, {"site": "x"})
+    assert world.runs("a") == {"one": 2, "two": 1}
+    assert world.runs("b") == {"one": 1, "two": 1}
+    world.rollout.deploy(app("one"), NOTHING, {})  # the old content again is the old version again
+    assert world.runs("a") == {"one": 1, "two": 1}
+
+
+def test_the_same_deployment_again_changes_nothing(world: World) -> None:
+    world.device("a")
+    world.rollout.deploy(APP, NOTHING, {})
+    before = world.store.states.desired("a")
+    assert world.rollout.deploy(APP, NOTHING, {}).changed == []
+    assert world.store.states.desired("a") == before
+
+
+def test_a_newer_model_makes_a_newer_app_version_only_when_deployed_again(world: World) -> None:
+    world.device("a")
+    world.rollout.deploy(APP, NOTHING, {})
+    world.model("small", b"better", version=2)
+    assert world.rollout.refresh() == []
+    assert world.rollout.deploy(APP, NOTHING, {}).deployment.version == 2
+    [desired] = world.store.states.desired("a").apps
+    assert [(m.name, m.version) for m in desired.models] == [("small", 2)]
+    pinned = APP.replace("small", "small@1")
+    world.rollout.deploy(pinned, NOTHING, {})
+    [desired] = world.store.states.desired("a").apps
+    assert (desired.version, [m.version for m in desired.models]) == (3, [1])
+
+
+def test_an_app_is_taken_off_where_the_selector_says(world: World) -> None:
+    world.device("a", site="x")
+    world.device("b", site="y")
+    world.rollout.deploy(app("one"), NOTHING, {})
+    assert world.rollout.remove("one", {"site": "x"}).changed == ["a"]
+    assert (world.runs("a"), world.runs("b")) == ({}, {"one": 1})
+    assert [row.app for row in world.rollout.current()] == ["one"]
+    assert set(world.rollout.targets("one")) == {"b"}
+    assert world.rollout.remove("one").changed == ["b"]
+    assert world.rollout.current() == []
+    with pytest.raises(Missing):
+        world.rollout.remove("never")
+
+
+def test_replicas_serve_what_apps_ask_for_and_no_longer(world: World) -> None:
+    world.device("a")
+    assert world.rollout.served() == set()
+    world.rollout.deploy(APP, NOTHING, {})
+    assert world.rollout.served() == {("large", 1)}
+    world.rollout.remove("gate")
+    assert world.rollout.served() == set()
+
+
+def test_files_that_the_app_names_must_come_along(world: World) -> None:
+    handler, table = world.file("count.py", b"def handler(e, c): ..."), world.file("table.csv", b"1,2")
+    for files in ([], [handler], [table]):
+        with pytest.raises(Invalid, match="was not sent along"):
+            world.rollout.deploy(PLAIN, Manifest(files=files), {})
+    with pytest.raises(Missing, match="was not uploaded"):
+        ghost = File(path="table.csv", sha256="a" * 64, size_bytes=1)
+        world.rollout.deploy(PLAIN, Manifest(files=[handler, ghost]), {})
+    with pytest.raises(Invalid, match="twice"):
+        world.rollout.deploy(PLAIN, Manifest(files=[handler, table, table]), {})
+    with pytest.raises(Invalid, match=r"another app\.yaml"):
+        world.rollout.deploy(PLAIN, Manifest(files=[handler, table, world.file("app.yaml", b"x")]), {})
+    longer = File(path="table.csv", sha256=table.sha256, size_bytes=99)
+    with pytest.raises(Invalid, match="bytes long"):
+        world.rollout.deploy(PLAIN, Manifest(files=[handler, longer]), {})
+    world.device("a")
+    world.rollout.deploy(PLAIN, Manifest(files=[table, handler]), {})
+    [desired] = world.store.states.desired("a").apps
+    assert [f.path for f in desired.files.files] == ["app.yaml", "count.py", "table.csv"]
+
+
+def test_a_wrong_app_or_model_deploys_nothing(world: World) -> None:
+    with pytest.raises(Invalid):
+        world.rollout.deploy("app: gate\nsteps: []\n", NOTHING, {})
+    with pytest.raises(Missing, match='did you mean "small"'):
+        world.rollout.deploy(APP.replace("small", "smal"), NOTHING, {})
+    with pytest.raises(Invalid, match="names no model"):
+        world.rollout.deploy(APP.replace("small", "./models/small"), NOTHING, {})
+    with pytest.raises(Invalid, match="whole number"):
+        world.rollout.deploy(APP.replace("small", "small@new"), NOTHING, {})
+    assert world.store.deployments.list() == []
+
+
+# ---------------------------------------------------------------- the rule itself
+
+Labels = st.dictionaries(st.sampled_from(["site", "line"]), st.sampled_from(["x", "y"]), max_size=2)
+Deployments = st.lists(
+    st.builds(
+        lambda app, version, selector: (app, version, selector),
+        st.sampled_from(["a", "b"]),
+        st.none() | st.integers(1, 3),
+        Labels,
+    ),
+    max_size=12,
+)
+
+
+@given(Labels, Deployments)
+def test_the_rule_is_replaying_history_in_order(
+    labels: dict[str, str], history: list[tuple[str, int | None, dict[str, str]]]
+) -> None:
+    rows = [DeploymentRow(n, app, version, selector, 0.0) for n, (app, version, selector) in enumerate(history, 1)]
+    expected: dict[str, int] = {}
+    for row in rows:  # what a person would say happened
+        if matches(row.selector, labels):
+            if row.version is None:
+                expected.pop(row.app, None)
+            else:
+                expected[row.app] = row.version
+    found = desired_apps(
+        labels, reversed(rows), lambda name, version: DesiredApp(name=name, version=version, files=NOTHING)
+    )
+    assert {each.name: each.version for each in found} == expected
+    assert [each.name for each in found] == sorted(expected)
+    assert set(expected) <= set(holding(labels, rows))
