@@ -26,7 +26,7 @@ from marram.schema.model import File, Manifest
 
 DEVICE = "pi-1"
 SECRET = "test-secret-0123456789abcdef"
-LONG_S = 15.0
+LONG_S = 40.0
 
 
 class Cloud:

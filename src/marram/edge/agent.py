@@ -166,6 +166,8 @@ class Agent:
         self._changed.set()
 
     def _on_state(self, state: BusState) -> None:
+        if state is BusState.CLOSED:
+            return
         up = state is BusState.CONNECTED
         words = f"refused: {self._bus.refused}" if self._bus.refused else "connected" if up else "down"
         if words != self._link:

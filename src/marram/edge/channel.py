@@ -4,7 +4,7 @@
 |---|---|---|
 | `start` | agent → worker | what to run, see `supervisor.WorkerSpec` |
 | `go` | agent → worker | the app may run now |
-| `reply` | agent → worker | id, and `payload` or `error`, `again` |
+| `reply` | agent → worker | id, and `payload` or `error`, `kind` (the error's class) |
 | `link` | agent → worker | up |
 | `verified`, `running`, `finished` | worker → agent | how far it came |
 | `beat` | worker → agent | busy_s: for how long the app has been in one step |

@@ -23,7 +23,7 @@ from marram.schema.model import File
 
 SMALL_BYTES = 64_000
 _SMALL_AT_ONCE = 4
-_FIRST_BYTES = 64_000
+_FIRST_BYTES = 16_000
 _LEAST_BYTES = 8_000
 _MOST_BYTES = 1_000_000
 _AIM_S = 0.1
@@ -41,11 +41,13 @@ class Pace:
 
     def took(self, size_bytes: int, elapsed_s: float) -> None:
         """A range of `size_bytes` took `elapsed_s` from question to answer."""
-        self._shortest_s = min(self._shortest_s, elapsed_s)
+        # The shortest answer seen stands for the round trip; it is slowly forgotten, since links change.
+        self._shortest_s = min(1.01 * self._shortest_s, elapsed_s)
         if size_bytes < min(self.bytes, _LEAST_BYTES):
             return  # the end of a file says little about the link
-        # The shortest answer seen stands for the round trip; half of it still is transfer when all are alike.
-        transfer_s = max(elapsed_s - self._shortest_s / 2, 1e-4)
+        # Where all answers are alike, none of it counts as transfer, so more is asked for until they differ: on a link
+        # of long round trips, small ranges would otherwise stay small and leave it idle.
+        transfer_s = max(elapsed_s - self._shortest_s, 1e-4)
         fitting = int(size_bytes * _AIM_S / transfer_s)
         self.bytes = max(_LEAST_BYTES, min(_MOST_BYTES, 2 * self.bytes, fitting))
 

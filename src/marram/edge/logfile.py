@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 LIMIT_BYTES = 1_000_000
 _TAIL_LINES = 40
+_CRASH = b"Fatal Python error:"
 # A worker that floods its log is slowed by its own full pipe; neither the agent nor the flash pays for it.
 _BURST_BYTES = 32_768
 _PAUSE_S = 0.05
@@ -22,6 +23,7 @@ class LogFile:
         self._path, self._limit_bytes = path, limit_bytes
         self._tail: collections.deque[str] = collections.deque(maxlen=_TAIL_LINES)
         self._rest = b""
+        self._fault = ""
 
     async def pump(self, stream: asyncio.StreamReader) -> None:
         """Take all that comes until the end of the stream."""
@@ -47,11 +49,12 @@ class LogFile:
     def last_words(self) -> str:
         """The last line that says something; of a Python traceback that is the error itself."""
         lines = [*self._tail, self._rest.decode(errors="replace")]
-        fault = next((line for line in lines if line.startswith("Fatal Python error:")), None)
         spoken = [line.strip() for line in lines if line.strip()]
-        return (fault or (spoken[-1] if spoken else ""))[:300]
+        return (self._fault or (spoken[-1] if spoken else ""))[:300]
 
     def _remember(self, chunk: bytes) -> None:
         lines = (self._rest + chunk).split(b"\n")
         self._rest = lines.pop()[-2000:]
+        # Python's own word on a crash; every thread's stack follows it, longer than the tail.
+        self._fault = next((x.decode(errors="replace") for x in lines if x.startswith(_CRASH)), self._fault)
         self._tail.extend(line[-2000:].decode(errors="replace") for line in lines[-_TAIL_LINES:])

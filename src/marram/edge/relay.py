@@ -90,5 +90,5 @@ class Relay:
             self._bytes -= len(payload)
 
     def _fail(self, number: Any, error: MarramError) -> None:
-        again = isinstance(error, Retryable)
-        self._channel.send({"t": "reply", "id": number, "error": str(error)[:500], "again": again})
+        kind = type(error).__name__
+        self._channel.send({"t": "reply", "id": number, "error": str(error)[:500], "kind": kind})

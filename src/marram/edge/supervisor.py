@@ -32,7 +32,7 @@ class Patience:
 
     verify_s: float = 120  # start the interpreter, check and load the models
     silent_s: float = 15  # say nothing at all: every thread is stuck
-    busy_s: float = 60  # spend in one step of the app on one frame
+    busy_s: float = 120  # spend in one step of the app on one frame
     healthy_s: float = 60  # run without a result (a quiet sensor) before it counts as proven
     stop_s: float = 8  # finish, flush the outbox and leave, once asked to
 
@@ -116,7 +116,7 @@ class Worker:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-P", "-m", "marram.edge.worker", str(theirs.fileno()), str(os.getpid()),
                 stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-                pass_fds=[theirs.fileno()], env=worker_environment(os.environ, spec.work), cwd=spec.work,
+                pass_fds=[theirs.fileno()], env=worker_environment(os.environ), cwd=spec.work,
                 start_new_session=True,
             )  # fmt: skip
         except OSError as error:
@@ -229,7 +229,7 @@ class Worker:
     def _beat(self, message: dict[str, Any]) -> None:
         busy_s = message.get("busy_s")
         if isinstance(busy_s, (int, float)) and busy_s > self.patience.busy_s:
-            self.kill(f"hung: one step has not come back for {busy_s:.0f} s")
+            self.kill(f"hung: at work on one frame for {busy_s:.0f} s")
 
     async def _watch(self) -> None:
         looked_s = time.monotonic()

@@ -185,8 +185,8 @@ class Run:
     def _beat(self) -> None:
         proven = False
         while True:
-            self._channel.send({"t": "beat", "busy_s": 0.0})
             pipeline = self._pipeline
+            self._channel.send({"t": "beat", "busy_s": pipeline.busy_s() if pipeline else 0.0})
             if pipeline is not None:
                 stats = pipeline.stats()
                 proven = bool(stats.get("frames"))

@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.edge.world import DEVICE, LONG_S, SECRET, Cloud
+
+from marram.bus.client import Bus
+from marram.bus.codec import BlobAsk
+from marram.edge.bundles import Bundles
+from marram.edge.fetch import Fetcher, Pace
+from marram.schema.errors import Invalid
+from marram.schema.model import File, Manifest
+
+
+@pytest.fixture
+async def bus(cloud: Cloud) -> AsyncIterator[Bus]:
+    made = await Bus.connect(cloud.server.url, DEVICE, SECRET)
+    await made.wait_connected(10)
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+def bundles(tmp_path: Path) -> Bundles:
+    made = Bundles(tmp_path / "device", reserve_bytes=0)
+    made.make()
+    return made
+
+
+async def fetch(bus: Bus, bundles: Bundles, manifest: Manifest) -> list[str]:
+    """Fetch it; the reasons it waited for on the way."""
+    said: list[str] = []
+    async with asyncio.timeout(LONG_S):
+        await Fetcher(bus, bundles, DEVICE).fetch(bundles.missing([manifest]), said.append)
+    return said
+
+
+def content(bundles: Bundles, manifest: Manifest) -> dict[str, bytes]:
+    folder = bundles.install(manifest)
+    return {file.path: (folder / file.path).read_bytes() for file in manifest.files}
+
+
+async def test_files_come_whole(cloud: Cloud, bus: Bus, bundles: Bundles) -> None:
+    files = {"model.tflite": os.urandom(4_000_000), "empty": b"", **{f"small/{n}": os.urandom(900) for n in range(40)}}
+    manifest = cloud.manifest(files)
+    assert await fetch(bus, bundles, manifest) == [""]
+    assert content(bundles, manifest) == files
+    # Each byte was asked for once.
+    assert sum(ask.length for ask in cloud.asked) == sum(map(len, files.values()))
+
+
+async def test_it_goes_on_where_a_cut_left_off(cloud: Cloud, bus: Bus, bundles: Bundles) -> None:
+    body = os.urandom(300_000)
+    manifest = cloud.manifest({"model": body})
+    for there in (1, 63_999, 64_000, 299_999, 300_000):
+        bundles.make()
+        bundles.partial(manifest.files[0]).write_bytes(body[:there])
+        cloud.asked.clear()
+        await fetch(bus, bundles, manifest)
+        assert content(bundles, manifest) == {"model": body}
+        assert sum(ask.length for ask in cloud.asked) == len(body) - there
+        bundles.sweep([])
+
+
+async def test_a_partial_file_that_a_power_cut_spoiled_is_fetched_anew(
+    cloud: Cloud, bus: Bus, bundles: Bundles
+) -> None:
+    body = os.urandom(100_000)
+    manifest = cloud.manifest({"model": body})
+    for spoiled in (bytes(50_000), body + b"more", bytes(100_000)):
+        bundles.partial(manifest.files[0]).write_bytes(spoiled)
+        await fetch(bus, bundles, manifest)
+        assert content(bundles, manifest) == {"model": body}
+        bundles.sweep([])
+
+
+async def test_the_broker_killed_on_the_way(cloud: Cloud, bus: Bus, bundles: Bundles) -> None:
+    body = os.urandom(6_000_000)
+    manifest = cloud.manifest({"model": body})
+    killed = 0
+
+    def kill_twice(ask: BlobAsk, data: bytes) -> bytes:
+        nonlocal killed
+        if killed < 2 and ask.offset > (killed + 1) * 1_000_000 and cloud.server.pid:
+            killed += 1
+            os.kill(cloud.server.pid, 9)
+        return data
+
+    cloud.spoil = kill_twice
+    said = await fetch(bus, bundles, manifest)
+    assert content(bundles, manifest) == {"model": body}
+    assert killed == 2 and len(said) > 1
+    # What was here when the cut came was not fetched again.
+    assert sum(ask.length for ask in cloud.asked) < 1.7 * len(body)
+
+
+@pytest.mark.parametrize("at", [0, 70_000, 99_999])
+async def test_a_flipped_byte_is_refused(cloud: Cloud, bus: Bus, bundles: Bundles, at: int) -> None:
+    manifest = cloud.manifest({"model": os.urandom(100_000)})
+
+    def flip(ask: BlobAsk, data: bytes) -> bytes:
+        spoiled = bytearray(data)
+        if 0 <= at - ask.offset < len(data):
+            spoiled[at - ask.offset] ^= 1
+        return bytes(spoiled)
+
+    cloud.spoil = flip
+    with pytest.raises(Invalid, match=r"model: what came is not what was announced"):
+        await fetch(bus, bundles, manifest)
+    assert bundles.missing([manifest]) and not list(bundles._partial.iterdir())
+
+
+async def test_another_size_than_announced_is_refused(cloud: Cloud, bus: Bus, bundles: Bundles) -> None:
+    body = os.urandom(5000)
+    for size in (4999, 5001):
+        manifest = Manifest(files=[File(path="model", sha256=cloud.put(body), size_bytes=size)])
+        with pytest.raises(Invalid, match=f"has 5000 bytes; {size} were announced"):
+            await fetch(bus, bundles, manifest)
+
+
+async def test_more_than_asked_for_is_refused(cloud: Cloud, bus: Bus, bundles: Bundles) -> None:
+    manifest = cloud.manifest({"model": os.urandom(200_000)})
+    for spoil in (lambda ask, data: data + b"x", lambda ask, data: b""):
+        cloud.spoil = spoil
+        with pytest.raises(Invalid, match="announced"):
+            await fetch(bus, bundles, manifest)
+
+
+async def test_a_file_the_cloud_lacks_is_waited_for(cloud: Cloud, bus: Bus, bundles: Bundles) -> None:
+    body = b"late"
+    manifest = cloud.manifest({"model": body})
+    cloud.blobs.clear()
+    fetching = asyncio.create_task(fetch(bus, bundles, manifest))
+    while not cloud.asked:
+        await asyncio.sleep(0.02)
+    cloud.put(body)
+    said = await fetching
+    assert said[0] and said[-1] == ""
+
+
+async def test_two_apps_that_want_one_file_fetch_it_once(cloud: Cloud, bus: Bus, bundles: Bundles) -> None:
+    body = os.urandom(2_000_000)
+    manifest = cloud.manifest({"model": body})
+    fetcher = Fetcher(bus, bundles, DEVICE)
+    async with asyncio.timeout(LONG_S):
+        await asyncio.gather(*(fetcher.fetch(manifest.files, lambda _: None) for _ in range(3)))
+    assert sum(ask.length for ask in cloud.asked) == len(body)
+
+
+async def test_cancelled_at_once_it_leaves_what_came(cloud: Cloud, bus: Bus, bundles: Bundles) -> None:
+    body = os.urandom(3_000_000)
+    manifest = cloud.manifest({"model": body})
+    fetching = asyncio.create_task(fetch(bus, bundles, manifest))
+    while len(cloud.asked) < 3:
+        await asyncio.sleep(0)
+    fetching.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await fetching
+    partial = bundles.partial(manifest.files[0]).read_bytes()
+    assert partial and body.startswith(partial)
+    await fetch(bus, bundles, manifest)
+    assert content(bundles, manifest) == {"model": body}
+
+
+@given(
+    st.lists(st.floats(0.0001, 30), min_size=1, max_size=60),
+    st.lists(st.booleans(), max_size=60),
+)
+def test_the_pace_stays_within_bounds(elapsed: list[float], failures: list[bool]) -> None:
+    pace = Pace()
+    for took, failed in zip(elapsed, failures, strict=False):
+        if failed:
+            pace.failed()
+        else:
+            pace.took(pace.bytes, took)
+        assert 8_000 <= pace.bytes <= 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("rate_bit_s", "rtt_s", "longest_s"), [(4e5, 0.16, 0.6), (2e6, 0.05, 0.35), (6e6, 0.03, 0.25), (1e9, 0.001, 0.2)]
+)
+def test_a_range_on_a_slow_link_is_short(rate_bit_s: float, rtt_s: float, longest_s: float) -> None:
+    pace = Pace()
+    spans = []
+    for _ in range(40):
+        spans.append(rtt_s + pace.bytes * 8 / rate_bit_s)
+        pace.took(pace.bytes, spans[-1])
+    assert max(spans[10:]) < longest_s
+    fast = rate_bit_s / 8 * 0.1
+    assert pace.bytes >= min(fast, 1_000_000) * 0.5

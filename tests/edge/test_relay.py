@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+from collections.abc import AsyncIterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import pytest
+from tests.edge.world import DEVICE, LONG_S, SECRET, Cloud
+
+from marram.bus import subjects
+from marram.bus.client import Bus, Message
+from marram.bus.codec import InferReply, InferRequest
+from marram.edge.channel import AgentEnd, WorkerEnd
+from marram.edge.relay import Relay
+from marram.edge.remote import ChannelRemote
+from marram.pipeline.contract import CloudInput, Reply
+from marram.schema.errors import Invalid, MarramError, NotReady, Refused, Retryable
+
+
+@dataclass
+class Pair:
+    """A worker's remote and the agent's relay, joined by a real channel."""
+
+    remote: ChannelRemote
+    relay: Relay
+    worker_end: WorkerEnd
+    agent_end: AgentEnd
+    bus: Bus
+
+    def infer(self, model: str = "lite2", version: int = 1, timeout_s: float = 5, size: int = 1000) -> Future[Reply]:
+        return self.remote.infer(CloudInput(model, version, "image/jpeg", os.urandom(size), (), (480, 640)), timeout_s)
+
+
+@pytest.fixture
+async def pair(cloud: Cloud) -> AsyncIterator[Pair]:
+    bus = await Bus.connect(cloud.server.url, DEVICE, SECRET)
+    await bus.wait_connected(10)
+    ours, theirs = socket.socketpair()
+    agent_end, worker_end = await AgentEnd.open(ours), WorkerEnd(theirs)
+    relay = Relay(bus, agent_end, {("lite2", 1)})
+    remote = ChannelRemote(worker_end)
+
+    async def agent() -> None:
+        while (message := await agent_end.receive()) is not None:
+            relay.ask(message)
+
+    def worker() -> None:
+        while (message := worker_end.receive()) is not None:
+            if message["t"] == "reply":
+                remote.answered(message)
+            else:
+                remote.link(message["up"])
+
+    task = asyncio.create_task(agent())
+    threading.Thread(target=worker, daemon=True).start()
+    yield Pair(remote, relay, worker_end, agent_end, bus)
+    worker_end.close()
+    agent_end.close()
+    await task
+    await bus.close()
+
+
+async def replica(cloud: Cloud) -> list[InferRequest]:
+    """A replica that answers everything with a label; what it was asked."""
+    asked: list[InferRequest] = []
+
+    async def answer(message: Message) -> bytes:
+        asked.append(InferRequest.unpack(message.payload))
+        result = {"task": "classification", "model": "lite2", "label": "cat", "confidence": 0.9}
+        return InferReply(result, None, 0.001, 0.02).pack()
+
+    await cloud.bus.subscribe(subjects.infer("lite2", 1), answer, "replicas", parallel=8)
+    return asked
+
+
+async def failure(future: Future[Reply]) -> MarramError:
+    with pytest.raises(MarramError) as caught:
+        await asyncio.wait_for(asyncio.wrap_future(future), LONG_S)
+    return caught.value
+
+
+async def test_an_inference_goes_there_and_back(cloud: Cloud, pair: Pair) -> None:
+    asked = await replica(cloud)
+    replies = await asyncio.gather(*(asyncio.wrap_future(pair.infer(size=50_000)) for _ in range(20)))
+    assert {r.result.label for r in replies if r.result} == {"cat"} and replies[0].service_s == 0.02
+    assert asked[0].media == "image/jpeg" and len(asked[0].body) == 50_000 and asked[0].frame_size == (480, 640)
+
+
+async def test_a_probe_carries_its_size(cloud: Cloud, pair: Pair) -> None:
+    sizes: list[int] = []
+
+    async def answer(message: Message) -> bytes:
+        sizes.append(len(message.payload))
+        return InferReply(None, None, 0, 0).pack()
+
+    await cloud.bus.subscribe(subjects.PROBE, answer)
+    reply = await asyncio.wrap_future(pair.remote.probe(6000, 5))
+    assert reply.result is None and sizes == [6000]
+
+
+async def test_only_what_the_app_names_is_asked(cloud: Cloud, pair: Pair) -> None:
+    for model, version in (("other", 1), ("lite2", 2), ("*", 1), (">", 1), ("x.y", 1)):
+        error = await failure(pair.infer(model, version))
+        assert isinstance(error, Refused) and "does not name" in str(error)
+
+
+async def test_without_a_replica_the_answer_comes_at_once(pair: Pair) -> None:
+    assert isinstance(await failure(pair.infer(timeout_s=60)), Retryable)
+
+
+async def test_a_silent_replica_is_a_timeout(cloud: Cloud, pair: Pair) -> None:
+    async def silent(message: Message) -> None:
+        return None
+
+    await cloud.bus.subscribe(subjects.infer("lite2", 1), silent)
+    assert isinstance(await failure(pair.infer(timeout_s=0.2)), Retryable)
+
+
+@pytest.mark.parametrize("answer", [b"", b"\xc1", InferReply({"task": "none"}, None, 0, 0).pack()])
+async def test_a_reply_that_is_none(cloud: Cloud, pair: Pair, answer: bytes) -> None:
+    async def nonsense(message: Message) -> bytes:
+        return answer
+
+    await cloud.bus.subscribe(subjects.infer("lite2", 1), nonsense)
+    assert isinstance(await failure(pair.infer()), Invalid)
+
+
+async def test_a_replicas_fault_comes_as_ours(cloud: Cloud, pair: Pair) -> None:
+    async def fails(message: Message) -> bytes:
+        return InferReply(None, "not a picture", 0, 0).pack()
+
+    await cloud.bus.subscribe(subjects.infer("lite2", 1), fails)
+    assert "not a picture" in str(await failure(pair.infer()))
+
+
+async def test_with_the_link_down_the_answer_comes_at_once(cloud: Cloud, pair: Pair) -> None:
+    await cloud.bus.close()
+    await asyncio.to_thread(cloud.server.stop)
+    while pair.bus.connected:
+        await asyncio.sleep(0.01)
+    assert isinstance(await failure(pair.infer(timeout_s=60)), NotReady)
+    pair.relay.link(False)
+    while not (future := pair.infer(timeout_s=60)).done():  # until the word about the link has come
+        await failure(future)
+    assert isinstance(future.exception(), NotReady)
+
+
+async def test_what_is_pending_fails_when_the_link_or_the_agent_goes(cloud: Cloud, pair: Pair) -> None:
+    async def silent(message: Message) -> None:
+        return None
+
+    await cloud.bus.subscribe(subjects.infer("lite2", 1), silent)
+    pending = pair.infer(timeout_s=60)
+    pair.relay.link(False)
+    assert isinstance(await failure(pending), NotReady)
+    pair.relay.link(True)
+    while (pending := pair.infer(timeout_s=60)).done():
+        await asyncio.sleep(0.01)
+    pair.remote.close()
+    assert "agent is gone" in str(await failure(pending))
+    assert pair.infer().done()
+
+
+async def test_a_flood_of_questions_is_bounded(cloud: Cloud, pair: Pair) -> None:
+    held = asyncio.Event()
+
+    async def slow(message: Message) -> bytes:
+        await held.wait()
+        return InferReply(None, None, 0, 0).pack()
+
+    await cloud.bus.subscribe(subjects.infer("lite2", 1), slow, parallel=200)
+    futures = [pair.infer(timeout_s=30) for _ in range(200)]
+    at_once = [f for f in futures if f.done()]
+    assert len(at_once) >= 136
+    held.set()
+    for future in futures:
+        assert (future.done() and future in at_once) or await asyncio.wrap_future(future)
+
+
+async def test_a_stuck_agent_fails_what_is_overdue(pair: Pair) -> None:
+    ours, theirs = socket.socketpair()
+    end = WorkerEnd(theirs)
+    remote = ChannelRemote(end)
+    future = remote.probe(10, timeout_s=-2)
+    remote.expire()
+    assert isinstance(future.exception(), Retryable)
+    end.close()
+    ours.close()
