@@ -28,6 +28,7 @@ from typing import Any
 import yaml
 
 from marram.bus.http import CloudApi
+from marram.bus.server import find_server
 from marram.lab.children import Child, marram, stop_all
 from marram.lab.demo_device import DemoDevice, Reading, Spec
 from marram.lab.demo_report import account, verdict
@@ -37,13 +38,15 @@ from marram.lab.ledger import Mark, delivered, read_ledger
 from marram.lab.photos import write_photos
 from marram.runtime import library
 from marram.runtime.build.recipes import build
-from marram.runtime.bundle import Bundle
+from marram.runtime.bundle import CARD, Bundle, dump_card
 from marram.schema.api import Deployment
 from marram.schema.device import AppState
 from marram.schema.errors import Conflict, Invalid, MarramError, Missing, NotReady, Permanent, Retryable
 from marram.schema.units import format_duration, format_size
 
 EDGE_MODEL, CLOUD_MODEL = "efficientnet-lite0", "efficientnet-lite2"
+# A device is sent the quantised variant alone: over 3G the other would take minutes. The cloud has the exact one.
+MODELS = ((EDGE_MODEL, "int8"), (CLOUD_MODEL, "fp32"))
 # How much slower than this machine each device is: about a Raspberry Pi of the third generation.
 DEVICES = (Spec("gate-wifi", "wifi:1", 14.0), Spec("gate-lte", "lte:1", 16.0), Spec("gate-3g", "3g:1", 12.0))
 APP = f"""\
@@ -62,7 +65,7 @@ _MARKER = ".marram-demo"
 _READY_S, _JOIN_S, _DEPLOY_S, _DRAIN_S = 60.0, 60.0, 180.0, 60.0
 _LOOK_S = 0.25
 # What has to be installed besides the device's own packages: (module, who needs it).
-_NEEDED = ("nats_server", "fastapi", "uvicorn", "sqlalchemy", "obstore", "nicegui", "onnx", "skimage", "sklearn")
+_NEEDED = ("fastapi", "uvicorn", "sqlalchemy", "obstore", "nicegui", "onnx", "skimage", "sklearn")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,12 +152,13 @@ class Demo:
 
     def _models(self) -> list[Bundle]:
         bundles, begun_s, built = [], time.monotonic(), False
-        for name in (EDGE_MODEL, CLOUD_MODEL):
+        for name, precision in MODELS:
             try:
-                bundles.append(library.get(name))
+                bundle = library.get(name)
             except Missing:
                 built = True
-                bundles.append(build(name, report=partial(self._building, name)))
+                bundle = build(name, report=partial(self._building, name))
+            bundles.append(_only(bundle, precision, self._folder / "models" / name))
         what = " · ".join(
             f"{bundle.card.model} {bundle.card.variants[0].precision} {format_size(_weight(bundle))}"
             for bundle in bundles
@@ -318,7 +322,8 @@ class Demo:
 
 
 def check_installed() -> None:
-    """Raises NotReady naming what is missing."""
+    """Raises NotReady naming what is missing, Missing where that is the broker."""
+    find_server()
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise NotReady(
@@ -398,6 +403,23 @@ def _healthy(url: str) -> bool:
 
 def _progress(made: Deployment) -> str:
     return " · ".join(f"{d.device} {d.state.value if d.version == made.version else 'pending'}" for d in made.devices)
+
+
+def _only(bundle: Bundle, precision: str, folder: Path) -> Bundle:
+    """A copy of the bundle in `folder` with the variants of one precision alone. Raises Missing where it has none."""
+    variants = [variant for variant in bundle.card.variants if variant.precision == precision]
+    if not variants:
+        raise Missing(
+            f"has no {precision} variant", where=bundle.reference, hint=f"marram model build {bundle.card.model}"
+        )
+    left_out = {variant.file for variant in bundle.card.variants} - {variant.file for variant in variants}
+    card = bundle.card.model_copy(update={"variants": variants})
+    for name in bundle.files():
+        if name not in left_out:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(bundle.folder / name, folder / name)
+    (folder / CARD).write_text(dump_card(card), encoding="utf-8")
+    return Bundle.open(folder)
 
 
 def _weight(bundle: Bundle) -> int:

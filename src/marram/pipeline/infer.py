@@ -38,6 +38,8 @@ CLOUD_ONLY_WINDOW = 2
 AUDIT_TIMEOUT_S = 3.0
 # A JPEG of quality 85 has about this many bytes a pixel; the first guess, before one was made.
 BYTES_A_PIXEL = 0.25
+# A frame is taken for the cloud once no more than this share of its delay would be waiting for the link.
+LINK_WAIT_SHARE = 0.1
 _READY_POLL_S = 0.01
 
 
@@ -125,6 +127,7 @@ class Infer:
         self._changed = threading.Condition()
         self._at_edge = 0
         self._under_way = 0
+        self._audited = 0  # of those, the ones of an audit block
         self._abandoned = False
         self._payload_bytes = self._first_guess()
         # Whether the last frame was allowed out: what the next one is expected to be before it is seen.
@@ -163,7 +166,7 @@ class Infer:
             self._to_edge(slot, choice)
 
     def wait_ready(self, timeout_s: float) -> bool:
-        """See `runner.Asker`: an edge instance is free, or the cloud is predicted to answer before one would."""
+        """See `runner.Asker`: the place that answers soonest is free: an edge instance, or the link."""
         deadline_s = time.monotonic() + timeout_s
         while True:
             now_s = time.monotonic()
@@ -204,9 +207,16 @@ class Infer:
         block = self._block(now_s)
         if block is not None:
             return edge_free if block is Place.EDGE else self._under_way == 0
+        if self._audited:
+            # Order is kept: a frame taken now would wait for the block's last one, and its delay would be the audit's.
+            return False
         if self._spec.place == "cloud" and not self._offload.away:
             return self._under_way < CLOUD_ONLY_WINDOW
-        return edge_free or self._offload.decide(self._ask(now_s)).place is Place.CLOUD
+        decision = self._offload.decide(self._ask(now_s))
+        if decision.place is Place.CLOUD:
+            # Behind our own earlier requests a frame only grows old; a newer one later has its answer no later.
+            return decision.link_wait_s <= LINK_WAIT_SHARE * decision.predicted_s
+        return edge_free
 
     def _block(self, now_s: float) -> Place | None:
         assert self._offload is not None
@@ -291,6 +301,7 @@ class Infer:
         choice = replace(choice, sent_bytes=len(request.body))
         with self._changed:
             self._under_way += 1
+            self._audited += choice.audit
         self._offload.ask(request, self._cloud.key, wait_s, partial(self._from_cloud, slot, frame, choice))
 
     def _request(self, frame: Frame) -> CloudInput:
@@ -310,6 +321,7 @@ class Infer:
     def _from_cloud(self, slot: Slot, frame: Frame, choice: _Choice, reply: Reply | None, timed_out: bool) -> None:
         with self._changed:
             self._under_way -= 1
+            self._audited -= choice.audit
             self._changed.notify_all()
         if timed_out:
             self._stats.count("timeouts")
