@@ -10,12 +10,12 @@ import asyncio
 import itertools
 import logging
 import random
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from nats.aio.msg import Msg
-
+from marram.bus.library import Msg
 from marram.bus.session import ERROR_HEADER, Login, Session, Timing
 from marram.schema.errors import Invalid, MarramError, NotReady, Permanent, Refused, Retryable
 
@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 __all__ = ["Bus", "BusState", "Handler", "Message", "Timing"]
 
+_SUBJECT = re.compile(r"[^\s.]+(\.[^\s.]+)*")
 CLOSE_S = 2.0  # how long `close` waits for handlers at work
 
 
@@ -173,9 +174,11 @@ class Bus:
     async def subscribe(self, subject: str, handler: Handler, queue: str | None = None, *, parallel: int = 1) -> None:
         """Handle what is sent to `subject` (in a queue group: a share of it), from now on and over every reconnect.
 
-        Up to `parallel` messages are handled side by side; with 1 their order is kept. Raises Invalid (malformed
-        subject or queue).
+        While connected it returns once the broker has taken it. Up to `parallel` messages are handled side by side;
+        with 1 their order is kept. Raises Invalid (malformed subject or queue).
         """
+        if not _SUBJECT.fullmatch(subject) or any(character.isspace() for character in queue or ""):
+            raise Invalid(f"{subject!r} (queue {queue!r}) is not a subject to listen to")
         wanted = _Subscription(subject, handler, queue or "", asyncio.Semaphore(parallel))
         self._subscriptions.append(wanted)  # first: should the session be lost meanwhile, the next one finds it
         session = self._session
@@ -183,9 +186,7 @@ class Bus:
             return
         try:
             await self._listen(session, wanted)
-        except Invalid:
-            self._subscriptions.remove(wanted)
-            raise
+            await session.settle()
         except Retryable:
             log.debug("lost while subscribing to %s", subject)
 
@@ -252,6 +253,7 @@ class Bus:
                 await session.open(next(self._urls))
                 for subscription in self._subscriptions:
                     await self._listen(session, subscription)
+                await session.settle()  # connected means that everything is heard, too
                 self.refused = None
                 self._become(BusState.CONNECTED)
                 failures = 0

@@ -17,7 +17,7 @@ import termios
 from collections.abc import Callable
 from urllib.parse import ParseResult
 
-from nats.aio.transport import Transport
+from marram.bus.library import Transport
 
 _CLOSE_S = 0.5
 
@@ -30,6 +30,7 @@ class Link(Transport):
         self.written_bytes = 0
         self._user_timeout_s = user_timeout_s
         self._on_end = on_end
+        self._ended = False
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._socket: socket.socket | None = None
@@ -56,16 +57,20 @@ class Link(Transport):
             await writer.start_tls(ssl_context, server_hostname=name)
 
     async def read(self, buffer_size: int) -> bytes:
-        """Raises OSError."""
-        # The client may trip over an error of its own while it handles the end, and tell nobody; so we do.
+        """After the end it waits until it is cancelled: the client must not deal with it.
+
+        It would trip over errors of its own, tell nobody, and leave a traceback; its owner was told by `on_end`.
+        """
         assert self._reader is not None
         try:
-            data = await self._reader.read(buffer_size)
+            data = b"" if self._ended else await self._reader.read(buffer_size)
+            why = "closed by the broker"
         except OSError as error:
-            self._on_end(error.strerror or str(error))
-            raise
+            data, why = b"", error.strerror or str(error)
         if not data:
-            self._on_end("closed by the broker")
+            self._ended = True
+            self._on_end(why)
+            await asyncio.Event().wait()
         self.heard_bytes += len(data)
         return data
 
@@ -80,6 +85,9 @@ class Link(Transport):
             self.write(b"PONG\r\n")
 
     def write(self, payload: bytes) -> None:
+        """After the end nothing."""
+        if self._ended:
+            return
         self.written_bytes += len(payload)
         self._open().write(payload)
 
@@ -88,10 +96,11 @@ class Link(Transport):
 
     async def drain(self) -> None:
         """Raises OSError."""
-        await self._open().drain()
+        if not self._ended:
+            await self._open().drain()
 
     def at_eof(self) -> bool:
-        return self._reader is None or self._reader.at_eof()
+        return False  # `read` sees to it
 
     def close(self) -> None:
         if self._writer is not None:
@@ -111,6 +120,7 @@ class Link(Transport):
 
     def abort(self) -> None:
         """Close now, without sending what is buffered."""
+        self._ended = True
         if self._writer is not None:
             self._writer.transport.abort()
 

@@ -13,10 +13,7 @@ import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from nats import errors as nats_errors
-from nats.aio.client import Client
-from nats.aio.msg import Msg
-
+from marram.bus.library import Client, Msg, nats_errors
 from marram.bus.link import Link
 from marram.schema import errors
 from marram.schema.errors import Invalid, MarramError, NotReady, Refused, Retryable
@@ -29,6 +26,9 @@ logging.getLogger("nats").setLevel(logging.CRITICAL)
 UNSENT_LIMIT_BYTES = 8_000_000
 # What may wait for a subscription's handler; beyond it messages are dropped and their senders time out.
 PENDING_LIMIT_BYTES = 64_000_000
+# How slowly a proxy on the way may carry what it has taken from us, and for how long that is believed.
+SLOWEST_BYTES_S = 50_000
+LONGEST_CARRIED_S = 60.0
 ERROR_HEADER = "Marram-Error"
 
 _DENIED = re.compile(r'Permissions Violation for (Publish|Subscription) to "([^"]+)"', re.IGNORECASE)
@@ -52,7 +52,7 @@ class Login:
 class Timing:
     """How long things may take, seconds.
 
-    `dead_after_s`: without a sign of life for so long a connection is given up (also TCP_USER_TIMEOUT).
+    `dead_after_s`: without a sign of life for so long a connection is given up (by the kernel after twice that).
     `retry_max_s`: between two attempts; after a minute without the broker, five times that. `refused_max_s`: the same
     where the broker refuses us.
     """
@@ -74,7 +74,8 @@ class Session:
         self.rtt_s: float | None = None
         self._login = login
         self._timing = timing
-        self._link = Link(timing.dead_after_s, self._lose)
+        # The kernel knows less than `_watch` does (a full proxy looks dead to it), so it comes second.
+        self._link = Link(2 * timing.dead_after_s, self._lose)
         self._client = Client()
         # The client takes a transport that is there already.
         self._client._transport = self._link
@@ -107,8 +108,6 @@ class Session:
                 if not self._client.is_connected:
                     raise Retryable("the broker did not finish the handshake")
                 await self._client.subscribe(f"{self._inbox}.*", cb=self._on_reply)
-                # Also makes sure that the subscription stands before anything is asked.
-                self.rtt_s = await self._client.rtt(86_400)
         except (nats_errors.Error, OSError, TimeoutError, EOFError, ValueError, AttributeError) as error:
             # ValueError: a line too long, so not a NATS server. AttributeError: closed in mid-handshake.
             text = str(error).removeprefix("nats: ").strip("'\" ") or type(error).__name__
@@ -172,7 +171,7 @@ class Session:
             raise NotReady(f"no connection to the broker: {error}") from error
 
     async def subscribe(self, subject: str, queue: str, deliver: Callable[[Msg], Awaitable[None]]) -> None:
-        """Raises Invalid (subject or queue malformed), Retryable (the connection was lost)."""
+        """Raises Retryable (the connection was lost)."""
 
         async def on_message(message: Msg) -> None:
             await deliver(message)
@@ -181,10 +180,24 @@ class Session:
             await self._client.subscribe(
                 subject, queue, cb=on_message, pending_bytes_limit=PENDING_LIMIT_BYTES, pending_msgs_limit=100_000
             )
-        except (nats_errors.BadSubjectError, nats_errors.InvalidQueueNameError) as error:  # type: ignore[attr-defined,unused-ignore]
-            raise Invalid(f"{subject!r} (queue {queue!r}) is not a subject") from error
         except (nats_errors.Error, OSError) as error:
             raise Retryable(f"no connection to the broker: {error}") from error
+
+    async def settle(self) -> None:
+        """Wait until the broker has taken all that was said so far, subscriptions too. Raises Retryable (lost)."""
+        pong = asyncio.create_task(self._client.rtt(86_400))
+        lost = asyncio.create_task(self.lost.wait())
+        try:
+            await asyncio.wait([pong, lost], return_when=asyncio.FIRST_COMPLETED)
+            if lost.done():
+                raise Retryable(f"no connection to the broker: {self.why}")
+            self.rtt_s = pong.result()
+        except (nats_errors.Error, OSError) as error:
+            raise Retryable(f"no connection to the broker: {error}") from error
+        finally:
+            # A PING given up breaks the client's read loop when its PONG comes; here that is lost anyway.
+            pong.cancel()
+            lost.cancel()
 
     # ------------------------------------------------------------ hearing
 
@@ -207,7 +220,7 @@ class Session:
     def _on_denied(self, what: str, subject: str) -> None:
         log.error("the broker does not permit %s %s on %s", self._login.user, what, subject)
         for asked, answer in self._waiting.values():
-            if asked == subject and not answer.done():
+            if asked.lower() == subject.lower() and not answer.done():  # the client puts it in lower case
                 answer.set_exception(Refused(f"the broker does not permit {self._login.user} to send on {subject}"))
 
     async def _on_closed(self) -> None:
@@ -240,20 +253,24 @@ class Session:
     async def _watch(self) -> None:
         """Aborts a connection that shows no life: nothing heard, and what we sent not taken or not answered.
 
-        A slow link is not a dead one: while bytes still leave, the PONG behind them is given its time.
+        A slow link is not a dead one: while bytes still leave, the PONG behind them is given its time, and so is what
+        some proxy on the way has taken from us and carries on slowly.
         """
-        loop = asyncio.get_running_loop()
-        heard, sent, since_s = self._link.heard_bytes, self._link.sent_bytes(), loop.time()
+        loop, link = asyncio.get_running_loop(), self._link
+        heard, sent, since_s = link.heard_bytes, link.sent_bytes(), loop.time()
+        sent_when_heard = sent
         while True:
             await asyncio.sleep(self._timing.dead_after_s / 10)
-            now_heard, now_sent, mark = self._link.heard_bytes, self._link.sent_bytes(), self._ping_mark
-            alive = now_heard != heard or (mark is None and self._link.unsent_bytes() == 0)
-            if mark is None or now_sent < mark:
-                alive = alive or now_sent > sent
-            heard, sent = now_heard, now_sent
-            if alive:
+            now_heard, now_sent, mark = link.heard_bytes, link.sent_bytes(), self._ping_mark
+            idle = mark is None and link.unsent_bytes() == 0
+            leaving = now_sent > sent and (mark is None or now_sent < mark)
+            if now_heard != heard or idle:
+                sent_when_heard = sent  # as of before: some of what left since may still be on its way
+            if now_heard != heard or idle or leaving:
                 since_s = loop.time()
-            elif loop.time() - since_s >= self._timing.dead_after_s:
-                self._lose(f"no sign of life for {self._timing.dead_after_s:g} s")
-                self._link.abort()
+            heard, sent = now_heard, now_sent
+            carried_s = min((sent - sent_when_heard) / SLOWEST_BYTES_S, LONGEST_CARRIED_S)
+            if loop.time() - since_s >= self._timing.dead_after_s + carried_s:
+                self._lose(f"no sign of life for {loop.time() - since_s:.1f} s")
+                link.abort()
                 return

@@ -1,0 +1,117 @@
+"""What travels on the bus: everything comes back as it was, and garbage is Invalid, never another error."""
+
+from __future__ import annotations
+
+import math
+
+import msgpack
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from marram.bus import codec
+from marram.schema.errors import Invalid
+from marram.schema.event import Event, EventKind, Recorded
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner, max_size=4)
+    | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner, max_size=4),
+    max_leaves=10,
+)  # fmt: skip
+events = st.builds(
+    Event,
+    st.sampled_from(EventKind),
+    st.text("abc-", max_size=10),
+    st.floats(0, 4e9),
+    st.dictionaries(st.text("abc"), plain, max_size=4),
+    st.none() | st.binary(max_size=50),
+    st.none() | st.just("image/jpeg"),
+)
+
+
+@given(event=events)
+def test_an_event_comes_back_as_it_was(event: Event) -> None:
+    assert codec.decode_event(codec.encode_event(event)) == event
+
+
+@given(st.lists(st.tuples(st.integers(1, 2**63 - 1), events), max_size=20))
+def test_a_batch_comes_back_as_it_was(pairs: list[tuple[int, Event]]) -> None:
+    records = [Recorded("stream-0123", sequence, event) for sequence, event in pairs]
+    assert codec.unpack_batch(codec.pack_batch("stream-0123", records)) == records
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=200))
+@example(b"\xc1")
+@example(b"\xdd\xff\xff\xff\xff")
+@example(b"\x91" * 5000)
+@example(msgpack.packb({1: 2}))
+@example(msgpack.packb(msgpack.ExtType(5, b"x")))
+def test_garbage_is_invalid_and_nothing_else(garbage: bytes) -> None:
+    for decode in (
+        codec.unpack_batch, codec.decode_event, codec.unpack_ack, codec.InferRequest.unpack, codec.InferReply.unpack
+    ):  # fmt: skip
+        with pytest.raises(Invalid):
+            decode(garbage)
+
+
+@given(document=plain)
+def test_well_formed_messages_of_the_wrong_shape_are_invalid(document: object) -> None:
+    for decode in (codec.unpack_batch, codec.decode_event, codec.unpack_ack):
+        with pytest.raises(Invalid):
+            decode(codec.pack(document))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        [0, "result", "app", 1.0, {}, None, None],
+        [1, "nonsense", "app", 1.0, {}, None, None],
+        [1, "result", 5, 1.0, {}, None, None],
+        [1, "result", "app", "now", {}, None, None],
+        [1, "result", "app", math.nan, {}, None, None],
+        [1, "result", "app", 1.0, [], None, None],
+        [1, "result", "app", 1.0, {}, "text", None],
+        [1, "result", "app", 1.0, {}, None],
+        "row",
+        5,
+    ],
+)
+def test_a_batch_is_taken_whole_or_not_at_all(row: object) -> None:
+    good = [1, "result", "app", 1.0, {}, None, None]
+    assert len(codec.unpack_batch(codec.pack({"stream": "stream-0123", "events": [good]}))) == 1
+    with pytest.raises(Invalid):
+        codec.unpack_batch(codec.pack({"stream": "stream-0123", "events": [good, row]}))
+
+
+def test_what_json_does_not_have_becomes_null_and_keys_become_text() -> None:
+    event = Event(EventKind.RESULT, "app", 1.0, {"score": math.nan, "top": [math.inf, (1, 2.5)], "by": {7: "seven"}})
+    assert codec.decode_event(codec.encode_event(event)).data == {
+        "score": None, "top": [None, [1, 2.5]], "by": {"7": "seven"}
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [object(), b"bytes", {1, 2}, 2**70, "\ud800"])
+def test_what_is_not_plain_data_is_invalid_and_names_the_app(value: object) -> None:
+    with pytest.raises(Invalid, match="plain data") as caught:
+        codec.encode_event(Event(EventKind.RESULT, "gate", 1.0, {"value": value}))
+    assert caught.value.where == "gate"
+
+
+def test_data_that_holds_itself_is_invalid() -> None:
+    endless: dict[str, object] = {}
+    endless["again"] = endless
+    with pytest.raises(Invalid):
+        codec.encode_event(Event(EventKind.RESULT, "gate", 1.0, endless))
+
+
+def test_an_acknowledgement_comes_back_as_it_was() -> None:
+    assert codec.unpack_ack(codec.pack_ack(3, 99, 0.5)) == codec.Ack(3, 99, 0.5)
+
+
+@pytest.mark.parametrize("document", [{}, {"stored": 1}, {"stored": True, "high": 1}, {"stored": 1, "high": -1}])
+def test_a_malformed_acknowledgement_is_invalid(document: object) -> None:
+    with pytest.raises(Invalid):
+        codec.unpack_ack(codec.pack(document))
