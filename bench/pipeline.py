@@ -10,6 +10,7 @@ Windows of each alternate, so that a busy machine slows both; medians are compar
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -155,6 +156,9 @@ def main() -> None:
                 f"window {window + 1}   textbook {textbook[-1]:6.1f} frames/s   marram {marram[-1]:6.1f} frames/s"
                 f"   own {own[-1]:.3f} ms a frame"
             )
+    load = os.getloadavg()[0] / (os.cpu_count() or 1)
+    if load > 2:
+        print(f"other programs keep this machine busy ({load:.1f} tasks a core): two threads cannot show what they can")
     ratio = statistics.median(marram) / statistics.median(textbook)
     own_median = statistics.median(own)
     figures |= {
@@ -163,6 +167,7 @@ def main() -> None:
         "textbook_frames_per_s": round(statistics.median(textbook), 1),
         "marram_frames_per_s": round(statistics.median(marram), 1),
         "own_ms": round(own_median, 4),
+        "tasks_a_core": round(load, 1),
     }
     print(json.dumps(figures))
 

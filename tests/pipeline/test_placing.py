@@ -208,6 +208,29 @@ def test_a_cloud_that_refuses_costs_no_wait(placed: Any, cloud: Cloud) -> None:
     assert pipeline.stats()["timeouts"] == 0
 
 
+def test_a_way_to_the_cloud_that_breaks_costs_no_answer(placed: Any, cloud: Cloud) -> None:
+    def broken(request: CloudInput, timeout_s: float) -> Future[Reply]:
+        if len(cloud.asked) % 2:
+            cloud.asked.append(request)
+            raise RuntimeError("a bug")
+        cloud.asked.append(request)
+        failed: Future[Reply] = Future()
+        failed.set_exception(ValueError("another"))
+        return failed
+
+    cloud.infer = broken  # type: ignore[method-assign]
+    pipeline, seen = placed(Fixed(Place.CLOUD))
+    pipeline.run()
+    assert seen.labels == NAMES
+    assert all(frame.placed.fallback for frame in seen.frames)
+
+
+def test_built_and_not_run_leaves_nothing(placed: Any) -> None:
+    pipeline, seen = placed(Fixed(Place.CLOUD))
+    pipeline.close()
+    assert seen.frames == [] and seen.closed == 1
+
+
 def test_stop_gives_up_what_is_under_way(
     placed: Any, cloud: Cloud, running: Callable[[Pipeline], threading.Thread]
 ) -> None:

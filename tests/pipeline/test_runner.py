@@ -202,6 +202,19 @@ def test_a_step_that_fails_costs_its_frame_only() -> None:
     assert figures["last_error"] == "ZeroDivisionError: a bug in a user's step"
 
 
+def test_an_asker_that_fails_to_start_costs_its_frame_only() -> None:
+    class Choking(Shuffling):
+        def start(self, slot: Slot) -> None:
+            if slot.sequence in (2, 5):
+                raise RuntimeError("cannot begin")
+            super().start(slot)
+
+    stats, sink = Stats(), Sink()
+    runner(Numbers(8), [Stage(Choking(), [])], sink, stats).run()
+    assert sink.indices == [0, 1, 3, 4, 6, 7]
+    assert stats.read()["errors"] == 2
+
+
 def test_a_sink_that_fails_costs_nothing_else() -> None:
     def full(frame: Frame) -> None:
         raise OSError("no space left on device")

@@ -116,6 +116,11 @@ class Pipeline:
         """End soon: frames in work are finished or given up. Safe from any thread and from a signal handler."""
         self._runner.stop()
 
+    def close(self) -> None:
+        """Free what was built; only where `run` was not called and will not be."""
+        self.stop()
+        self.run()
+
     def busy_s(self) -> float:
         """For how long one step, model or sink has been at work on one frame: past a minute or two, it hangs."""
         return self._runner.busy_s

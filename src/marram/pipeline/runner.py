@@ -102,13 +102,17 @@ class Stage:
             self._tokens.put(None)
 
     def submit(self, frame: Frame) -> None:
-        """Put a frame in; blocks while the window is full."""
+        """Put a frame in; blocks while the window is full. What the asker raises ends that frame, and is raised."""
         self._tokens.get()
         if self._submitted == self._completed:
             self._moved_s = time.monotonic()
         slot = Slot(self._submitted, frame, self.done)
         self._submitted += 1
-        self.asker.start(slot)
+        try:
+            self.asker.start(slot)
+        except Exception:
+            slot.finish(None)  # or everything behind it would wait for it for ever
+            raise
 
     def wait_room(self) -> None:
         """Block while the window is full. Only the thread that submits may ask."""
@@ -231,7 +235,7 @@ class Runner:
                 headed = self._apply(self._head, frame) or ()
                 self._head_since_s = None
                 for each in headed:
-                    first.submit(each)
+                    self._submit(first, each)
         except Exception as error:  # noqa: BLE001 - supervisor of the source: raised to the caller of `run`, or counted
             if taken:
                 self._stats.error(words(error))
@@ -248,7 +252,7 @@ class Runner:
                     continue
                 for each in outputs:
                     if following is not None:
-                        following.submit(each)
+                        self._submit(following, each)
                     else:
                         self._end(each)
                 if following is None:
@@ -275,6 +279,10 @@ class Runner:
                 return None
         return frames
 
+    def _submit(self, stage: Stage, frame: Frame) -> None:
+        with self._counted():
+            stage.submit(frame)
+
     def _end(self, frame: Frame) -> None:
         for sink in self._sinks:
             with self._counted():
@@ -284,10 +292,10 @@ class Runner:
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
-        """What fails in a sink, an outlet or while closing is counted, and ends nothing else."""
+        """What fails in an asker, a sink, an outlet or while closing is counted, and ends nothing else."""
         try:
             yield
-        except Exception as error:  # noqa: BLE001 - supervisor of sinks: one bad write must not end the app
+        except Exception as error:  # noqa: BLE001 - supervisor: one frame's failure must not end the app
             self._stats.error(words(error))
 
 
