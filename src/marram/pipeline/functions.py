@@ -91,7 +91,7 @@ class Loading:
         self._path, self._name, self._around = path, name, around
         self._module: ModuleType | None = None
         self._fault: Invalid | None = None
-        self._thread = threading.Thread(target=self._load, name=f"marram-{path.name}", daemon=True)
+        self._thread = threading.Thread(target=self._load, name=f"function-{path.name}", daemon=True)
         self._thread.start()
 
     def function(self, attribute: str, timeout_s: float) -> Callable[..., Any] | None:
@@ -124,7 +124,10 @@ class Loading:
             with self._around():
                 spec.loader.exec_module(module)
         except BaseException as error:  # noqa: BLE001 - user code: whatever it raises, SystemExit included, is said
-            self._fault = Invalid(explain(error, self._path.parent), where=self._name)
+            what = explain(error, self._path.parent)
+            self._fault = Invalid(
+                what if what.startswith(self._path.name) else f"{self._path.name}  {what}", where=self._name
+            )
 
 
 def _module_name(path: Path) -> str:
