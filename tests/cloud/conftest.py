@@ -1,0 +1,200 @@
+"""A real cloud for each test: broker, SQLite, objects, every role; devices that join it; models that really run."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import yaml
+
+from marram.bus.client import Bus, Timing
+from marram.cloud.server import Cloud
+from marram.cloud.settings import Settings
+from marram.cloud.state import CloudState
+from marram.runtime.bundle import dump_card
+from marram.schema.api import JoinAsk, TokenAsk
+from marram.schema.event import Event, EventKind, Recorded
+from marram.schema.model import Input, ModelCard, Output, Task, Variant
+
+# Everything the same as in the field, sooner.
+QUICK = Timing(connect_s=2.0, ping_s=0.1, dead_after_s=1.0, retry_min_s=0.01, retry_max_s=0.1, refused_max_s=0.2)
+
+
+@pytest.fixture
+async def cloud(tmp_path: Path) -> AsyncIterator[Cloud]:
+    """A cloud with every role, on free ports."""
+    async with Cloud(Settings(folder=tmp_path / "cloud", port=0)).running() as running:
+        yield running
+
+
+class Joiner:
+    """`await joiner("pi", site="x")`: a device that joined and is connected."""
+
+    def __init__(self) -> None:
+        self.buses: list[Bus] = []
+
+    async def __call__(self, cloud: Cloud, name: str, **labels: str) -> Bus:
+        def join(state: CloudState) -> tuple[list[str], str]:
+            token = state.create_token(TokenAsk()).token
+            joined = state.join(JoinAsk(token=token, name=name, labels=labels))
+            return joined.brokers, joined.secret
+
+        brokers, secret = await asyncio.to_thread(join, cloud.state)
+        bus = await Bus.connect(brokers, name, secret, timing=QUICK)
+        self.buses.append(bus)
+        await bus.wait_connected(10)
+        return bus
+
+
+@pytest.fixture
+async def device() -> AsyncIterator[Joiner]:
+    joiner = Joiner()
+    yield joiner
+    for bus in joiner.buses:
+        await bus.close()
+
+
+# ---------------------------------------------------------------- a cloud as its own process
+
+
+class Process:
+    """`marram cloud …`, or any other program of ours; `output` is what it said so far."""
+
+    def __init__(self, arguments: list[str], home: Path, log: Path) -> None:
+        self.home, self.log = home, log
+        self._output = log.open("ab")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "marram.cli", *arguments],
+            stdout=self._output,
+            stderr=self._output,
+            env={**os.environ, "MARRAM_HOME": str(home)},
+        )
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def wait_for(self, words: str, timeout_s: float = 60.0) -> None:
+        until_s = time.monotonic() + timeout_s
+        while words not in self.output:
+            assert self.process.poll() is None, f"it ended:\n{self.output}"
+            assert time.monotonic() < until_s, f"it does not say {words!r}:\n{self.output}"
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def end(self) -> int:
+        """SIGTERM; the exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(30)
+        finally:
+            self.process.kill()
+            self._output.close()
+
+    def context(self) -> dict[str, str]:
+        """What the commands on its machine know."""
+        return dict(yaml.safe_load((self.home / "context.yaml").read_text()))
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    """`start("cloud", "--port", "0")`: a process that ends with the test."""
+    started: list[Process] = []
+
+    def make(*arguments: str, home: str = "home") -> Process:
+        process = Process(list(arguments), tmp_path / home, tmp_path / f"log-{len(started)}")
+        started.append(process)
+        return process
+
+    yield make
+    for process in started:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.end()
+
+
+# ---------------------------------------------------------------- events, models
+
+
+def batch(stream: str, first: int, last: int) -> list[Recorded]:
+    """Events `first` to `last` of a stream."""
+    return [Recorded(stream, n, Event(EventKind.RESULT, "gate", 1000.0 + n, {"n": n})) for n in range(first, last + 1)]
+
+
+@pytest.fixture
+def make_batch() -> Callable[[str, int, int], list[Recorded]]:
+    return batch
+
+
+@pytest.fixture
+def colours(tmp_path: Path) -> Path:
+    """A bundle that tells which colour a 4×4 picture mostly has: the mean of each channel is its logit."""
+    folder = tmp_path / "colours"
+    folder.mkdir()
+    nodes = [
+        onnx.helper.make_node("GlobalAveragePool", ["x"], ["m"]),
+        onnx.helper.make_node("Flatten", ["m"], ["y"], axis=1),
+    ]
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        nodes,
+        "colours",
+        [value("x", onnx.TensorProto.FLOAT, [1, 3, 4, 4])],
+        [value("y", onnx.TensorProto.FLOAT, [1, 3])],
+    )
+    opset = onnx.helper.make_opsetid("", 13)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8), folder / "net.onnx")
+    return write_card(folder, "colours", Input(size=[4, 4], layout="NCHW", std=[255.0]))
+
+
+def write_card(folder: Path, name: str, entry: Input) -> Path:
+    card = ModelCard(
+        model=name,
+        task=Task.CLASSIFICATION,
+        input=entry,
+        output=Output(form="logits"),
+        variants=[Variant(name="fp32", engine="onnx", file="net.onnx")],
+        labels=["red", "green", "blue"],
+        licence="Apache-2.0",
+        source="made for this test",
+    )
+    (folder / "model.yaml").write_text(dump_card(card))
+    return folder
+
+
+@pytest.fixture
+def picture() -> Callable[[str], np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]:
+    """`picture("green")`: uint8 [4, 4, 3], RGB."""
+
+    def make(colour: str) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+        image = np.zeros((4, 4, 3), np.uint8)
+        image[:, :, ["red", "green", "blue"].index(colour)] = 250
+        return image
+
+    return make
+
+
+@pytest.fixture
+def until() -> Callable[..., object]:
+    """`await until(lambda: …)`: waits for a condition instead of a time; returns what it gave."""
+
+    async def wait(condition: Callable[[], object], timeout_s: float = 30.0) -> object:
+        async with asyncio.timeout(timeout_s):
+            while not (found := await asyncio.to_thread(condition)):
+                await asyncio.sleep(0.02)
+        return found
+
+    return wait
