@@ -74,7 +74,7 @@ class Process:
         self.home, self.log = home, log
         self._output = log.open("ab")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "marram.cli", *arguments],
+            [sys.executable, "-c", "from marram.cli import main; main()", *arguments],
             stdout=self._output,
             stderr=self._output,
             env={**os.environ, "MARRAM_HOME": str(home)},
