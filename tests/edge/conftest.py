@@ -32,9 +32,19 @@ async def device(tmp_path: Path, cloud: Cloud) -> AsyncIterator[Device]:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MB that can really be full."""
-    place = tmp_path / "disk"
+    yield from disk(tmp_path, "1m")
+
+
+@pytest.fixture
+def device_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 48 MB: room for a device, a little more than it keeps free for its outbox."""
+    yield from disk(tmp_path, "48m")
+
+
+def disk(folder: Path, size: str) -> Iterator[Path]:
+    place = folder / "disk"
     place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], capture_output=True)
     if mounted.returncode != 0:
         pytest.skip("needs the right to mount a small file system")
     yield place

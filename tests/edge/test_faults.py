@@ -1,0 +1,318 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+from tests.edge.world import DEVICE, LONG_S, Cloud, Device, gone, ticking
+
+from marram.bus.codec import BlobAsk
+from marram.bus.outbox import Outbox
+from marram.schema.device import AppState
+
+
+def other(name: str, files: dict[str, bytes]) -> dict[str, bytes]:
+    return {**files, "app.yaml": files["app.yaml"].replace(b"app: ticking", f"app: {name}".encode())}
+
+
+def calling(body: str, name: str = "ticking") -> dict[str, bytes]:
+    """An app that calls this code for each reading."""
+    text = (
+        f"app: {name}\nsource: {{series: rows.csv, every: 20 ms, repeat: true}}\n"
+        "steps:\n  - function: handler.py:handle\nfiles: [rows.csv]\n"
+    )
+    handler = f"import os\ndef handle(event, context):\n    {body}\n"
+    return {"app.yaml": text.encode(), "handler.py": handler.encode(), "rows.csv": b"x\n1\n"}
+
+
+async def until_workers(device: Device, count: int, besides: int = 0) -> list[int]:
+    async with asyncio.timeout(LONG_S):
+        while len(found := [pid for pid in device.workers() if pid != besides]) < count:
+            await asyncio.sleep(0.05)
+    return found
+
+
+def nothing_lost_or_twice(cloud: Cloud, device: Device) -> None:
+    """Every record made is stored once or still waits; numbers without a gap prove that none was lost."""
+    outbox = Outbox(device.folder.outbox)
+    waiting = [record.sequence for record in outbox.read(limit=1_000_000, max_bytes=10**9)]
+    stream = outbox.stream
+    outbox.close()
+    numbers: dict[str, list[int]] = defaultdict(list)
+    for each, sequence in cloud.stored:
+        numbers[each].append(sequence)
+    assert set(numbers) <= {stream}
+    seen = sorted({*numbers[stream], *waiting})
+    assert seen == list(range(1, len(seen) + 1))
+    assert len(seen) > 10
+
+
+async def test_a_clean_stop_loses_nothing(cloud: Cloud, device: Device) -> None:
+    await cloud.want(cloud.app("ticking", 1, ticking(every="2 ms")))
+    await device.start()
+    await cloud.until_stored(200)
+    workers = device.workers()
+    assert await device.stop() == 0
+    await gone(workers)
+    nothing_lost_or_twice(cloud, device)
+    assert set(cloud.stored.values()) == {1}
+    # With the cloud there, what the workers flushed last was taken too.
+    outbox = Outbox(device.folder.outbox)
+    assert outbox.depth() == 0
+    outbox.close()
+
+
+async def test_a_killed_worker_comes_back_and_the_other_app_never_notices(cloud: Cloud, device: Device) -> None:
+    await device.start()
+    await cloud.want(cloud.app("ticking", 1, ticking()))
+    await cloud.until_state("ticking", AppState.COMMITTED)
+    (first,) = device.workers()
+    await cloud.want(cloud.app("ticking", 1, ticking()), cloud.app("second", 1, other("second", ticking())))
+    await cloud.until_state("second", AppState.COMMITTED)
+    (second,) = [pid for pid in device.workers() if pid != first]
+    os.kill(second, signal.SIGKILL)
+    report = await cloud.until(lambda r: any(a.name == "second" and a.restarts == 1 for a in r.apps))
+    assert next(a for a in report.apps if a.name == "second").reason == "killed by SIGKILL"
+    assert second not in await until_workers(device, 1, besides=first)
+    assert first in device.workers()
+    assert {a.name: a.restarts for a in report.apps} == {"ticking": 0, "second": 1}
+    await cloud.until_stored(20)
+    await device.stop()
+    nothing_lost_or_twice(cloud, device)
+
+
+async def test_a_killed_agent_takes_its_workers_along_and_goes_on_without_the_cloud(
+    cloud: Cloud, device: Device
+) -> None:
+    await cloud.want(cloud.app("ticking", 1, ticking()))
+    await device.start()
+    await cloud.until_state("ticking", AppState.COMMITTED)
+    workers = device.workers()
+    await device.stop(signal.SIGKILL)
+    await gone(workers)
+
+    await cloud.close()
+    await device.start()
+    await until_workers(device, 1)
+    outbox = Outbox(device.folder.outbox)
+    before = outbox.depth()
+    async with asyncio.timeout(LONG_S):
+        while outbox.depth() < before + 20:
+            await asyncio.sleep(0.05)
+    outbox.close()
+    await cloud.open()
+    await cloud.until_stored(20)
+    await device.stop()
+    nothing_lost_or_twice(cloud, device)
+
+
+async def test_a_broker_killed_again_and_again_costs_no_record(cloud: Cloud, device: Device) -> None:
+    await cloud.want(cloud.app("ticking", 1, ticking(every="5 ms")))
+    await device.start()
+    await cloud.until_state("ticking", AppState.COMMITTED)
+    for _ in range(4):
+        assert cloud.server.pid is not None
+        os.kill(cloud.server.pid, signal.SIGKILL)
+        await cloud.until_stored(60)
+    await device.stop()
+    nothing_lost_or_twice(cloud, device)
+
+
+async def test_a_second_agent_is_turned_away(cloud: Cloud, device: Device) -> None:
+    await device.start()
+    await cloud.until(lambda r: True)
+    assert device.process is not None
+    again = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "marram", "edge", "run", "--folder", str(device.folder.path),
+        stderr=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    _, words = await asyncio.wait_for(again.communicate(), LONG_S)
+    assert again.returncode == 2
+    assert f"process {device.process.pid}" in words.decode() and "--folder" in words.decode()
+    assert "Traceback" not in words.decode()
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        ({**ticking(), "app.yaml": b"app: ["}, "not YAML"),
+        ({**calling("pass"), "handler.py": b"def handle(event, context):\n    return (\n"}, "handler.py"),
+        (calling("os._exit(3)"), "failed 5 times in a row; last: exit status 3"),
+    ],
+    ids=["no app", "no Python", "crash loop"],
+)
+async def test_a_broken_version_goes_back(cloud: Cloud, device: Device, broken: dict[str, bytes], reason: str) -> None:
+    await cloud.want(cloud.app("ticking", 1, ticking()))
+    await device.start()
+    await cloud.until_state("ticking", AppState.COMMITTED, 1)
+    await cloud.want(cloud.app("ticking", 2, broken))
+    reported = await cloud.until_state("ticking", AppState.ROLLED_BACK, 2)
+    assert reason in reported.reason and "Traceback" not in reported.reason
+    await until_workers(device, 1)
+    await cloud.until_stored(10)
+    # Not tried again by itself, not even by a new agent.
+    starts = device.words().count("version 2 started")
+    await device.stop()
+    await device.start()
+    reported = await cloud.until_state("ticking", AppState.ROLLED_BACK, 2)
+    assert reason in reported.reason
+    await cloud.until_stored(10)
+    assert device.words().count("version 2 started") == starts
+    # Another version is.
+    await cloud.want(cloud.app("ticking", 3, ticking(every="10 ms")))
+    await cloud.until_state("ticking", AppState.COMMITTED, 3)
+    await device.stop()
+    nothing_lost_or_twice(cloud, device)
+
+
+async def test_a_model_that_does_not_load_never_stops_what_runs(cloud: Cloud, device: Device) -> None:
+    card = (
+        "model: net\nversion: 1\ntask: classification\ninput: {size: [8, 8]}\noutput: {form: softmax}\n"
+        "variants: [{name: only, engine: litert, file: net.tflite}]\nlicence: x\nsource: x\nlabels: [a, b]\n"
+    )
+    manifest = cloud.manifest({"model.yaml": card.encode(), "net.tflite": b"TFL3 but no model"})
+    app = b"app: ticking\nsource: {images: .}\nsteps:\n  - classify: net\n"
+    await cloud.want(cloud.app("ticking", 1, ticking()))
+    await device.start()
+    await cloud.until_state("ticking", AppState.COMMITTED, 1)
+    workers = device.workers()
+    broken = cloud.app("ticking", 2, {"app.yaml": app}, models=[{"name": "net", "version": 1, "manifest": manifest}])
+    await cloud.want(broken)
+    reported = await cloud.until_state("ticking", AppState.ROLLED_BACK, 2)
+    assert "net.tflite" in reported.reason
+    assert device.workers() == workers
+
+
+async def test_a_flipped_byte_on_the_way_is_refused_and_what_runs_runs_on(cloud: Cloud, device: Device) -> None:
+    await cloud.want(cloud.app("ticking", 1, ticking()))
+    await device.start()
+    await cloud.until_state("ticking", AppState.COMMITTED, 1)
+    workers = device.workers()
+
+    def flip(ask: BlobAsk, data: bytes) -> bytes:
+        return bytes([data[0] ^ 1]) + data[1:]
+
+    cloud.spoil = flip
+    await cloud.want(cloud.app("ticking", 2, ticking(every="10 ms")))
+    reported = await cloud.until_state("ticking", AppState.ROLLED_BACK, 2)
+    assert "sha256 differs" in reported.reason
+    assert device.workers() == workers
+    assert "version 2 started" not in device.words()
+
+
+async def test_a_version_superseded_while_it_is_fetched(cloud: Cloud, device: Device) -> None:
+    await cloud.want(cloud.app("ticking", 1, ticking()))
+    await device.start()
+    await cloud.until_state("ticking", AppState.COMMITTED, 1)
+    workers = device.workers()
+    lost = cloud.app("ticking", 2, ticking(every="10 ms"))
+    for file in lost.files.files:
+        if file.path == "app.yaml":
+            del cloud.blobs[file.sha256]
+    await cloud.want(lost)
+    report = await cloud.until(lambda r: any(a.state is AppState.PENDING and a.reason for a in r.apps))
+    assert "no such file" in report.apps[0].reason
+    assert device.workers() == workers
+    await cloud.want(cloud.app("ticking", 3, ticking(every="11 ms")))
+    await cloud.until_state("ticking", AppState.COMMITTED, 3)
+    await gone(workers)
+
+
+@pytest.mark.parametrize("how", ["truncated", "garbled", "emptied"])
+async def test_whatever_file_of_the_folder_is_damaged_it_recovers(cloud: Cloud, device: Device, how: str) -> None:
+    await cloud.want(cloud.app("ticking", 1, ticking()))
+    await device.start()
+    await cloud.until_state("ticking", AppState.COMMITTED)
+    await device.stop()
+    chance = random.Random(how)
+    damaged = 0
+    for file in sorted(p for p in device.folder.path.rglob("*") if p.is_file() and p.name != "credentials.yaml"):
+        content = file.read_bytes()
+        if how == "truncated":
+            content = content[: len(content) // 2]
+        elif how == "garbled":
+            content = bytes(byte ^ chance.choice((0, 1, 255)) for byte in content)
+        else:
+            content = b""
+        file.chmod(0o600)
+        file.write_bytes(content)
+        damaged += 1
+    assert damaged >= 6
+    await device.start()
+    await cloud.until_state("ticking", AppState.COMMITTED)
+    await cloud.until_stored(10)
+    assert await device.stop() == 0
+    assert "Traceback" not in device.words()
+
+
+async def test_damaged_credentials_end_with_a_message(cloud: Cloud, device: Device) -> None:
+    (device.folder.path / "credentials.yaml").write_text("device: pi-1\nsecret: hidden-0123456789\n")
+    await device.start()
+    assert device.process is not None
+    assert await asyncio.wait_for(device.process.wait(), LONG_S) == 2
+    assert "join again" in device.words()
+    assert "Traceback" not in device.words() and "hidden" not in device.words()
+
+
+async def test_a_full_disk_is_waited_for(cloud: Cloud, device_disk: Path) -> None:
+    device = Device(device_disk / "device", cloud.server.url)
+    filler = device_disk / "filler"
+    try:
+        filler.write_bytes(bytes(14_000_000))
+        await cloud.want(cloud.app("ticking", 1, {**ticking(), "model": os.urandom(5_000_000)}))
+        await device.start()
+        report = await cloud.until(lambda r: any("too full" in a.reason for a in r.apps))
+        assert report.apps[0].state is AppState.PENDING
+        filler.unlink()
+        await cloud.until_state("ticking", AppState.COMMITTED)
+        workers = device.workers()
+        fill(filler)
+        # Full to the last byte while it runs: nothing of it stops.
+        report = await cloud.until(lambda r: "frames" in r.apps[0].stats)
+        frames = report.apps[0].stats["frames"]
+        await cloud.until(lambda r: r.apps[0].stats["frames"] > frames + 50)
+        assert device.workers() == workers
+        filler.unlink()
+        await cloud.until_stored(20)
+        await device.stop()
+        assert "Traceback" not in device.words()
+    finally:
+        if device.process is not None and device.process.returncode is None:
+            await device.stop(signal.SIGKILL)
+
+
+def fill(file: Path) -> None:
+    with file.open("wb", buffering=0) as filler, contextlib.suppress(OSError):
+        while True:
+            filler.write(bytes(1 << 16))
+
+
+async def test_a_revoked_device_runs_on_and_says_so(cloud: Cloud, device: Device) -> None:
+    await cloud.want(cloud.app("ticking", 1, ticking()))
+    await device.start()
+    await cloud.until_state("ticking", AppState.COMMITTED)
+    workers = device.workers()
+    await asyncio.to_thread(cloud.server.set_devices, {})
+    async with asyncio.timeout(LONG_S):
+        while "refused" not in device.words():
+            await asyncio.sleep(0.05)
+    assert device.workers() == workers
+    assert await device.stop() == 0
+
+
+async def test_the_agent_holds_no_engine(cloud: Cloud, device: Device) -> None:
+    await cloud.want(cloud.app("ticking", 1, ticking()))
+    await device.start()
+    await cloud.until_state("ticking", AppState.COMMITTED)
+    assert device.process is not None
+    mapped = Path(f"/proc/{device.process.pid}/maps").read_text()
+    for heavy in ("numpy", "onnxruntime", "litert", "torch", "cv2", "aiohttp"):
+        assert heavy not in mapped
+    assert DEVICE in device.words()
