@@ -65,7 +65,7 @@ def check(ask: Ask, decision: Decision) -> None:
         assert 0 < decision.timeout_s < math.inf
     else:
         assert decision.timeout_s is None
-    for field in ("edge_s", "cloud_s", "transfer_s", "cloud_queue_s", "cloud_service_s", "link_wait_s"):
+    for field in ("edge_s", "cloud_s", "transfer_s", "cloud_queue_s", "cloud_service_s", "idle_s"):
         value = getattr(decision, field)
         assert value is None or (math.isfinite(value) and value >= 0), field
     assert decision.reason

@@ -21,7 +21,9 @@ from marram.schema.result import Place
 
 _TICK_S = 0.05
 _POLL_S = 0.01
-_PROBE_TIMEOUT_S = 5.0
+_PROBE_TIMEOUT_S = 2.0
+# As in the pipeline: see `pipeline.infer`.
+_FRESH = 1.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +171,7 @@ class _Run:
         else:
             decision = self._policy.decide(self._ask())
             if decision.place is Place.CLOUD:
-                ready = decision.link_wait_s <= 0.1 * decision.predicted_s
+                ready = decision.idle_s is None or decision.predicted_s <= _FRESH * decision.idle_s
             else:
                 ready = not self._edge_busy
         if not ready:

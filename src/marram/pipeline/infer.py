@@ -38,8 +38,8 @@ CLOUD_ONLY_WINDOW = 2
 AUDIT_TIMEOUT_S = 3.0
 # A JPEG of quality 85 has about this many bytes a pixel; the first guess, before one was made.
 BYTES_A_PIXEL = 0.25
-# A frame is taken for the cloud once no more than this share of its delay would be waiting for the link.
-LINK_WAIT_SHARE = 0.1
+# A live frame is taken for the cloud once that takes no more than this times what the better place takes when idle.
+FRESH = 1.2
 _READY_POLL_S = 0.01
 
 
@@ -214,8 +214,8 @@ class Infer:
             return self._under_way < CLOUD_ONLY_WINDOW
         decision = self._offload.decide(self._ask(now_s))
         if decision.place is Place.CLOUD:
-            # Behind our own earlier requests a frame only grows old; a newer one later has its answer no later.
-            return decision.link_wait_s <= LINK_WAIT_SHARE * decision.predicted_s
+            # Behind our own earlier work a frame only grows old; a newer one a little later has its answer no later.
+            return decision.idle_s is None or decision.predicted_s <= FRESH * decision.idle_s
         return edge_free
 
     def _block(self, now_s: float) -> Place | None:

@@ -41,8 +41,8 @@ class Decision:
 
     `timeout_s`: for `cloud`, how long to wait for the reply before the edge answers. `edge_s`, `cloud_s`: predicted
     delay of each (None where not allowed or unknown); `transfer_s`, `cloud_queue_s`, `cloud_service_s`: the parts.
-    `link_wait_s`: how much of `transfer_s` is waiting behind our own earlier requests; whoever can choose when to take
-    a frame takes a newer one when that has passed, and has the answer no later.
+    `idle_s`: what the place that suits the objective would take were nothing of our own in its way. Where `predicted_s`
+    is much more, whoever can choose when to take a frame had better wait a little and take a newer one.
     """
 
     place: Place
@@ -54,7 +54,7 @@ class Decision:
     transfer_s: float | None = None
     cloud_queue_s: float | None = None
     cloud_service_s: float | None = None
-    link_wait_s: float = 0.0
+    idle_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

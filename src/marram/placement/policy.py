@@ -77,6 +77,11 @@ class _CloudDelay:
     def total_s(self) -> float:
         return self.transfer_s + self.queue_s + self.service_s
 
+    @property
+    def alone_s(self) -> float:
+        """Without waiting behind our own earlier requests (`wait_s`, a part of `transfer_s`)."""
+        return self.total_s - self.wait_s
+
 
 class LatencyPolicy:
     """See the module's words. One for each app on a device; implements `placement.contract.Policy`."""
@@ -109,7 +114,7 @@ class LatencyPolicy:
             reason=reason,
             edge_s=edge_s,
             cloud_s=cloud_s,
-            link_wait_s=cloud.wait_s if cloud else 0.0,
+            idle_s=self._idle(ask, place, cloud),
             transfer_s=cloud.transfer_s if cloud else None,
             cloud_queue_s=cloud.queue_s if cloud else None,
             cloud_service_s=cloud.service_s if cloud else None,
@@ -163,6 +168,15 @@ class LatencyPolicy:
         ) else None  # fmt: skip
         cloud_s = cloud.transfer_s + cloud.queue_s + (hope if hope is not None else cloud.service_s)
         return edge_s, cloud_s
+
+    def _idle(self, ask: Ask, place: Place, cloud: _CloudDelay | None) -> float | None:
+        """See `Decision.idle_s`."""
+        edge = self._edge.get(ask.edge_key)
+        edge_s = edge.typical_s if edge is not None and ask.edge_allowed else None
+        cloud_s = cloud.alone_s if cloud is not None and not self._silent(ask) else None
+        if ask.objective != "soonest":
+            return cloud_s if place is Place.CLOUD else edge_s
+        return min((s for s in (edge_s, cloud_s) if s is not None), default=None)
 
     def _silent(self, ask: Ask) -> bool:
         if self._circuit is Circuit.OPEN:
