@@ -98,7 +98,8 @@ def answer(event: EventView) -> str:
     words: list[str] = []
     if event.kind.value == "message" and "topic" in data:
         words += [str(data["topic"]), str(data.get("payload", ""))]
-    for key in ("alert", "condition", "state", "reason"):
+    # A result's own `reason` tells why it was placed there: for `--json`, not for a line.
+    for key in ("condition", "state", "reason") if event.kind.value != "result" else ():
         if isinstance(data.get(key), str) and data[key]:
             words.append(data[key])
     words += _result_words(result)

@@ -104,6 +104,8 @@ def _watch(api: CloudApi, made: Deployment, wait_s: float, out: Console) -> Depl
                 continue  # the deployment goes on by itself; a cloud that restarts is looked at again
             if now.version == made.version:
                 made = now
+    if not out.is_terminal:
+        out.line()
     going = [d.device for d in made.devices if not _settled(d)]
     if going:
         away = [name for name in going if name not in online]

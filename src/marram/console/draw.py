@@ -214,7 +214,7 @@ def _foot(device: Device) -> str:
         for part in (
             escape(device.info.machine[:20]),
             f"{device.info.cores} cores" if device.info.cores else "",
-            f"agent {format_size(device.reported.memory_bytes)}" if device.reported.memory_bytes else "",
+            f"{format_size(device.reported.memory_bytes)} in use" if device.reported.memory_bytes else "",
         )
         if part
     )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from html import escape
 
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import HTMLResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from marram import __version__
 from marram.cloud.api import content, faults, fleet, records, whole
@@ -61,8 +62,9 @@ def _rest(app: FastAPI) -> APIRouter:
 
     # Whatever is mounted after this (the console) must never answer in the API's place with a page.
     @router.api_route("/api/{path:path}", methods=["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH"])
-    def nothing(path: str) -> None:
-        raise HTTPException(404)
+    def nothing(path: str, request: Request) -> None:
+        known = any(route.matches(request.scope)[0] is Match.PARTIAL for route in app.router.routes)
+        raise HTTPException(405 if known else 404)
 
     return router
 

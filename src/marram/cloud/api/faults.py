@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from marram.schema.api import ErrorReply, Fault
 from marram.schema.errors import Conflict, Invalid, MarramError, Missing, NotReady, Permanent, Refused, Retryable
@@ -66,7 +67,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(MarramError, _ours)
     app.add_exception_handler(RequestValidationError, _wrong)
     app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(Exception, _unexpected)
+    app.add_middleware(Supervisor)
 
 
 def _json(status: int, fault: Fault, headers: dict[str, str] | None = None) -> JSONResponse:
@@ -109,7 +110,32 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
     return _json(status, fault, dict(error.headers or {}))
 
 
-async def _unexpected(request: Request, error: Exception) -> JSONResponse:
-    _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    what = f"the cloud failed at this ({type(error).__name__})"
-    return _json(500, Fault(kind="retryable", what=what, hint="Its log says more; this is a fault of Marram's."))
+class Supervisor:
+    """ASGI middleware: an exception nobody foresaw is logged here, told in our shape, and goes no further.
+
+    Left to the server, it would end the connection, and the next request on it would fail without any fault of its own.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun = False
+
+        async def noted(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        except Exception as error:
+            _log.exception("%s %s failed", scope["method"], scope["path"])
+            if begun:
+                raise  # half an answer is out: only a broken connection still tells that it is not whole
+            what = f"the cloud failed at this ({type(error).__name__})"
+            fault = Fault(kind="retryable", what=what, hint="Its log says more; this is a fault of Marram's.")
+            await _json(500, fault)(scope, receive, send)

@@ -1,0 +1,98 @@
+"""A served API: the real state over a real database and objects, behind a real uvicorn on a free port; no broker."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from marram.bus.http import CloudApi
+from marram.cloud.api import create_app
+from marram.cloud.state import CloudState
+from marram.schema.device import AppState, DeviceInfo, Reported, ReportedApp
+from marram.schema.event import Event, EventKind, Recorded
+from marram.store import Objects, open_store
+
+STREAM = "0123456789abcdef"
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """Where it answers, the right token, and the state behind it."""
+
+    url: str
+    token: str
+    state: CloudState
+
+    def api(self, token: str | None = None) -> CloudApi:
+        return CloudApi(self.url, token or self.token)
+
+    def add_device(self, name: str, **labels: str) -> None:
+        self.state.store.devices.add(name, "secret-of-" + name, labels, DeviceInfo(machine="aarch64", cores=4))
+
+    def report(self, device: str, app: str = "colours", state: AppState = AppState.COMMITTED, **more: Any) -> None:
+        """What the device says of itself, as the fleet role would keep it."""
+        stats = {"frames": 40, "fps": 9.5, "edge": 30, "cloud": 10, "p50_ms": 21.0, "p95_ms": 40.0, "link_up": True}
+        said = ReportedApp(
+            name=app,
+            version=more.pop("version", 1),
+            state=state,
+            reason=more.pop("reason", ""),
+            stats=stats | more.pop("stats", {}),
+        )
+        self.state.store.states.report(device, Reported(apps=[said], time_s=time.time(), **more))
+
+    def deliver(self, device: str, events: list[Event], first: int = 1) -> None:
+        """Store events as ingest would, bodies included."""
+        batch = [Recorded(STREAM, first + n, event) for n, event in enumerate(events)]
+        bodies = {r.sequence: self.state.objects.put(r.event.body) for r in batch if r.event.body is not None}
+        self.state.store.events.append(device, batch, bodies)
+
+
+def result(label: str, place: str = "edge", app: str = "colours") -> Event:
+    """A result as a pipeline sends it."""
+    data = {
+        "task": "classification",
+        "model": "m@1",
+        "label": label,
+        "confidence": 0.7,
+        "place": place,
+        "latency_ms": 12.5,
+    }
+    return Event(EventKind.RESULT, app, time.time(), data)
+
+
+def sample(body: bytes, media: str = "image/jpeg", **data: Any) -> Event:
+    """A sample as a `keep` step sends it."""
+    return Event(EventKind.SAMPLE, "colours", time.time(), {"reason": "result.confidence < 0.4", **data}, body, media)
+
+
+@contextlib.contextmanager
+def serving(folder: Path) -> Iterator[Served]:
+    """Start it, and stop it at the end of the block."""
+    store = open_store(folder / "marram.db")
+    scratch = folder / "scratch"
+    scratch.mkdir(parents=True)
+    state = CloudState(store, Objects(folder / "objects"), scratch)
+    token = state.access.create("test").text
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(create_app(state), log_level="critical", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive(), "the server ended at once"
+        time.sleep(0.005)
+    try:
+        yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}", token, state)
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        listener.close()
+        store.close()
