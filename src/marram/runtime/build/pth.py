@@ -9,6 +9,8 @@ which it looks up in a table instead of importing them. Anything else in the fil
 
 from __future__ import annotations
 
+import math
+import os
 import pickletools
 import struct
 from dataclasses import dataclass
@@ -80,14 +82,16 @@ def read(path: Path) -> dict[str, NDArray[Any]]:
 def _read_storages(file: BinaryIO, keys: list[Any], wanted: dict[str, _Storage]) -> dict[str, NDArray[Any]]:
     """After the pickles: for each key its length as int64, then its bytes."""
     storages = {}
+    end = os.fstat(file.fileno()).st_size
     for key in keys:
         storage = wanted[key]
         (length,) = struct.unpack("<q", file.read(8))
         if length != storage.length or length < 0:
             raise _Refused("a storage has another length than the pickle says")
-        content = file.read(length * storage.dtype.itemsize)
-        if len(content) != length * storage.dtype.itemsize:
+        size_bytes = length * storage.dtype.itemsize
+        if size_bytes > end - file.tell():
             raise _Refused("it ends in the middle of a tensor")
+        content = file.read(size_bytes)
         storages[key] = np.frombuffer(content, storage.dtype)
     return storages
 
@@ -97,7 +101,8 @@ def _lay_out(tensor: _Strided, storages: dict[str, NDArray[Any]]) -> NDArray[Any
     if len(tensor.size) != len(tensor.stride) or min((*tensor.size, *tensor.stride, tensor.offset), default=0) < 0:
         raise _Refused("a tensor has a shape that is none")
     reach = tensor.offset + sum((n - 1) * s for n, s in zip(tensor.size, tensor.stride, strict=True)) + 1
-    if 0 not in tensor.size and reach > flat.size:
+    # The second: strides of zero would make a huge tensor of one number.
+    if (0 not in tensor.size and reach > flat.size) or math.prod(tensor.size) > flat.size:
         raise _Refused("a tensor reaches past its storage")
     strides = tuple(s * flat.itemsize for s in tensor.stride)
     return np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.size, strides).copy()
@@ -136,13 +141,16 @@ def _step(name: str, argument: Any, stack: list[Any]) -> None:
         stack.append(tuple(_since_mark(stack)))
     elif name == "APPENDS":
         items = _since_mark(stack)
-        stack[-1].extend(items)
+        _top(stack, list).extend(items)
+    elif name == "APPEND":
+        item = stack.pop()
+        _top(stack, list).append(item)
     elif name == "SETITEMS":
         items = _since_mark(stack)
-        stack[-1].update(zip(items[::2], items[1::2], strict=True))
+        _top(stack, dict).update(zip(items[::2], items[1::2], strict=True))
     elif name == "SETITEM":
         value, key = stack.pop(), stack.pop()
-        stack[-1][key] = value
+        _top(stack, dict)[key] = value
     elif name == "BINPERSID":
         stack.append(_storage(stack.pop()))
     elif name == "REDUCE":
@@ -169,6 +177,12 @@ _FRESH: dict[str, Any] = {
     "EMPTY_LIST": list,
     "EMPTY_TUPLE": tuple,
 }
+
+
+def _top(stack: list[Any], kind: type[Any]) -> Any:
+    if not isinstance(stack[-1], kind):
+        raise _Refused(f"it fills something that is no {kind.__name__}")
+    return stack[-1]
 
 
 def _since_mark(stack: list[Any]) -> list[Any]:
