@@ -46,14 +46,16 @@ class Window:
         self._since_due = 0
         self._first = True
         self._due_s = math.inf
+        self._last_s = -math.inf
 
     def add(self, time_s: float, row: Row) -> list[Timed] | None:
         """Take one row in; the window's rows where one is due now, oldest first."""
-        if self._rows and time_s < self._rows[-1][0]:
+        if time_s < self._last_s:
             self._restart()
         due = self.tick(time_s)
-        if not self._rows and self._first and isinstance(self._span, float):
+        if math.isinf(self._last_s) and isinstance(self._span, float):
             self._due_s = time_s + self._span
+        self._last_s = time_s
         self._rows.append((time_s, row))
         self._since_due += 1
         self._trim()
@@ -96,8 +98,8 @@ class Window:
                 self._rows.popleft()
             return
         # Rows that the next window cannot hold any more.
-        next_s = self._due_s if isinstance(self._every, float) else self._rows[-1][0]
-        while self._rows[0][0] < next_s - self._span - self._slack_s:
+        next_s = self._due_s if isinstance(self._every, float) else self._last_s
+        while self._rows and self._rows[0][0] < next_s - self._span - self._slack_s:
             self._rows.popleft()
         while len(self._rows) > MAX_ROWS:
             self._rows.popleft()

@@ -95,7 +95,8 @@ class Mqtt:
             if message is None:
                 return
             if every_s is not None:
-                due_s = max(due_s + every_s, time.monotonic())
+                now_s = time.monotonic()
+                due_s = max(due_s + every_s, now_s) if index else now_s + every_s
             value = parse_payload(message.payload)
             tensor = _tensor(value)
             yield Frame(index, message.time_s, message.captured_s, reading=value, tensor=tensor, name=message.topic)

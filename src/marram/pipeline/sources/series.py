@@ -58,8 +58,9 @@ class Series:
         paced = spec.window is None and isinstance(spec.every, float)
         self._pace = Pace(spec.every if paced else None)
         self._stride = spec.every if spec.window is None and isinstance(spec.every, int) else 1
-        if self._stride < 1 or (isinstance(spec.window, (int, float)) and spec.window <= 0):
-            raise Invalid("must be more than 0", where="source.window" if self._stride >= 1 else "source.every")
+        for field, value in (("window", spec.window), ("every", spec.every)):
+            if value is not None and value <= 0:
+                raise Invalid("must be more than 0", where=f"source.{field}")
         self._look()
 
     def close(self) -> None:
@@ -184,7 +185,8 @@ class Series:
             return
         delimiter = max(",;\t", key=header_line.count)
         names = [name.strip() for name in next(csv.reader([header_line], delimiter=delimiter))]
-        if "\0" in header_line or len(set(names)) != len(names):
+        # U+FFFD: bytes that are no UTF-8; a picture or an archive under a wrong name begins like this.
+        if "\0" in header_line or "\ufffd" in header_line or len(set(names)) != len(names):
             raise Invalid(
                 f"{self._path.name} does not begin with a header of different column names", where="source.series"
             )
@@ -236,7 +238,9 @@ def _value(record: dict[str, Any], name: str, is_number: bool) -> Any:
 
 def _mostly_numbers(values: list[Any]) -> bool:
     """Whether a column is one of numbers: a gap or a word in its first rows makes bad rows, not a column of words."""
-    return 2 * sum(_number(value) is not None for value in values) > len(values)
+    numbers = sum(_number(value) is not None for value in values)
+    gaps = sum(value in (None, "") or isinstance(value, float) for value in values if _number(value) is None)
+    return 0 < numbers >= len(values) - gaps - numbers
 
 
 def _number(value: Any) -> float | int | None:
