@@ -58,6 +58,14 @@ def test_events_come_out_as_they_went_in(outbox: Outbox) -> None:
     assert outbox.size_bytes() == sum(len(encode(e)) + ROW_BYTES for e in events)
 
 
+def test_a_clock_that_jumps_back_changes_nothing(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    for n, now_s in enumerate((1.7e9, 1.2e9, 0.0, 1.7e9)):
+        monkeypatch.setattr("time.time", lambda now_s=now_s: now_s)
+        outbox.append([Event(EventKind.RESULT, "gate", now_s, {"n": n})])
+    assert numbers(outbox) == [0, 1, 2, 3]
+    assert [r.event.time_s for r in outbox.read()] == [1.7e9, 1.2e9, 0.0, 1.7e9]
+
+
 def test_a_batch_is_what_read_would_give(outbox: Outbox) -> None:
     outbox.append([event(n) for n in range(10)])
     records = outbox.read()

@@ -235,11 +235,12 @@ class Bus:
         if not message.reply or reply is None:
             return
         try:
-            await session.publish(message.reply, reply, headers=headers)
-        except Invalid as error:
-            log.error("the reply on %s cannot be sent: %s", message.subject, error)
-            await session.publish(message.reply, str(error).encode(), headers={ERROR_HEADER: "Invalid"})
-        except Retryable as error:
+            try:
+                await session.publish(message.reply, reply, headers=headers)
+            except Invalid as error:
+                log.error("the reply on %s cannot be sent: %s", message.subject, error)
+                await session.publish(message.reply, str(error).encode(), headers={ERROR_HEADER: "Invalid"})
+        except MarramError as error:
             log.debug("a reply on %s was lost: %s", message.subject, error)  # the asker asks again
 
     # ------------------------------------------------------------ the supervisor

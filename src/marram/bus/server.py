@@ -217,7 +217,8 @@ class EmbeddedServer:
                 "port": port,
                 # Room for our own framing around MAX_MESSAGE_BYTES.
                 "max_payload": MAX_MESSAGE_BYTES + 65_536,
-                "write_deadline": "10s",
+                # How long a reply may take to be written to a device: a megabyte to one at 0.3 Mbit/s.
+                "write_deadline": "30s",
                 "ping_interval": "20s",
                 "ping_max": 2,
                 "authorization": {"timeout": 5, "users": users},
