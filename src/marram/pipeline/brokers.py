@@ -165,7 +165,8 @@ class Publisher:
         self._closed = True
         with self._changed:
             until_s = time.monotonic() + _FLUSH_S
-            while self._unacknowledged and self._client.is_connected():
+            # Also while it is still connecting for the first time: only a broker known to be away is not waited for.
+            while self._unacknowledged and not self._away_told:
                 if not self._changed.wait(until_s - time.monotonic()):
                     break
         self._client.disconnect()
@@ -185,8 +186,6 @@ class Publisher:
         self._tell_away(f"no MQTT broker answers at {self._broker}; what is published waits")
 
     def _disconnected(self, client: paho.Client, data: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
-        with self._changed:
-            self._changed.notify_all()
         if reason.is_failure and not self._closed:
             self._tell_away(f"the MQTT broker at {self._broker} went away; what is published waits")
 
@@ -194,6 +193,8 @@ class Publisher:
         if not self._away_told:
             self._away_told = True
             self._on_error(message)
+        with self._changed:
+            self._changed.notify_all()
 
     def _acknowledged(self, client: paho.Client, data: Any, mid: int, reason: ReasonCode, properties: Any) -> None:
         with self._changed:
