@@ -1,4 +1,4 @@
-"""Small models of one layer, `y = relu(W x + b)`, as each engine reads them, float and quantised; and bundles to put them in."""
+"""Models of one layer, `y = relu(W x + b)`, as each engine reads them, float and quantised; bundles to put them in."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def test_every_fault_is_named_at_once(write_bundle: Write) -> None:
 
 @pytest.mark.parametrize("text", ["[1, 2]", "just words", "a: [", "\ttabs: no", ""])
 def test_what_is_no_mapping_is_invalid(text: str) -> None:
-    with pytest.raises(Invalid, match="some.yaml"):
+    with pytest.raises(Invalid, match=r"some\.yaml"):
         parse_card(text, "some.yaml")
 
 

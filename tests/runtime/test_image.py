@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import subprocess
 import sys
@@ -103,10 +104,8 @@ def test_noise_in_a_file_never_crashes(kind: str) -> None:
         content = bytearray(whole)
         for _ in range(8):
             content[rng.integers(len(content))] = rng.integers(256)
-        try:
+        with contextlib.suppress(Invalid):
             assert pictures.decode(bytes(content)).ndim == 3
-        except Invalid:
-            pass
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff\xd8", b"hello, this is text", b"\x89PNG\r\n\x1a\n", b"\0" * 1000])

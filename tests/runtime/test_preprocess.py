@@ -1,4 +1,4 @@
-"""Preprocessing: the table path is bit-equal to the arithmetic it replaces, layouts and colours land where they should."""
+"""Preprocessing: the table path is bit-equal to the arithmetic it replaces; layouts and colours land right."""
 
 from __future__ import annotations
 

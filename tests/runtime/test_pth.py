@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import sys
 from collections import OrderedDict
@@ -87,10 +88,8 @@ def test_any_flipped_byte_is_read_or_refused_but_never_crashes(tmp_path: Path) -
         content = bytearray(whole)
         content[rng.integers(len(content))] = rng.integers(256)
         file.write_bytes(content)
-        try:
+        with contextlib.suppress(Invalid):
             pth.read(file)
-        except Invalid:
-            pass
 
 
 def test_a_tensor_may_not_reach_past_its_storage(tmp_path: Path) -> None:
