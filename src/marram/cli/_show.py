@@ -12,6 +12,7 @@ from rich.text import Text
 
 from marram.schema.api import EventView
 from marram.schema.device import Device, DeviceState
+from marram.schema.figures import figure_of
 from marram.schema.units import format_duration
 
 STATE_STYLES = {
@@ -73,19 +74,13 @@ def clock(time_s: float) -> str:
     return when.strftime("%H:%M:%S" if when.date() == datetime.now().date() else "%Y-%m-%d %H:%M:%S")
 
 
-def number(stats: dict[str, Any], key: str) -> float | None:
-    """A figure of a device's stats, None where it is absent or no number."""
-    value = stats.get(key)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
 def milliseconds(value_ms: float | None) -> str:
     return "–" if value_ms is None else f"{value_ms:.0f} ms"
 
 
 def shares(stats: dict[str, Any]) -> tuple[str, str]:
     """Edge and cloud share of the inferences placed, as `31 %`; dashes before the first."""
-    edge, cloud = number(stats, "edge") or 0.0, number(stats, "cloud") or 0.0
+    edge, cloud = figure_of(stats, "edge") or 0.0, figure_of(stats, "cloud") or 0.0
     total = edge + cloud
     return (f"{100 * edge / total:.0f} %", f"{100 * cloud / total:.0f} %") if total else ("–", "–")
 
@@ -106,7 +101,7 @@ def answer(event: EventView) -> str:
     place = data.get("place")
     if isinstance(place, str):
         words.append(f"at the {place}" if place == "edge" else f"in the {place}" if place == "cloud" else place)
-    latency = number(data, "latency_ms")
+    latency = figure_of(data, "latency_ms")
     if latency is not None:
         words.append(f"{latency:.0f} ms")
     if not words:
@@ -123,12 +118,12 @@ def _result_words(result: dict[str, Any]) -> list[str]:
         words.append(", ".join(f"{n} × {name}" for name, n in counted.items()) or "nothing found")
     elif result.get("label") is not None:
         words.append(str(result["label"]))
-    if (confidence := number(result, "confidence")) is not None:
+    if (confidence := figure_of(result, "confidence")) is not None:
         words.append(f"{confidence:.2f}")
-    if (value := number(result, "value")) is not None:
+    if (value := figure_of(result, "value")) is not None:
         words.append(f"{value:g} {result.get('unit') or ''}".strip())
-    if (score := number(result, "score")) is not None:
-        threshold = number(result, "threshold")
+    if (score := figure_of(result, "score")) is not None:
+        threshold = figure_of(result, "threshold")
         words.append(f"score {score:.3g}" + (f" of {threshold:.3g}" if threshold is not None else ""))
     return words
 

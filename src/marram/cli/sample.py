@@ -15,6 +15,7 @@ from marram.cli import _show
 from marram.cli._context import Json, Token, Url, connect, print_json
 from marram.schema.api import SampleView
 from marram.schema.errors import Invalid, Missing, Permanent
+from marram.schema.figures import figure_of
 from marram.schema.units import format_size
 
 app = typer.Typer(no_args_is_help=True, help="List, export and label the samples devices kept.")
@@ -128,7 +129,7 @@ def _all(api: CloudApi, app: str | None, device: str | None, labelled: bool | No
 def _answer(item: SampleView) -> tuple[str, str]:
     inner = item.data.get("result")
     result = inner if isinstance(inner, dict) else item.data
-    confidence = _show.number(result, "confidence")
+    confidence = figure_of(result, "confidence")
     return str(result.get("label") or ""), "" if confidence is None else f"{confidence:.2f}"
 
 

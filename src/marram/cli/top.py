@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Group, RenderableType
@@ -16,6 +16,7 @@ from marram.cli._context import Json, Token, Url, connect, print_json
 from marram.schema.api import Status
 from marram.schema.device import Device, ReportedApp
 from marram.schema.errors import Invalid, Retryable
+from marram.schema.figures import figure_of
 from marram.schema.units import format_rate, parse_duration
 
 app = typer.Typer()
@@ -88,7 +89,7 @@ def _row(device: Device, item: ReportedApp | None, *, first: bool) -> list[str |
     if item is None:
         return [name, state, Text("no app", style="dim"), *["–"] * 8, outbox]
     stats = item.stats
-    fps = _show.number(stats, "fps")
+    fps = figure_of(stats, "fps")
     label = Text(f"{item.name} {item.version}")
     if item.state.value != "committed":
         label.append(" ").append_text(_show.state(item.state.value))
@@ -99,19 +100,19 @@ def _row(device: Device, item: ReportedApp | None, *, first: bool) -> list[str |
         link(stats),
         "–" if fps is None else f"{fps:.1f}",
         *_show.shares(stats),
-        _show.milliseconds(_show.number(stats, "p50_ms")),
-        _show.milliseconds(_show.number(stats, "p95_ms")),
-        _show.milliseconds(_show.number(stats, "always_edge_p50_ms")),
-        _show.milliseconds(_show.number(stats, "always_cloud_p50_ms")),
+        _show.milliseconds(figure_of(stats, "p50_ms")),
+        _show.milliseconds(figure_of(stats, "p95_ms")),
+        _show.milliseconds(figure_of(stats, "always_edge_p50_ms")),
+        _show.milliseconds(figure_of(stats, "always_cloud_p50_ms")),
         outbox,
     ]
 
 
-def link(stats: dict[str, object]) -> Text:
+def link(stats: dict[str, Any]) -> Text:
     """`6.1 Mbit/s 48 ms`; `down` where placement sees it so."""
     if stats.get("link_up") is False:
         return Text("down", style="red")
-    rate, rtt = _show.number(stats, "link_rate_bit_s"), _show.number(stats, "link_rtt_ms")
+    rate, rtt = figure_of(stats, "link_rate_bit_s"), figure_of(stats, "link_rtt_ms")
     parts = [format_rate(rate)] if rate is not None else []
     parts += [f"{rtt:.0f} ms"] if rtt is not None else []
     return Text(" ".join(parts) or "–")

@@ -12,6 +12,7 @@ from typing import Any
 from marram.console.watcher import HISTORY_S, Picture, Point
 from marram.schema.api import EventView
 from marram.schema.device import REPORT_INTERVAL_S, AppState, Device, DeviceState, ReportedApp
+from marram.schema.figures import figure
 from marram.schema.units import format_duration, format_rate, format_size
 
 # The size of a card's chart, in units of its drawing.
@@ -21,9 +22,9 @@ _WIDTH, _HEIGHT = 300, 44
 def tiles(picture: Picture) -> str:
     """The row of figures at the top."""
     apps = [app for d in picture.devices if d.reported and d.state is DeviceState.ONLINE for app in d.reported.apps]
-    fps = sum(_number(app.stats.get("fps")) or 0 for app in apps)
-    edge = sum(_number(app.stats.get("edge")) or 0 for app in apps)
-    cloud = sum(_number(app.stats.get("cloud")) or 0 for app in apps)
+    fps = sum(figure(app.stats.get("fps")) or 0 for app in apps)
+    edge = sum(figure(app.stats.get("edge")) or 0 for app in apps)
+    cloud = sum(figure(app.stats.get("cloud")) or 0 for app in apps)
     waiting = sum(d.reported.outbox_depth for d in picture.devices if d.reported)
     status = picture.status
     online = sum(d.state is DeviceState.ONLINE for d in picture.devices)
@@ -98,7 +99,7 @@ def _app(app: ReportedApp, wanted: int | None, points: list[Point]) -> str:
     shade = "ok" if app.state is AppState.COMMITTED else "" if good else "bad"
     state = escape(app.state.value.replace("_", " "))
     going = f' <span class="chip">→ {wanted}</span>' if wanted is not None and wanted != app.version else ""
-    fps = _number(stats.get("fps"))
+    fps = figure(stats.get("fps"))
     line = (
         f'<div class="app"><b>{escape(app.name)}</b> {app.version} <span class="chip {shade}">{state}</span>{going}'
         f'<span class="fps">{"" if fps is None else f"{fps:.1f} frames/s"}</span></div>'
@@ -110,13 +111,13 @@ def _app(app: ReportedApp, wanted: int | None, points: list[Point]) -> str:
 
 def _placement(stats: dict[str, Any], points: list[Point]) -> str:
     """Where inferences ran: now (the last half minute), and over the last minutes as stacked bars."""
-    if not (_number(stats.get("edge")) or _number(stats.get("cloud"))):
+    if not (figure(stats.get("edge")) or figure(stats.get("cloud"))):
         return ""
     recent = [p for p in points if points[-1].time_s - p.time_s < 30] if points else []
     edge = sum(p.edge for p in recent) or 0
     cloud = sum(p.cloud for p in recent) or 0
     if not edge + cloud:
-        edge, cloud = int(_number(stats.get("edge")) or 0), int(_number(stats.get("cloud")) or 0)
+        edge, cloud = int(figure(stats.get("edge")) or 0), int(figure(stats.get("cloud")) or 0)
     at_edge = round(100 * edge / (edge + cloud)) if edge + cloud else 0
     words = f"{at_edge} % at the edge, {100 - at_edge} % in the cloud"
     return (
@@ -164,7 +165,7 @@ def _figures(stats: dict[str, Any], points: list[Point]) -> str:
     ]
     # What always choosing one side would have cost, where audit blocks measured it.
     for name, key in (("all-edge", "always_edge_p50_ms"), ("all-cloud", "always_cloud_p50_ms")):
-        if _number(stats.get(key)) is not None:
+        if figure(stats.get(key)) is not None:
             cells.append(_cell(name, _ms(stats.get(key))))
     if line := _spark(points):
         cells.append(_cell("p50 over time", line))
@@ -189,13 +190,13 @@ def _spark(points: list[Point]) -> str:
 def _link(stats: dict[str, Any]) -> str:
     if stats.get("link_up") is False:
         return '<span class="down">down</span>'
-    rate, rtt = _number(stats.get("link_rate_bit_s")), _number(stats.get("link_rtt_ms"))
+    rate, rtt = figure(stats.get("link_rate_bit_s")), figure(stats.get("link_rtt_ms"))
     parts = ([format_rate(rate)] if rate is not None else []) + ([f"{rtt:.0f} ms"] if rtt is not None else [])
     return " · ".join(parts) or "–"
 
 
 def _errors(stats: dict[str, Any]) -> str:
-    errors = int(_number(stats.get("errors")) or 0)
+    errors = int(figure(stats.get("errors")) or 0)
     if not errors:
         return ""
     last = escape(str(stats.get("last_error") or "")[:300])
@@ -235,7 +236,7 @@ def tail(events: list[EventView]) -> str:
 def _row(event: EventView) -> str:
     data = event.data
     place = data.get("place") if data.get("place") in ("edge", "cloud") else ""
-    delay = _number(data.get("latency_ms"))
+    delay = figure(data.get("latency_ms"))
     kind = event.kind.value
     tag = f'<span class="chip {kind}">{kind}</span> ' if kind != "result" else ""
     return (
@@ -262,20 +263,16 @@ def answer(event: EventView) -> str:
         names = [str(d.get("label")) for d in found[:100] if isinstance(d, dict)]
         words.append(", ".join(f"{names.count(n)} × {n}" for n in dict.fromkeys(names)) or "nothing found")
     elif result.get("label") is not None:
-        confidence = _number(result.get("confidence"))
+        confidence = figure(result.get("confidence"))
         words.append(str(result["label"]) + ("" if confidence is None else f" {100 * confidence:.0f} %"))
     for key in ("value", "score"):
-        if (value := _number(result.get(key))) is not None:
+        if (value := figure(result.get(key))) is not None:
             words.append(f"{'' if key == 'value' else 'score '}{value:.4g} {result.get('unit') or ''}".strip())
     return (" · ".join(words) or ", ".join(f"{k} {v}" for k, v in list(data.items())[:4]))[:240]
 
 
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
 def _ms(value: Any) -> str:
-    number = _number(value)
+    number = figure(value)
     if number is None:
         return "–"
     return f"{number:.0f} ms" if number >= 10 else f"{number:.1f} ms"

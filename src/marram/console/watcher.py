@@ -18,6 +18,7 @@ from marram.schema.api import EventView, Status
 from marram.schema.device import Device, ReportedApp
 from marram.schema.errors import MarramError
 from marram.schema.event import EventKind
+from marram.schema.figures import figure
 
 HISTORY_S = 300.0
 TAIL = 40
@@ -50,14 +51,17 @@ class History:
     def take(self, time_s: float, stats: dict[str, Any]) -> None:
         """Add a report made at `time_s` (any clock: only its change matters). A restarted worker begins anew."""
         edge, cloud = _whole(stats.get("edge")), _whole(stats.get("cloud"))
-        before, self._last = self._last, (time_s, edge, cloud)
-        if before is None or before[0] == time_s:
+        before = self._last
+        if before is not None and before[0] == time_s:
+            return
+        self._last = (time_s, edge, cloud)
+        if before is None:
             return
         new_edge, new_cloud = edge - before[1], cloud - before[2]
         if new_edge < 0 or new_cloud < 0:
             new_edge, new_cloud = edge, cloud
         now_s = time.monotonic()
-        self.points.append(Point(now_s, new_edge, new_cloud, _number(stats.get("recent_p50_ms"))))
+        self.points.append(Point(now_s, new_edge, new_cloud, figure(stats.get("recent_p50_ms"))))
         while self.points and now_s - self.points[0].time_s > HISTORY_S:
             self.points.popleft()
 
@@ -143,11 +147,5 @@ class Watcher:
             del self._histories[gone]
 
 
-def _number(value: Any) -> float | None:
-    """Devices say what they like in their stats: only sane numbers are figures."""
-    sane = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
-    return float(value) if sane else None
-
-
 def _whole(value: Any) -> int:
-    return int(_number(value) or 0)
+    return int(figure(value) or 0)

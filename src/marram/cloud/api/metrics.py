@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 
 from marram.cloud.api.contract import State
 from marram.schema.device import Device, DeviceState
+from marram.schema.figures import figure
 
 # A device's stats key -> metric name, unit factor, help. Counters end in _total by Prometheus' rule.
 _GAUGES: dict[str, tuple[str, float, str]] = {
@@ -75,20 +76,15 @@ def _apps(devices: list[Device]) -> Iterator[Metric]:
     for key, (name, factor, text) in _GAUGES.items():
         gauge = GaugeMetricFamily(name, text, labels=["device", "app"])
         for device, app in apps:
-            if (value := _number(app.stats.get(key))) is not None:
+            if (value := figure(app.stats.get(key))) is not None:
                 gauge.add_metric([device, app.name], value * factor)
         yield gauge
     for key, (name, text) in _COUNTERS.items():
         counter = CounterMetricFamily(name, text, labels=["device", "app"])
         for device, app in apps:
-            if (value := _number(app.stats.get(key))) is not None:
+            if (value := figure(app.stats.get(key))) is not None:
                 counter.add_metric([device, app.name], value)
         yield counter
-
-
-def _number(value: object) -> float | None:
-    """Devices say what they like in their stats: only numbers are figures."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def exposition(state: State) -> tuple[bytes, str]:
