@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from marram.runtime.engines.onnx import QUANTISATION_KEY
+from marram.runtime.engines import onnx as onnx_engine
+from marram.runtime.session import fits, format_shape
 from marram.schema.errors import Invalid, NotReady, Permanent
 
 
@@ -63,28 +64,22 @@ def quantize_static(
             )
             model = onnx.load(str(quantised))
         except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+            if reader.seen == 0:
+                raise Invalid("there is nothing to calibrate with", where=str(fp32)) from error
             raise Permanent(f"cannot be quantised: {error}", where=str(fp32)) from error
         finally:
             logging.disable(previous)
-        if reader.seen == 0:
-            raise Invalid("there is nothing to calibrate with", where=str(fp32))
         _take_quantised_input(onnx, model)
         onnx.save(model, str(quantised))
         quantised.replace(out)
 
 
 def _reader(quantization: Any, fp32: Path, calibration: Iterable[NDArray[np.float32]], progress: Any) -> Any:
-    import onnx
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    try:
-        graph = onnx.load(str(fp32), load_external_data=False).graph
-    except (OSError, ValueError, state.Fail) as error:
-        raise Invalid("not an ONNX model", where=str(fp32)) from error
-    constants = {t.name for t in graph.initializer}
-    inputs = [value.name for value in graph.input if value.name not in constants]
-    if len(inputs) != 1:
-        raise Invalid(f"has {len(inputs)} inputs; Marram quantises models that have one", where=str(fp32))
+    session = onnx_engine.load(fp32)  # which says what is wrong with the file, and knows its input
+    (entry, *more) = session.inputs
+    session.close()
+    if more:
+        raise Invalid(f"has {len(more) + 1} inputs; Marram quantises models that have one", where=str(fp32))
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
         """Hands ONNX Runtime one input after another."""
@@ -98,10 +93,14 @@ def _reader(quantization: Any, fp32: Path, calibration: Iterable[NDArray[np.floa
             tensor = next(self._inputs, None)
             if tensor is None:
                 return None
+            if not fits(np.shape(tensor), entry.shape):
+                raise Invalid(
+                    f"takes shape {format_shape(entry.shape)}, got {format_shape(np.shape(tensor))}", where=str(fp32)
+                )
             self.seen += 1
             if progress is not None:
                 progress(self.seen)
-            return {inputs[0]: np.asarray(tensor, np.float32)}
+            return {entry.name: np.asarray(tensor, np.float32)}
 
     return Reader()
 
@@ -128,5 +127,7 @@ def _take_quantised_input(onnx: Any, model: Any) -> None:
     graph.node.remove(first)
     del graph.value_info[:]  # they still call these tensors floats; engines infer them anew
     entry.type.tensor_type.elem_type = onnx.helper.np_dtype_to_tensor_dtype(zero_point.dtype)
-    onnx.helper.set_model_props(model, {QUANTISATION_KEY: json.dumps({entry.name: [float(scale), int(zero_point)]})})
+    onnx.helper.set_model_props(
+        model, {onnx_engine.QUANTISATION_KEY: json.dumps({entry.name: [float(scale), int(zero_point)]})}
+    )
     onnx.checker.check_model(model, full_check=True)
