@@ -57,7 +57,8 @@ class Input(Strict):
     # Height, width of an image; or the full shape without the batch of a tensor.
     size: list[int] = Field(min_length=1)
     colour: Literal["RGB", "BGR", "gray"] = "RGB"
-    # stretch: to H×W; crop: centre crop of the short side × 1/crop_share, then to H×W; letterbox: keep aspect, pad.
+    # stretch: all of the frame, aspect lost; crop: the largest centred part of the input's aspect, × crop_share;
+    # letterbox: all of the frame, aspect kept, the rest black.
     fit: Literal["stretch", "crop", "letterbox"] = "stretch"
     crop_share: float = Field(default=0.875, gt=0, le=1)
     # real = (pixel - mean) / std, per channel or for all; quantised inputs are then quantised by the file's own scale.
