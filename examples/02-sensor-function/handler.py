@@ -1,6 +1,7 @@
 """What a pump's vibration says, in a handler written for AWS IoT Greengrass V1: nothing in it knows of Marram.
 
-`function_handler` is called for each window of 256 samples. It publishes what it found on `sensor/data`, and returns it.
+`function_handler` is called for each window of 256 samples. It publishes what it found on `sensor/data`
+and returns it.
 """
 
 import json

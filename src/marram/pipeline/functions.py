@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from marram.schema.errors import Invalid, Missing, NotReady
+from marram.schema.errors import Invalid, MarramError, Missing, NotReady
 
 Style = Literal["greengrass", "frame"]
 
@@ -194,4 +194,6 @@ def explain(error: BaseException, folder: Path) -> str:
         words = str(error).strip().splitlines()
     except Exception:  # noqa: BLE001 - user code: an exception's own `__str__` may fail as well
         words = []
+    if isinstance(error, MarramError):
+        return f"{place}{error}"
     return f"{place}{type(error).__name__}" + (f": {words[0]:.300}" if words else "")

@@ -7,8 +7,8 @@ Two styles, told apart by the first parameter's name:
 - `f(frame, result)`: returns a Result, a dict that is added to it, a number (its value), a text (its label), a Frame, a
   list of Frames, None (the frame goes on unchanged) or False (it ends here).
 
-Whatever user code raises ends that frame only, and is counted with the user's file and line. It runs in this process:
-what it must not do to others is the worker's limit to keep, not this step's.
+Whatever user code raises ends that frame only, and is counted by the runner, with the user's file and line. It runs in
+this process: what it must not do to others is the worker's limit to keep, not this step's.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from marram.pipeline.greengrass.context import ClientContext, LambdaContext, arn
 from marram.pipeline.greengrass.station import Station, entered, open_station, owner_of
 from marram.pipeline.plain import plain
 from marram.schema.app import FunctionStep
-from marram.schema.errors import Invalid
+from marram.schema.errors import Invalid, Permanent
 from marram.schema.model import Task
 from marram.schema.result import Result
 
@@ -69,7 +69,7 @@ class Function:
         self._name = spec.function
         self._attribute = spec.function.rpartition(":")[2]
         self._where = where
-        self._told = _Telling(station)
+        self._log = _Log(context.app.app)
         self._function: Callable[..., Any] | None = None
         self._style: Style = "greengrass"
         self._arguments = 2
@@ -80,6 +80,7 @@ class Function:
         self._adopt(self._loading.function(self._attribute, _LOAD_S))
 
     def __call__(self, frame: Frame) -> Iterable[Frame]:
+        """The frame as the function leaves it. Raises Permanent, with file and line, where user code fails."""
         if self._function is None:
             self._adopt(self._loading.function(self._attribute, 0.0))
         if self._function is None:
@@ -93,9 +94,10 @@ class Function:
             return self._frames(answer, frame)
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # noqa: BLE001 - user code: whatever it raises, SystemExit included, is counted
-            self._told.error(explain(error, self._base))
-            return ()
+        except BaseException as error:  # user code: whatever it raises, SystemExit included, ends this frame only
+            message = explain(error, self._base)
+            self._log.failed(message)
+            raise Permanent(message) from error
 
     def close(self) -> None:
         """See the class."""
@@ -216,21 +218,20 @@ _OWN: dict[str, Callable[[Any], Any]] = {
 }  # fmt: skip
 
 
-class _Telling:
-    """Counts every error of user code and logs the new ones: a handler that fails at 30 Hz must not fill the disk."""
+class _Log:
+    """Logs what is new of the errors of user code: a handler that fails at 30 Hz must not fill the disk."""
 
-    def __init__(self, station: Station) -> None:
-        self._station = station
+    def __init__(self, app: str) -> None:
+        self._app = app
         self._last = ""
         self._times = 0
 
-    def error(self, message: str) -> None:
-        """Count it; log it when it is another than before, and at its 10th, 100th, 1000th … repetition."""
-        self._station.error(message)
+    def failed(self, message: str) -> None:
+        """Log it when it is another than before, and at its 10th, 100th, 1000th … repetition."""
         self._times = self._times + 1 if message == self._last else 1
         self._last = message
         if str(self._times).strip("0") == "1":
-            log.error("%s: %s%s", self._station.app, message, f" ({self._times} times)" if self._times > 1 else "")
+            log.error("%s: %s%s", self._app, message, f" ({self._times} times)" if self._times > 1 else "")
 
 
 # ---------------------------------------------------------------- the process
