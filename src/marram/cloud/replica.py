@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import signal
 import sys
@@ -139,7 +140,7 @@ def _timed(work: Callable[[], _T]) -> tuple[_T, float]:
 
 def _tensor(request: InferRequest) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     """The readings sent: float32, little-endian, of the shape told. Raises Invalid where both do not fit."""
-    if any(length < 0 for length in request.shape) or 4 * int(np.prod(request.shape)) != len(request.body):
+    if any(length < 0 for length in request.shape) or 4 * math.prod(request.shape) != len(request.body):
         raise Invalid(f"{len(request.body)} bytes are no float32 tensor of shape {list(request.shape)}")
     return np.frombuffer(request.body, dtype="<f4").astype(np.float32).reshape(request.shape)
 
@@ -205,8 +206,9 @@ def _end_with_parent() -> None:
     """End at once when the parent's end of our standard input closes: also after a kill -9 nothing is left behind."""
 
     def wait() -> None:
-        with contextlib.suppress(OSError, ValueError):
-            while sys.stdin.buffer.read(4096):
+        # Not through sys.stdin: its lock, held by this thread, would make an orderly exit crash.
+        with contextlib.suppress(OSError):
+            while os.read(0, 4096):
                 pass
         os._exit(0)
 

@@ -157,7 +157,7 @@ class Cloud:
         except Refused as error:
             raise Refused(
                 f"the broker does not let this cloud in: {error.what}",
-                where=self.settings.nats,
+                where=self.broker.url if self.broker else None,
                 hint="Check user and password in --nats.",
             ) from error
         except NotReady as error:

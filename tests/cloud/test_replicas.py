@@ -1,0 +1,111 @@
+"""The replica role: processes follow what deployments ask for, come back when they die, say why they fail."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from marram.bus import subjects
+from marram.bus.client import Bus
+from marram.bus.codec import InferReply, InferRequest
+from marram.cloud import replicas as module
+from marram.cloud.replicas import Replicas, ReplicaState, Served
+from marram.cloud.server import Cloud
+from marram.cloud.settings import Settings
+from marram.runtime.image import encode_jpeg
+from marram.schema.api import DeployAsk
+from marram.schema.errors import Invalid, Missing, NotReady
+
+APP = "app: gate\nsource: {images: photos}\nsteps:\n  - classify: colours\n    cloud: colours\n"
+
+
+@pytest.fixture
+async def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cloud]:
+    monkeypatch.setattr(module, "_FIRST_PAUSE_S", 0.05)
+    async with Cloud(Settings(folder=tmp_path / "cloud", port=0)).running() as running:
+        yield running
+
+
+def replicas_of(cloud: Cloud) -> Replicas:
+    assert cloud.replicas is not None
+    return cloud.replicas
+
+
+def served(cloud: Cloud) -> Served | None:
+    found = replicas_of(cloud).status()
+    return found[0] if found else None
+
+
+async def ready(cloud: Cloud, until: Any, pid_not: int | None = None) -> Served:
+    def condition() -> Served | None:
+        one = served(cloud)
+        return one if one and one.state is ReplicaState.READY and one.pid != pid_not else None
+
+    found = await until(condition, 60)
+    assert isinstance(found, Served)
+    return found
+
+
+async def infer(bus: Bus, image: Any) -> InferReply:
+    payload = InferRequest("image/jpeg", encode_jpeg(image, 95), (), (4, 4)).pack()
+    return InferReply.unpack(await bus.request(subjects.infer("colours", 1), payload, 20))
+
+
+async def test_a_deployed_cloud_model_is_served_restarted_and_ended(
+    cloud: Cloud, device: Any, until: Any, colours: Path, picture: Callable[[str], Any]
+) -> None:
+    bus = await device(cloud, "pi")
+    with pytest.raises(NotReady):
+        await infer(bus, picture("red"))
+    await asyncio.to_thread(cloud.state.registry.add_folder, colours)
+    await asyncio.to_thread(cloud.state.deploy, DeployAsk(app_yaml=APP))
+    first = await ready(cloud, until)
+    reply = await infer(bus, picture("green"))
+    assert reply.result is not None and reply.result["label"] == "green"
+    await bus.request(subjects.PROBE, b"x" * 1000, 10)
+    assert first.pid is not None
+    # What the process was told is visible to every user of the machine: the broker's password is not in it.
+    command = " ".join(psutil.Process(first.pid).cmdline())
+    assert "marram.cloud.replica" in command
+    assert cloud.broker is not None and cloud.broker.password not in command
+
+    os.kill(first.pid, signal.SIGKILL)
+    second = await ready(cloud, until, pid_not=first.pid)
+    assert second.restarts == 1
+    reply = await infer(bus, picture("blue"))
+    assert reply.result is not None and reply.result["label"] == "blue"
+
+    pid = second.pid
+    await asyncio.to_thread(cloud.state.undeploy, "gate", {})
+    assert pid is not None
+    await until(lambda: served(cloud) is None and not psutil.pid_exists(pid))
+
+
+async def test_a_model_that_cannot_be_loaded_says_why_and_harms_nobody(cloud: Cloud, until: Any, colours: Path) -> None:
+    (colours / "net.onnx").write_bytes(b"this is no model")
+    await asyncio.to_thread(cloud.state.registry.add_folder, colours)
+    await asyncio.to_thread(cloud.state.deploy, DeployAsk(app_yaml=APP))
+    await until(lambda: (one := served(cloud)) and one.restarts >= 2)
+    one = served(cloud)
+    assert one is not None and "net.onnx" in one.reason
+    assert all(check.ok for check in await asyncio.to_thread(cloud.state.checks))
+
+
+async def test_what_is_asked_to_be_served_is_served_without_a_deployment(
+    tmp_path: Path, colours: Path, until: Any
+) -> None:
+    settings = Settings(folder=tmp_path / "cloud", port=0)
+    async with Cloud(settings).running() as cloud:
+        cloud.state.registry.add_folder(colours)
+    async with Cloud(Settings(folder=tmp_path / "cloud", port=0, serve=("colours",))).running() as cloud:
+        assert (await ready(cloud, until)).name == "colours"
+    for serve, error in ((("colors",), Missing), (("colours@9",), Missing), (("Not a name",), Invalid)):
+        with pytest.raises(error):
+            await Cloud(Settings(folder=tmp_path / "cloud", port=0, serve=serve)).start()

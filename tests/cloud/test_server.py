@@ -1,0 +1,207 @@
+"""`Cloud` and `marram cloud`: one at a time in a folder, clear faults, nothing left behind, everything back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from marram.bus import subjects
+from marram.bus.codec import pack_batch, pack_report, unpack_ack
+from marram.bus.server import EmbeddedServer
+from marram.cli import run as run_command
+from marram.cloud.server import Cloud
+from marram.cloud.settings import BrokerAddress, Role, Settings, parse_reference
+from marram.schema.device import Reported
+from marram.schema.errors import Conflict, Invalid, Refused, Retryable
+from marram.schema.event import Event, EventKind, Recorded
+
+STREAM = "stream-0123456789"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def test_a_second_cloud_on_the_folder_is_a_conflict_and_harms_nothing(cloud: Cloud, device: Any) -> None:
+    with pytest.raises(Conflict, match="a cloud runs in this folder already"):
+        await Cloud(Settings(folder=cloud.settings.folder, port=0)).start()
+    bus = await device(cloud, "pi")
+    await bus.request(subjects.report("pi"), pack_report(Reported()), 10)
+
+
+async def test_a_taken_port_is_a_conflict_that_names_it(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(Conflict, match=f"127.0.0.1:{port}"):
+            await Cloud(Settings(folder=tmp_path / "cloud", port=port)).start()
+        with pytest.raises(Conflict, match=str(port)):
+            await Cloud(Settings(folder=tmp_path / "cloud", port=0, broker_port=port)).start()
+    # What was started before the fault was stopped again: the folder is free.
+    async with Cloud(Settings(folder=tmp_path / "cloud", port=0)).running():
+        pass
+
+
+async def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Refused, match="cannot write here"):
+        await Cloud(Settings(folder=tmp_path / "file" / "cloud", port=0)).start()
+
+
+async def test_a_host_that_is_not_ours_is_told(tmp_path: Path) -> None:
+    with pytest.raises(Conflict, match="cannot listen"):
+        await Cloud(Settings(folder=tmp_path / "cloud", host="203.0.113.7", port=0)).start()
+
+
+async def test_a_broker_that_is_not_there_or_refuses_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("marram.cloud.server._CONNECT_S", 1.0)
+    away = f"nats://control:password@127.0.0.1:{free_port()}"
+    with pytest.raises(Retryable, match="the broker does not answer"):
+        await Cloud(Settings(folder=tmp_path / "cloud", port=0, nats=away)).start()
+    with EmbeddedServer(tmp_path / "broker") as broker:
+        wrong = f"nats://{broker.control_user}:wrong-password@127.0.0.1:{broker.port}"
+        with pytest.raises(Refused) as refused:
+            await Cloud(Settings(folder=tmp_path / "cloud", port=0, nats=wrong)).start()
+        assert "--nats" in str(refused.value) and "wrong-password" not in str(refused.value)
+
+
+async def test_a_database_that_is_not_there_is_told(tmp_path: Path) -> None:
+    settings = Settings(folder=tmp_path / "cloud", port=0, database=f"postgresql://postgres@127.0.0.1:{free_port()}/x")
+    with pytest.raises(Retryable, match="does not answer"):
+        await Cloud(settings).start()
+
+
+async def test_the_whole_comes_back_where_it_was(tmp_path: Path, device: Any) -> None:
+    settings = Settings(folder=tmp_path / "cloud", port=0)
+    async with Cloud(settings).running() as cloud:
+        bus = await device(cloud, "pi")
+        await bus.request(subjects.events("pi"), pack_batch(STREAM, [_record(1)]), 10)
+        token, brokers = cloud.admin_token, cloud.state.status().brokers
+    async with Cloud(settings).running() as cloud:
+        assert (cloud.admin_token, cloud.state.status().brokers) == (token, brokers)
+        assert cloud.state.admits(token or "")
+        await bus.wait_connected(20)  # the device found its way back by itself
+        ack = unpack_ack(await bus.request(subjects.events("pi"), pack_batch(STREAM, [_record(1), _record(2)]), 10))
+        assert ack.stored == 1
+
+
+async def test_the_api_answers_and_needs_the_token(cloud: Cloud) -> None:
+    async with httpx.AsyncClient(base_url=cloud.url, trust_env=False) as client:
+        health = await client.get("/healthz")
+        assert (health.status_code, health.json()["ok"]) == (200, True)
+        assert (await client.get("/api/v1/status")).status_code == 401
+        signed_in = {"Authorization": f"Bearer {cloud.admin_token}"}
+        assert (await client.get("/api/v1/status", headers=signed_in)).json()["devices"] == 0
+
+
+def test_a_killed_cloud_leaves_no_process_behind_and_a_restart_finds_everything(
+    start: Callable[..., Any], tmp_path: Path, colours: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("cloud", "--port", "0", "--folder", str(tmp_path / "cloud"))
+    first = start(*arguments)
+    first.wait_for("console")
+    assert first.end() == 0  # Ctrl-C and SIGTERM are no faults
+    _register(tmp_path / "cloud", colours)
+
+    second = start(*arguments, "--serve", "colours")
+    second.wait_for("console")
+    children = _children(second.process.pid, 2)
+    second.kill()
+    psutil.wait_procs(children, timeout=20)
+    assert not [child for child in children if child.is_running()]
+
+    third = start(*arguments)
+    third.wait_for("console")
+    context = third.context()
+    with httpx.Client(trust_env=False, headers={"Authorization": f"Bearer {context['token']}"}) as client:
+        assert client.get(f"{context['url']}/api/v1/status").json()["models"] == 1
+    assert run_command(list(arguments)) == 2
+    assert "a cloud runs in this folder already" in capsys.readouterr().err
+    assert third.end() == 0
+
+
+def test_wrong_arguments_are_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, words in (
+        (("--role", "nonsense"), "'nonsense' is not a role"),
+        (("--nats", "http://x"), "--nats is no broker address"),
+        (("--database", "mysql://x/y"), "mysql"),
+        (("--role", "ingest", "--serve", "colours"), "--serve needs the role replica"),
+    ):
+        assert run_command(["cloud", "--port", "0", *arguments]) == 2
+        message = capsys.readouterr().err
+        assert words in message and message.count("\n") == 1
+
+
+def test_a_broker_address_is_taken_apart() -> None:
+    assert BrokerAddress.parse("nats://me:secret@host") == BrokerAddress("nats://host:4222", "me", "secret")
+    assert BrokerAddress.parse("tls://[::1]:5").url == "tls://[::1]:5"
+    for wrong in ("host:4222", "nats://", "nats://host:port", "http://host"):
+        with pytest.raises(Invalid):
+            BrokerAddress.parse(wrong)
+
+
+def test_a_reference_is_taken_apart() -> None:
+    assert (parse_reference("net"), parse_reference("net@3")) == (("net", None), ("net", 3))
+    for wrong in ("net@", "net@0", "net@x", "Net", "@1", ""):
+        with pytest.raises(Invalid):
+            parse_reference(wrong)
+
+
+async def test_a_role_alone_does_only_its_own(tmp_path: Path) -> None:
+    with EmbeddedServer(tmp_path / "broker") as broker:
+        address = f"nats://{broker.control_user}:{broker.control_password}@127.0.0.1:{broker.port}"
+        settings = Settings(folder=tmp_path / "cloud", port=0, nats=address, roles=frozenset({Role.FLEET}))
+        async with Cloud(settings).running() as cloud:
+            assert (cloud.url, cloud.admin_token, cloud.ingest, cloud.replicas) == ("", None, None, None)
+            # Two role processes may share a folder: the lock is for whoever runs the broker.
+            async with Cloud(settings).running():
+                pass
+
+
+# ----------------------------------------------------------------
+
+
+def _record(sequence: int) -> Recorded:
+    return Recorded(STREAM, sequence, Event(EventKind.RESULT, "gate", 1.0))
+
+
+def _register(folder: Path, bundle: Path) -> None:
+    async def register() -> None:
+        async with Cloud(Settings(folder=folder, port=0)).running() as cloud:
+            cloud.state.registry.add_folder(bundle)
+
+    asyncio.run(register())
+
+
+def _children(pid: int, least: int) -> list[psutil.Process]:
+    """The processes that the cloud started, once there are so many."""
+    while True:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            children = psutil.Process(pid).children(recursive=True)
+            if len(children) >= least:
+                return children
+        os.sched_yield()
+
+
+def test_the_database_is_sound_after_it_all(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with Cloud(Settings(folder=tmp_path / "cloud", port=0)).running():
+            pass
+
+    asyncio.run(run())
+    database = sqlite3.connect(tmp_path / "cloud" / "marram.db")
+    assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    database.close()
