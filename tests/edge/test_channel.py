@@ -9,7 +9,8 @@ import threading
 import pytest
 
 from marram.bus.codec import MAX_MESSAGE_BYTES
-from marram.edge.channel import AgentEnd, WorkerEnd, encode
+from marram.edge.agent_end import AgentEnd
+from marram.edge.channel import WorkerEnd, encode
 from marram.schema.errors import Invalid
 
 

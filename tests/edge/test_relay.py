@@ -14,7 +14,8 @@ from tests.edge.world import DEVICE, LONG_S, SECRET, Cloud
 from marram.bus import subjects
 from marram.bus.client import Bus, Message
 from marram.bus.codec import InferReply, InferRequest
-from marram.edge.channel import AgentEnd, WorkerEnd
+from marram.edge.agent_end import AgentEnd
+from marram.edge.channel import WorkerEnd
 from marram.edge.relay import Relay
 from marram.edge.remote import ChannelRemote
 from marram.pipeline.contract import CloudInput, Reply

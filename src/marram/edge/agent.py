@@ -24,7 +24,7 @@ from marram.edge.bundles import Bundles
 from marram.edge.deploy import AppRecord
 from marram.edge.fetch import Fetcher
 from marram.edge.keeper import Ground, Keeper
-from marram.edge.process import resident_bytes
+from marram.edge.process import give_back_memory, resident_bytes
 from marram.edge.state import Credentials, Folder
 from marram.edge.status import StatusSocket
 from marram.edge.supervisor import Patience
@@ -92,6 +92,7 @@ class Agent:
         await status.open()
         self._resume()
         reports = asyncio.create_task(self._report_for_ever(), name="reports")
+        give_back_memory()
         try:
             await self._stopping.wait()
             log.info("stopping")

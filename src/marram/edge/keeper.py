@@ -21,8 +21,8 @@ import yaml
 
 from marram.bus.client import Bus
 from marram.edge import deploy
+from marram.edge.agent_end import AgentEnd
 from marram.edge.bundles import Bundles, check_size
-from marram.edge.channel import AgentEnd
 from marram.edge.deploy import AppRecord
 from marram.edge.fetch import Fetcher
 from marram.edge.relay import Relay

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import resource
 import signal
@@ -53,6 +54,14 @@ def be_second(limit_bytes: int | None) -> None:
         hard = 2 * limit_bytes + 512_000_000
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+
+
+def give_back_memory() -> None:
+    """Return to the system what starting up took and no longer needs (parsed files, models loaded for a check)."""
+    gc.collect()
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError):  # musl has no malloc_trim, and keeps less
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def resident_bytes(pid: int) -> int:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from marram.bus import subjects
 from marram.bus.codec import MAX_MESSAGE_BYTES
-from marram.edge.channel import AgentEnd
+from marram.edge.agent_end import AgentEnd
 from marram.schema.errors import MarramError, NotReady, Refused, Retryable
 
 _MOST_ASKED = 64

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from marram.edge.channel import AgentEnd
+from marram.edge.agent_end import AgentEnd
 from marram.edge.logfile import LogFile
 from marram.edge.process import kill_group, resident_bytes, signal_name, worker_environment
 from marram.edge.relay import Relay

@@ -21,7 +21,7 @@ from typing import Any
 from marram.bus.outbox import Outbox
 from marram.bus.writer import OutboxWriter
 from marram.edge.channel import WorkerEnd
-from marram.edge.process import be_second, die_with
+from marram.edge.process import be_second, die_with, give_back_memory
 from marram.edge.remote import ChannelRemote
 from marram.pipeline.build import Around, Pipeline
 from marram.runtime.bundle import CARD, Bundle
@@ -113,6 +113,7 @@ class Run:
         )
         pipeline = Pipeline.build(_writing_here(app), self._folder, around)
         self._pipeline = pipeline
+        give_back_memory()
         self._channel.send({"t": "running"})
         if self._stopping:
             return
