@@ -119,7 +119,9 @@ class Session:
         self._tasks = [asyncio.create_task(self._ping()), asyncio.create_task(self._watch())]
 
     async def close(self) -> None:
-        """Never blocks for long, never raises; what is buffered is sent if the link takes it."""
+        """Never blocks for long, never raises. Where it was not lost, what is buffered is sent if the link takes it."""
+        if self.lost.is_set():
+            self._link.abort()
         self._lose("closed")
         for task in self._tasks:
             task.cancel()
@@ -251,7 +253,7 @@ class Session:
             self._ping_mark = None
 
     async def _watch(self) -> None:
-        """Aborts a connection that shows no life: nothing heard, and what we sent not taken or not answered.
+        """Ends a session that shows no life: nothing heard, and what we sent not taken or not answered.
 
         A slow link is not a dead one: while bytes still leave, the PONG behind them is given its time, and so is what
         some proxy on the way has taken from us and carries on slowly.
@@ -272,5 +274,4 @@ class Session:
             carried_s = min((sent - sent_when_heard) / SLOWEST_BYTES_S, LONGEST_CARRIED_S)
             if loop.time() - since_s >= self._timing.dead_after_s + carried_s:
                 self._lose(f"no sign of life for {loop.time() - since_s:.1f} s")
-                link.abort()
                 return
