@@ -208,3 +208,13 @@ def test_the_fast_engines_agree_with_the_reference(quantised_model: Callable) ->
     for _ in range(50):
         x = rng.normal(size=(1, 4)).astype(np.float32)
         np.testing.assert_allclose(reference.run([x])[0], fast.run([x])[0], atol=1 / 8)  # a tie may round either way
+
+
+@pytest.mark.shared
+def test_a_free_batch_is_laid_out_anew_and_back(shared_data: Path) -> None:
+    session = PLUGINS[Engine.LITERT].load(shared_data / "models_tiny" / "ad01_fp32.tflite")
+    assert session.inputs[0].shape == (-1, 640)
+    five = rng.normal(size=(5, 640)).astype(np.float32)
+    together = session.run([five])[0]
+    for index in range(5):
+        np.testing.assert_allclose(session.run([five[index : index + 1]])[0][0], together[index], rtol=1e-4, atol=1e-4)
