@@ -89,9 +89,9 @@ async def test_the_whole_comes_back_where_it_was(tmp_path: Path, device: Any) ->
     async with Cloud(settings).running() as cloud:
         bus = await device(cloud, "pi")
         await bus.request(subjects.events("pi"), pack_batch(STREAM, [_record(1)]), 10)
-        token, brokers = cloud.admin_token, cloud.state.status().brokers
+        token, brokers = cloud.admin_token, cloud.state.hands.brokers
     async with Cloud(settings).running() as cloud:
-        assert (cloud.admin_token, cloud.state.status().brokers) == (token, brokers)
+        assert (cloud.admin_token, cloud.state.hands.brokers) == (token, brokers)
         assert cloud.state.admits(token or "")
         await bus.wait_connected(20)  # the device found its way back by itself
         ack = unpack_ack(await bus.request(subjects.events("pi"), pack_batch(STREAM, [_record(1), _record(2)]), 10))
