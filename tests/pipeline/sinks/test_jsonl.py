@@ -143,6 +143,12 @@ def test_a_disk_that_hangs_holds_nobody_up(tmp_path: Path) -> None:
         os.close(reader)
 
 
+def test_a_folder_that_is_absent_elsewhere_is_said_not_made(tmp_path: Path) -> None:
+    with pytest.raises(Invalid, match="no such file or directory"):
+        open_sink(JsonlSink(jsonl=str(tmp_path / "absent" / "r.jsonl")), tmp_path)
+    assert not (tmp_path / "absent").exists()
+
+
 @pytest.mark.parametrize("path", [".", "file/r.jsonl"])
 def test_what_cannot_be_written_is_said_at_the_start(tmp_path: Path, path: str) -> None:
     (tmp_path / "file").write_text("")

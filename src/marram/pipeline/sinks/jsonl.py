@@ -24,7 +24,12 @@ _CLOSE_S = 5.0
 
 def open_sink(spec: JsonlSink, base: Path) -> Sink:
     """Raises Invalid where the file cannot be made."""
-    return Jsonl(base / spec.jsonl)
+    path = Path(spec.jsonl)
+    if not path.is_absolute():
+        # Folders beside the app are made; elsewhere on the machine a missing one is more likely misspelt.
+        with suppress(OSError):
+            (base / path).parent.mkdir(parents=True, exist_ok=True)
+    return Jsonl(base / path)
 
 
 class Jsonl:
@@ -39,7 +44,6 @@ class Jsonl:
         self._closed = False
         self._fault = ""
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._open()
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
