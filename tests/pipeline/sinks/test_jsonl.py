@@ -145,8 +145,10 @@ def test_a_disk_that_hangs_holds_nobody_up(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_absent_elsewhere_is_said_not_made(tmp_path: Path) -> None:
     with pytest.raises(Invalid, match="no such file or directory"):
-        open_sink(JsonlSink(jsonl=str(tmp_path / "absent" / "r.jsonl")), tmp_path)
+        open_sink(JsonlSink(jsonl=str(tmp_path / "absent" / "r.jsonl")), tmp_path / "app")
     assert not (tmp_path / "absent").exists()
+    open_sink(JsonlSink(jsonl=str(tmp_path / "app" / "out" / "r.jsonl")), tmp_path / "app").close()
+    assert (tmp_path / "app" / "out" / "r.jsonl").exists()
 
 
 @pytest.mark.parametrize("path", [".", "file/r.jsonl"])

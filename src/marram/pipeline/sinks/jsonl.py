@@ -24,12 +24,12 @@ _CLOSE_S = 5.0
 
 def open_sink(spec: JsonlSink, base: Path) -> Sink:
     """Raises Invalid where the file cannot be made."""
-    path = Path(spec.jsonl)
-    if not path.is_absolute():
-        # Folders beside the app are made; elsewhere on the machine a missing one is more likely misspelt.
+    path = base / spec.jsonl
+    # Folders beside the app or in the worker's own place are made; elsewhere a missing one is more likely misspelt.
+    if path.is_relative_to(base) or path.is_relative_to(Path.cwd()):
         with suppress(OSError):
-            (base / path).parent.mkdir(parents=True, exist_ok=True)
-    return Jsonl(base / path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+    return Jsonl(path)
 
 
 class Jsonl:
