@@ -74,7 +74,10 @@ def bundle(tmp_path: Path) -> Callable[..., Path]:
         ends = (("p", [1, 3, 8, 8]), ("l", [1, 3]))
         values = [helper.make_tensor_value_info(end, real, shape) for end, shape in ends]
         graph = helper.make_graph(nodes, "colours", values[:1], values[1:])
-        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), str(folder / "model.onnx"))
+        onnx.save(
+            helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9),
+            str(folder / "model.onnx"),
+        )
         (folder / "model.yaml").write_text(CARD.format(name=name, version=version))
         return folder
 

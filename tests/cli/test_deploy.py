@@ -107,6 +107,15 @@ def test_what_does_not_exist_is_told_with_what_does(
     assert "Nothing is deployed" in marram_("deploy", "--list")
 
 
+def test_a_cloud_model_that_may_never_be_asked_is_told(marram_: Terminal, tmp_path: Path, bundle: Bundle) -> None:
+    marram_.served.state.registry.add_folder(bundle("colours"))
+    steps = "  - classify: colours\n    cloud: colours"
+    told = "steps[0].cloud is never asked"
+    assert told in marram_("deploy", app_file(tmp_path / "a", steps), "--to", "all")
+    assert told in marram_("deploy", app_file(tmp_path / "a", steps, "raw: redacted"), "--to", "all")
+    assert told not in marram_("deploy", app_file(tmp_path / "a", steps, "raw: allowed"), "--to", "all")
+
+
 def test_arguments_that_make_no_sense_say_which(marram_: Terminal, tmp_path: Path) -> None:
     assert "no such file" in marram_.fault("deploy", str(tmp_path / "none.yaml"), "--to", "all")
     file = app_file(tmp_path / "a", "  - alert: frame.index > 3")

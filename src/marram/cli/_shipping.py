@@ -104,6 +104,21 @@ def send_models(api: CloudApi, file: AppFile, told: Callable[[str], None], progr
     return _rewritten(file, given)
 
 
+def warnings(app: App) -> list[str]:
+    """What is allowed but seldom meant, to be said before it puzzles anybody."""
+    redacted = False
+    for index, step in enumerate(app.steps):
+        redacted = redacted or isinstance(step, RedactStep)
+        barred = app.raw == "never" or (app.raw == "redacted" and not redacted)
+        if barred and isinstance(step, InferStep) and step.cloud is not None:
+            why = "raw: never" if app.raw == "never" else "raw: redacted, and no step before it redacts"
+            return [
+                f"steps[{index}].cloud is never asked: nothing of the input may leave the device ({why}). "
+                "To let the cloud answer too, write raw: allowed"
+            ]
+    return []
+
+
 def send_files(api: CloudApi, file: AppFile, progress: Progress | None = None) -> Manifest:
     """Upload what travels with the app (the text itself is sent with the deployment)."""
     return api.put_folder(file.path.parent, file.files(), progress)

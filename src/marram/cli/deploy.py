@@ -15,7 +15,7 @@ from rich.text import Text
 from marram.bus.http import CloudApi
 from marram.cli import _show
 from marram.cli._context import Json, Token, Url, connect, print_json
-from marram.cli._shipping import AppFile, send_files, send_models
+from marram.cli._shipping import AppFile, send_files, send_models, warnings
 from marram.schema.api import Deployment, DeviceApp
 from marram.schema.device import AppState, DeviceState
 from marram.schema.errors import Invalid, Permanent, Retryable
@@ -73,6 +73,8 @@ def _deploy(api: CloudApi, file: AppFile, to: str | None, wait_s: float, json: b
 
         text = send_models(api, file, notes.append, advance)
         files = send_files(api, file, advance)
+    for warning in warnings(file.app):
+        out.print(warning, style="yellow", markup=False)
     for note in notes:
         out.print(note, style="dim", markup=False)
     made = api.deploy(text, files, selector)

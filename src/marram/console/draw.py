@@ -168,12 +168,13 @@ def _figures(stats: dict[str, Any], points: list[Point]) -> str:
         if figure(stats.get(key)) is not None:
             cells.append(_cell(name, _ms(stats.get(key))))
     if line := _spark(points):
-        cells.append(_cell("p50 over time", line))
+        # Beside the audit's two figures, or a row of its own.
+        cells.append(_cell("p50 over time", line, "" if len(cells) > 3 else "wide"))
     return f'<dl class="figures">{"".join(cells)}</dl>'
 
 
-def _cell(name: str, value: str) -> str:
-    return f'<div data-figure="{name}"><dt>{name}</dt><dd>{value}</dd></div>'
+def _cell(name: str, value: str, shape: str = "") -> str:
+    return f'<div data-figure="{name}" class="{shape}"><dt>{name}</dt><dd>{value}</dd></div>'
 
 
 def _spark(points: list[Point]) -> str:
