@@ -26,6 +26,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from marram.pipeline.brokers import check_topic, make_client, parse_broker, refused, unreachable
 from marram.pipeline.contract import Frame, Source
+from marram.pipeline.pace import following
 from marram.pipeline.plain import parse_payload
 from marram.pipeline.windows import Row, Timed, Window, columns_of, tensor_of
 from marram.schema.app import MqttSource
@@ -95,8 +96,7 @@ class Mqtt:
             if message is None:
                 return
             if every_s is not None:
-                now_s = time.monotonic()
-                due_s = max(due_s + every_s, now_s) if index else now_s + every_s
+                due_s = following(due_s, every_s)
             value = parse_payload(message.payload)
             tensor = _tensor(value)
             yield Frame(index, message.time_s, message.captured_s, reading=value, tensor=tensor, name=message.topic)
