@@ -138,7 +138,8 @@ def test_wrong_arguments_are_one_line_and_status_2(capsys: pytest.CaptureFixture
         (("--role", "nonsense"), "'nonsense' is not a role"),
         (("--nats", "http://x"), "--nats is no broker address"),
         (("--database", "mysql://x/y"), "mysql"),
-        (("--role", "ingest", "--serve", "colours"), "--serve needs the role replica"),
+        (("--role", "api", "--serve", "colours"), "--serve needs the role replica"),
+        (("--role", "ingest"), "needs a broker"),
     ):
         assert run_command(["cloud", "--port", "0", *arguments]) == 2
         message = capsys.readouterr().err

@@ -38,7 +38,8 @@ def test_what_is_delivered_again_is_not_stored_again(store: Store) -> None:
     assert (counts.stored, counts.distinct, counts.duplicates) == (150, 150, 150)
     [stream] = counts.streams
     assert (stream.stored, stream.first_sequence, stream.last_sequence) == (150, 1, 150)
-    assert store.events.stored() == 150
+    totals = store.events.totals()
+    assert (totals.by_kind, totals.stored, totals.duplicates) == ({"result": 150}, 150, 150)
 
 
 def test_another_device_or_stream_with_the_same_numbers_is_another_event(store: Store) -> None:
@@ -110,6 +111,22 @@ def test_queries_pick_by_device_app_kind_and_time(store: Store) -> None:
     assert events.count(EventFilter(since_s=20, until_s=30)) == 1
     assert events.apps() in (["gate", "pump"], ["pump", "gate"])
     assert events.counts().by_kind == {"result": 3, "alert": 1, "metric": 1}
+
+
+def test_the_running_totals_are_what_a_count_finds(store: Store) -> None:
+    kinds = [EventKind.RESULT, EventKind.ALERT, EventKind.METRIC, EventKind.SAMPLE]
+    rng = random.Random(2)
+    for _ in range(30):
+        first = rng.randrange(1, 200)
+        mixed = [
+            Recorded(STREAM, n, Event(kinds[n % 4], "gate", 1.0)) for n in range(first, first + rng.randrange(1, 40))
+        ]
+        rng.shuffle(mixed)
+        store.events.append(rng.choice(["pi", "po"]), mixed + mixed[:2])  # a number twice in one batch counts once
+    counts, totals = store.events.counts(), store.events.totals()
+    assert totals.by_kind == counts.by_kind
+    assert (totals.stored, totals.duplicates) == (counts.stored, counts.duplicates)
+    assert counts.stored == counts.distinct == sum(stream.stored for stream in counts.streams)
 
 
 def test_samples_get_a_row_of_their_own_once(store: Store) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import uvicorn
@@ -103,6 +104,11 @@ class Cloud:
 
     async def _start(self) -> None:
         settings = self.settings
+        if settings.nats is None and Role.API not in settings.roles:
+            raise Invalid(
+                f"a cloud that is only {', '.join(sorted(settings.roles))} needs a broker to meet the others",
+                hint="Add --nats nats://USER:PASSWORD@HOST:4222",
+            )
         listener = self._listen() if Role.API in settings.roles else None
         if settings.nats is None:
             lock = await asyncio.to_thread(FolderLock, settings.folder)
@@ -148,7 +154,14 @@ class Cloud:
         server = EmbeddedServer(settings.broker_folder, settings.host, settings.broker_port)
         await asyncio.to_thread(server.start, await asyncio.to_thread(state.store.devices.secrets))
         self._closing.push_async_callback(asyncio.to_thread, server.stop)
-        state.hands.devices_changed = lambda: server.set_devices(state.store.devices.secrets())
+        one_at_a_time = threading.Lock()
+
+        def devices_changed() -> None:
+            # Read and told under one lock: else an older list could arrive after a newer one and cut a device off.
+            with one_at_a_time:
+                server.set_devices(state.store.devices.secrets())
+
+        state.hands.devices_changed = devices_changed
         return Broker(server.url, server.control_user, server.control_password)
 
     async def _connected(self, bus: Bus) -> None:

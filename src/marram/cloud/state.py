@@ -14,7 +14,7 @@ from pathlib import Path
 
 from marram import __version__
 from marram.cloud.access import Access
-from marram.cloud.api.contract import EventQuery, SampleQuery
+from marram.cloud.api.contract import EventQuery, SampleQuery, Totals
 from marram.cloud.enrolment import Enrolment
 from marram.cloud.views import counts_view, device_app, event_view, model_view, sample_view
 from marram.registry import Registry
@@ -183,6 +183,10 @@ class CloudState:
     def counts(self, device: str | None) -> Counts:
         return counts_view(self.store.events.counts(device))
 
+    def totals(self) -> Totals:
+        totals = self.store.events.totals()
+        return Totals(by_kind=totals.by_kind, duplicates_seen=totals.duplicates)
+
     def samples(self, query: SampleQuery) -> list[SampleView]:
         which = SampleFilter(query.device, query.app, None, query.labelled)
         return [sample_view(sample) for sample in self.store.samples.list(which, query.limit, query.after)]
@@ -205,7 +209,7 @@ class CloudState:
             online=sum(device.state is DeviceState.ONLINE for device in devices),
             apps=len({row.app for row in self.rollout.current()}),
             models=self.store.models.count(),
-            events=self.store.events.stored(),
+            events=self.store.events.totals().stored,
             samples=self.store.samples.count(),
             brokers=self.hands.brokers,
             checks=self.checks(),

@@ -11,7 +11,7 @@ from marram.store.apps import AppRow, Apps
 from marram.store.database import Database
 from marram.store.deployments import DeploymentRow, Deployments
 from marram.store.devices import Devices
-from marram.store.events import Counts, EventFilter, Events, StoredEvent, StreamCount
+from marram.store.events import Counts, EventFilter, Events, StoredEvent, StreamCount, Totals
 from marram.store.models import ModelRow, Models
 from marram.store.objects import Body, Objects
 from marram.store.samples import Sample, SampleFilter, Samples
@@ -44,5 +44,6 @@ __all__ = [
     "StreamCount",
     "TokenRow",
     "Tokens",
+    "Totals",
     "open_store",
 ]

@@ -7,18 +7,19 @@ acknowledgement that got lost costs nothing. Nobody may acknowledge a batch befo
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Select, func, select
+from sqlalchemy import ColumnElement, Connection, Select, Table, and_, func, select
 
 from marram.schema.errors import Invalid
 from marram.schema.event import EventKind, Recorded
 from marram.store.database import Database
 from marram.store.documents import dump, load
 from marram.store.objects import Body
-from marram.store.tables import events, samples, streams
+from marram.store.tables import events, samples, streams, totals
 from marram.store.upsert import insert_ignore, upsert
 
 _Query = TypeVar("_Query", bound=Select[Any])
@@ -76,6 +77,18 @@ class Counts:
     streams: list[StreamCount]
 
 
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Running counters: stored events by kind, and redelivered ones that were not stored again."""
+
+    by_kind: dict[str, int]
+    duplicates: int
+
+    @property
+    def stored(self) -> int:
+        return sum(self.by_kind.values())
+
+
 class Events:
     """The table of events."""
 
@@ -101,26 +114,39 @@ class Events:
         bodies = bodies or {}
         now_s = time.time() if now_s is None else now_s
         rows = [_row(device, record, bodies.get(record.sequence), now_s) for record in batch]
-        kept = [_sample_row(row) for row in rows if row["kind"] == EventKind.SAMPLE.value and row["sha256"]]
         with self._database.write() as connection:
             self._database.order_ids(connection)
-            new = insert_ignore(connection, events, rows)
-            insert_ignore(connection, samples, kept)
-            self._count(connection, rows, new)
+            fresh = self._not_there(connection, rows)
+            new = insert_ignore(connection, events, fresh)
+            insert_ignore(connection, samples, [_sample_row(row) for row in fresh if _is_sample(row)])
+            self._count(connection, rows, fresh)
         return new
 
-    def _count(self, connection: Connection, rows: list[dict[str, Any]], new: int) -> None:
+    def _not_there(self, connection: Connection, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Those of `rows` that are not stored yet, each once. Nobody else stores any before this transaction ends."""
+        unique = {row["sequence"]: row for row in rows}
+        last = connection.execute(select(streams.c.last_sequence).where(_stream_of(rows, streams))).scalar()
+        if last is not None and min(unique) <= last:
+            span = events.c.sequence.between(min(unique), max(unique))
+            for there in connection.execute(select(events.c.sequence).where(_stream_of(rows, events), span)).scalars():
+                unique.pop(there, None)
+        return list(unique.values())
+
+    def _count(self, connection: Connection, rows: list[dict[str, Any]], fresh: list[dict[str, Any]]) -> None:
+        """Bring the stream's and the kinds' counters up to what this transaction stores."""
         first, last = min(r["sequence"] for r in rows), max(r["sequence"] for r in rows)
-        key = {"device": rows[0]["device"], "stream": rows[0]["stream"]}
-        at = select(streams).where(streams.c.device == key["device"], streams.c.stream == key["stream"])
-        row = connection.execute(at).first()
+        row = connection.execute(select(streams).where(_stream_of(rows, streams))).first()
         counts = {
-            "stored": new + (row.stored if row else 0),
-            "duplicates": len(rows) - new + (row.duplicates if row else 0),
+            "device": rows[0]["device"],
+            "stream": rows[0]["stream"],
+            "stored": len(fresh) + (row.stored if row else 0),
+            "duplicates": len(rows) - len(fresh) + (row.duplicates if row else 0),
             "first_sequence": min(first, row.first_sequence) if row else first,
             "last_sequence": max(last, row.last_sequence) if row else last,
         }
-        upsert(connection, streams, {**key, **counts})
+        upsert(connection, streams, counts)
+        for kind, number in Counter(each["kind"] for each in fresh).items():
+            upsert(connection, totals, {"kind": kind, "stored": number}, {"stored": totals.c.stored + number})
 
     def after(self, last_id: int, which: EventFilter | None = None, limit: int = 1000) -> list[StoredEvent]:
         """The next events after `last_id`, oldest first: a tail that asks with the last id it saw misses none."""
@@ -164,10 +190,12 @@ class Events:
             sum(by_kind.values()), unique, sum(stream.duplicates for stream in per_stream), by_kind, per_stream
         )
 
-    def stored(self) -> int:
-        """How many events were ever stored, from the streams' own counters: cheap however many there are."""
+    def totals(self) -> Totals:
+        """What was ever stored, by kind, from the running counters: cheap however many events there are."""
+        redelivered = select(func.coalesce(func.sum(streams.c.duplicates), 0))
         with self._database.read() as connection:
-            return int(connection.execute(select(func.coalesce(func.sum(streams.c.stored), 0))).scalar_one())
+            by_kind = {row.kind: int(row.stored) for row in connection.execute(select(totals).order_by(totals.c.kind))}
+            return Totals(by_kind, int(connection.execute(redelivered).scalar_one()))
 
     def apps(self) -> list[str]:
         """The names of the apps that ever sent an event."""
@@ -196,6 +224,15 @@ def _row(device: str, record: Recorded, body: Body | None, now_s: float) -> dict
 def _clean(text: str | None, length: int) -> str | None:
     """Short enough for its column, and without the NUL that PostgreSQL refuses."""
     return None if text is None else text.replace("\x00", "")[:length]
+
+
+def _stream_of(rows: list[dict[str, Any]], table: Table) -> ColumnElement[bool]:
+    """The rows' one stream, in `table`."""
+    return and_(table.c.device == rows[0]["device"], table.c.stream == rows[0]["stream"])
+
+
+def _is_sample(row: dict[str, Any]) -> bool:
+    return row["kind"] == EventKind.SAMPLE.value and row["sha256"] is not None
 
 
 def _sample_row(row: dict[str, Any]) -> dict[str, Any]:

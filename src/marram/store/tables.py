@@ -96,6 +96,14 @@ streams = Table(
     Column("last_sequence", BigInteger, nullable=False),
 )
 
+# Stored events by kind, kept in the same transaction too: what a dashboard asks every few seconds must not scan.
+totals = Table(
+    "totals",
+    metadata,
+    Column("kind", String(16), primary_key=True),
+    Column("stored", BigInteger, nullable=False),
+)
+
 samples = Table(
     "samples",
     metadata,

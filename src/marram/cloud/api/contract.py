@@ -54,6 +54,14 @@ class SampleQuery:
     limit: int = 100
 
 
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Stored events by kind, and redelivered ones that were recognised and not stored again."""
+
+    by_kind: dict[str, int]
+    duplicates_seen: int
+
+
 class State(Protocol):
     """The cloud as its API sees it."""
 
@@ -100,7 +108,14 @@ class State(Protocol):
 
     # What devices delivered.
     def events(self, query: EventQuery) -> list[EventView]: ...
-    def counts(self, device: str | None) -> Counts: ...
+    def counts(self, device: str | None) -> Counts:
+        """The proof of exactly once, counted from the rows themselves: reads all of them."""
+        ...
+
+    def totals(self) -> Totals:
+        """The running counters: cheap enough to ask every few seconds."""
+        ...
+
     def samples(self, query: SampleQuery) -> list[SampleView]: ...
     def sample_body(self, id: int) -> tuple[bytes, str]:
         """The body and its media type. Raises Missing."""

@@ -38,15 +38,15 @@ class _Fleet(Collector):
 
     def collect(self) -> Iterator[Metric]:
         devices = self._state.devices()
-        counts = self._state.counts(None)
+        totals = self._state.totals()
         yield from _devices(devices)
         yield from _apps(devices)
         stored = CounterMetricFamily("marram_events_stored", "Events stored.", labels=["kind"])
-        for kind, number in sorted(counts.by_kind.items()):
+        for kind, number in sorted(totals.by_kind.items()):
             stored.add_metric([kind], number)
         yield stored
         yield CounterMetricFamily(
-            "marram_events_redelivered", "Events recognised as stored already.", value=counts.duplicates_seen
+            "marram_events_redelivered", "Events recognised as stored already.", value=totals.duplicates_seen
         )
         health = GaugeMetricFamily("marram_check", "1 where a part of the cloud works.", labels=["check"])
         for check in self._state.checks():

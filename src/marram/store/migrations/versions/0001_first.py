@@ -140,6 +140,12 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("device", "stream", name=op.f("pk_streams")),
     )
     op.create_table(
+        "totals",
+        sa.Column("kind", sa.String(length=16), nullable=False),
+        sa.Column("stored", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("kind", name=op.f("pk_totals")),
+    )
+    op.create_table(
         "tokens",
         sa.Column("id", sa.String(length=32), nullable=False),
         sa.Column("secret_hash", sa.String(length=64), nullable=False),
@@ -154,7 +160,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     for table in (
-        "tokens", "streams", "samples", "reported", "models", "events", "devices", "desired", "deployments",
+        "totals", "tokens", "streams", "samples", "reported", "models", "events", "devices", "desired", "deployments",
         "apps", "admins",
     ):  # fmt: skip
         op.drop_table(table)
