@@ -248,7 +248,7 @@ class Demo:
         began_s, cut_s, note = time.monotonic(), 0.0, ""
         draining: dict[DemoDevice, Mark] = {}
         readings: list[Reading] = []
-        while (elapsed_s := time.monotonic() - began_s) < duration_s or draining:
+        while (elapsed_s := time.monotonic() - began_s) < duration_s or draining or faults.next_s is not None:
             self._check()
             for fault in faults.advance(elapsed_s):
                 if fault.action == "cut":
@@ -270,7 +270,8 @@ class Demo:
                 raise Permanent(f"the outboxes did not drain within {_DRAIN_S:g} s of the links' return")
             readings = [device.read() for device in devices]
             self._view.table(readings, note)
-            time.sleep(0.05 if draining else _LOOK_S)
+            due_s = (faults.next_s or duration_s) - (time.monotonic() - began_s)
+            time.sleep(0.05 if draining else min(_LOOK_S, max(0.0, due_s)))
         return self._count(api, readings)
 
     def _say(self, note: str) -> None:

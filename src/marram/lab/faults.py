@@ -28,11 +28,12 @@ _ENDS = {"cut": "heal", "reset": None, "kill": None, "freeze": "thaw"}
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """At `at_s` (seconds since the start) do `action` to `target` (a name, or `all`)."""
+    """At `at_s` (seconds since the start) do `action` to `target` (a name, or `all`), for `length_s`."""
 
     at_s: float
     action: str
     target: str
+    length_s: float | None = None
 
 
 class Breakable(Protocol):
@@ -70,12 +71,9 @@ def parse_script(text: str) -> list[Fault]:
             length_s = parse_duration(length) if length else None
         except ValueError as error:
             raise Invalid(str(error), where=where) from error
-        faults.append(Fault(at_s, action, target))
-        end = _ENDS[action]
-        if length_s is not None:
-            if end is None:
-                raise Invalid(f"{action} has no length", where=where, hint=f"Write it without “for {length}”.")
-            faults.append(Fault(at_s + length_s, end, target))
+        if length_s is not None and _ENDS[action] is None:
+            raise Invalid(f"{action} has no length", where=where, hint=f"Write it without “for {length}”.")
+        faults.append(Fault(at_s, action, target, length_s))
     return sorted(faults, key=lambda fault: fault.at_s)
 
 
@@ -107,6 +105,11 @@ class Faults:
             for action in self._targets(fault):
                 action()
             done.append(fault)
+            end = _ENDS.get(fault.action)
+            if end is not None and fault.length_s is not None:
+                # From when it really began: whoever looks at the clock late makes no outage shorter.
+                self._left.append(Fault(max(elapsed_s, fault.at_s) + fault.length_s, end, fault.target))
+                self._left.sort(key=lambda later: later.at_s)
         return done
 
     def _targets(self, fault: Fault) -> list[Callable[[], None]]:

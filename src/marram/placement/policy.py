@@ -224,7 +224,13 @@ class LatencyPolicy:
             generous_s = max(1.5 * cloud_s, cloud_s + 4 * self._link.deviation_s) + _TIMEOUT_SLACK_S
         if not ask.edge_allowed:
             return max(4 * generous_s, _ALONE_TIMEOUT_S)
-        if ask.deadline_s is None or edge_s is None:
+        if edge_s is None:
+            return generous_s
+        if cloud_s is not None:
+            # Having waited as long as the edge takes, the edge might as well have answered: whatever the cloud does, a
+            # frame costs at most twice what it had to (ski rental).
+            generous_s = min(generous_s, max(1.5 * cloud_s, edge_s) + _TIMEOUT_SLACK_S)
+        if ask.deadline_s is None:
             return generous_s
         service = self._edge[ask.edge_key]
         spare_s = ask.deadline_s - max(edge_s, service.quantile_s(0.95) or 0.0)

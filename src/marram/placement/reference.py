@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 from marram.placement.contract import Ask, CloudOutcome, CloudSent, Decision, EdgeOutcome, LinkEstimate
+from marram.placement.estimators import LONGEST_S
 from marram.schema.result import Place
 
 _PROBE_BYTES = 6000
@@ -50,7 +51,7 @@ class GreedyPolicy:
 
     def learn(self, outcome: EdgeOutcome | CloudSent | CloudOutcome) -> None:
         if isinstance(outcome, EdgeOutcome):
-            if 0 <= outcome.service_s < math.inf:
+            if 0 <= outcome.service_s <= LONGEST_S:
                 old_s = self._edge_s.get(outcome.key, outcome.service_s)
                 self._edge_s[outcome.key] = old_s + _ALPHA * (outcome.service_s - old_s)
         elif isinstance(outcome, CloudSent):
@@ -58,7 +59,7 @@ class GreedyPolicy:
         elif (sent := self._out.pop(outcome.id, None)) is not None:
             self._up = outcome.ok
             delay_s = outcome.now_s - sent.now_s
-            if outcome.ok and 0 <= delay_s < math.inf:
+            if outcome.ok and 0 <= delay_s <= LONGEST_S:
                 old = self._probe_s if sent.key is None else self._cloud_s.get(sent.key)
                 new_s = delay_s if old is None else old + _ALPHA * (delay_s - old)
                 if sent.key is None:

@@ -1,0 +1,95 @@
+"""A cloud and devices on this machine, told what to do by `marram` commands: what examples and end-to-end tests stand on.
+
+Everything lives under one folder; each device has a home of its own, as a machine of its own would. What is started ends
+with its parent (`children`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from marram.lab.children import Child, marram, stop_all
+from marram.schema.errors import Permanent, Retryable
+
+
+class Stage:
+    """Use as a context manager. `run` is a person typing a command; `cloud` and `device` start what stays."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.children: dict[str, Child] = {}
+
+    def __enter__(self) -> Stage:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        stop_all(list(self.children.values()))
+
+    def home(self, name: str = "person") -> Path:
+        """The home of a person or a device: its `~`, and its MARRAM_HOME inside."""
+        home = self.folder / name
+        home.mkdir(exist_ok=True)
+        return home
+
+    def run(self, *arguments: str | Path, who: str = "person") -> str:
+        """One command to its end; returns what it printed. Raises Permanent, with its words, where it failed."""
+        command = marram(*map(str, arguments))
+        done = subprocess.run(command, capture_output=True, text=True, env=self._environment(who), check=False)
+        if done.returncode != 0:
+            raise Permanent(f"exit status {done.returncode}: {done.stderr or done.stdout}", where=" ".join(command[2:]))
+        return done.stdout
+
+    def ask(self, *arguments: str | Path) -> Any:
+        """`run` with --json, parsed: a document, or a list where it prints one a line."""
+        told = self.run(*arguments, "--json")
+        try:
+            return json.loads(told)
+        except json.JSONDecodeError:
+            return [json.loads(line) for line in told.splitlines()]
+
+    def start(self, name: str, *arguments: str | Path, who: str = "person") -> Child:
+        """Start one command that stays; its words go to `NAME.log`."""
+        child = Child(name, marram(*map(str, arguments)), self.folder / f"{name}.log", self._environment(who))
+        self.children[name] = child
+        return child
+
+    def cloud(self, *options: str) -> None:
+        """Start a cloud on a free port, and wait until commands find it."""
+        cloud = self.start("cloud", "cloud", "--folder", self.folder / "cloud", "--port", "0", *options)
+        context = self.home() / "marram" / "context.yaml"
+        self.until("the cloud", context.exists, check=cloud.check)
+
+    def device(self, name: str, **labels: str) -> Path:
+        """Join a device and start it; returns its home."""
+        told = ",".join(f"{key}={value}" for key, value in labels.items())
+        token = self.ask("token", "create", *(["--labels", told] if told else []))
+        self.run("edge", "join", token["join"].split()[3], token["token"], "--name", name, who=name)
+        self.start(name, "edge", "run", who=name)
+        return self.home(name)
+
+    def until(
+        self, what: str, ready: Callable[[], bool], timeout_s: float = 90, check: Callable[[], None] | None = None
+    ) -> None:
+        """Wait for `ready`. Raises Retryable, with the last words of every process, where `timeout_s` pass in vain."""
+        deadline_s = time.monotonic() + timeout_s
+        while not ready():
+            if check:
+                check()
+            if time.monotonic() > deadline_s:
+                words = "\n".join(f"{name}: {child.last_words()}" for name, child in self.children.items())
+                raise Retryable(f"waited {timeout_s:g} s in vain for {what}\n{words}")
+            time.sleep(0.1)
+
+    def _environment(self, who: str) -> dict[str, str]:
+        home = self.home(who)
+        return {**os.environ, "HOME": str(home), "MARRAM_HOME": str(home / "marram"), "NO_PROXY": "127.0.0.1"}
