@@ -54,7 +54,9 @@ class Objects:
             self._store = LocalStore(self.folder)
         else:
             try:
-                self._store = from_url(self.name)
+                # An endpoint written as http:// (an S3 on one's own network) is meant so.
+                plain = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
+                self._store = from_url(self.name, client_options={"allow_http": True} if plain else None)
             except (faults.BaseError, ValueError) as error:
                 raise Invalid(
                     f'"{self.name}" is not an object store: {_line(error)}', hint="Use a folder or s3://BUCKET/PREFIX."
