@@ -107,6 +107,10 @@ class World:
         self.api.undeploy(app)
         until(lambda: not (status.ask(self.edge) or {"reported": {"apps": [app]}})["reported"]["apps"], "the removal")
 
+    def agent_bytes(self) -> int:
+        """Resident memory of the agent alone."""
+        return resident_bytes(self.agent.pid, children=False)
+
     def device_bytes(self) -> int:
         """Resident memory of the agent and its workers."""
         return resident_bytes(self.agent.pid)
@@ -145,7 +149,8 @@ def main() -> None:
             measured["first_result_s"] = spans[0]
             time.sleep(_SETTLE_S)
             measured["with_worker_mb"] = world.device_bytes() / 1e6
-            print(f"agent and one worker     {measured['with_worker_mb']:.1f} MB")
+            agent_mb = world.agent_bytes() / 1e6
+            print(f"agent and one worker     {measured['with_worker_mb']:.1f} MB (agent {agent_mb:.1f} MB)")
         finally:
             world.close()
     # How much of each allowance is used: 1 is all of it.

@@ -60,9 +60,12 @@ def run(
     for address in broker or []:
         check_broker(address)
     place = str((folder or paths.edge()).absolute())
+    arguments = [sys.executable, "-P", "-m", "marram.edge", place, str(report_every), *(broker or [])]
+    # One arena, trimmed: threads that only wait for the disk need no heaps of their own.
+    environment = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "131072"} | os.environ
     sys.stdout.flush()
     # A fresh interpreter in this same process: the agent stays for months and needs nothing the command line loaded.
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "marram.edge", place, str(report_every), *(broker or [])])
+    os.execve(sys.executable, arguments, environment)
 
 
 @app.command()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
 import os
 import resource
 import signal
@@ -58,14 +57,13 @@ def be_second(limit_bytes: int | None) -> None:
 
 def give_back_memory() -> None:
     """Return to the system what starting up took and no longer needs (parsed files, models loaded for a check)."""
-    gc.collect()
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):  # musl has no malloc_trim, and keeps less
             ctypes.CDLL(None).malloc_trim(0)
 
 
-def resident_bytes(pid: int) -> int:
-    """Resident memory of a process and its children; 0 where it cannot be told."""
+def resident_bytes(pid: int, *, children: bool = True) -> int:
+    """Resident memory of a process (and its children); 0 where it cannot be told."""
     total, waiting, seen = 0, [pid], set[int]()
     while waiting:
         each = waiting.pop()
@@ -76,7 +74,7 @@ def resident_bytes(pid: int) -> int:
         try:
             with open(f"{base}/statm", "rb") as file:  # noqa: PTH123 - once a second on small machines: no Path objects
                 total += int(file.read().split()[1]) * _PAGE_BYTES
-            for task in os.listdir(f"{base}/task"):  # noqa: PTH208 - as above
+            for task in os.listdir(f"{base}/task") if children else ():  # noqa: PTH208 - as above
                 with open(f"{base}/task/{task}/children", "rb") as file:  # noqa: PTH123 - as above
                     waiting.extend(int(child) for child in file.read().split())
         except (OSError, ValueError, IndexError):

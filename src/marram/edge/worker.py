@@ -113,7 +113,6 @@ class Run:
         )
         pipeline = Pipeline.build(_writing_here(app), self._folder, around)
         self._pipeline = pipeline
-        give_back_memory()
         self._channel.send({"t": "running"})
         if self._stopping:
             return
@@ -190,8 +189,10 @@ class Run:
             self._channel.send({"t": "beat", "busy_s": pipeline.busy_s() if pipeline else 0.0})
             if pipeline is not None:
                 stats = pipeline.stats()
-                proven = bool(stats.get("frames"))
                 self._channel.send({"t": "stats", "stats": stats})
+                if stats.get("frames") and not proven:
+                    proven = True
+                    give_back_memory()
             self._remote.expire()
             # Quick until the first result: a deployment waits for it.
             time.sleep(_BEAT_S if proven else _BEAT_S / 10)

@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from tests.edge.world import LONG_S, ticking
+
+from marram.bus.http import CloudApi
+from marram.edge.join import check_broker, join, machine
+from marram.edge.state import Folder
+from marram.schema.device import AppState
+from marram.schema.errors import Conflict, Invalid, MarramError, NotReady, Refused, Retryable
+
+MARRAM = [sys.executable, "-m", "marram"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The home of a real `marram cloud`, which runs."""
+    home = tmp_path_factory.mktemp("cloud-home")
+    environment = {**os.environ, "MARRAM_HOME": str(home)}
+    with (home / "cloud.log").open("wb") as log:
+        process = subprocess.Popen([*MARRAM, "cloud", "--port", "0"], env=environment, stdout=log, stderr=log)
+    yield home
+    process.send_signal(signal.SIGTERM)
+    process.wait(20)
+
+
+@pytest.fixture
+async def api(home: Path) -> CloudApi:
+    """Its HTTP API, once it answers."""
+    async with asyncio.timeout(LONG_S):
+        while True:
+            try:
+                known = yaml.safe_load((home / "context.yaml").read_text())
+                api = CloudApi(known["url"], known["token"])
+                if (await asyncio.to_thread(api.health)).ok:
+                    return api
+            except (OSError, TypeError, NotReady, Retryable):
+                pass
+            await asyncio.sleep(0.1)
+
+
+async def marram(*arguments: str) -> tuple[int | None, str]:
+    """Run a command; its exit status, and all it said."""
+    process = await asyncio.create_subprocess_exec(
+        *MARRAM, *arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    words, _ = await asyncio.wait_for(process.communicate(), LONG_S)
+    assert "Traceback" not in words.decode()
+    return process.returncode, " ".join(words.decode().split())
+
+
+async def test_from_a_token_to_a_result_in_the_cloud(api: CloudApi, tmp_path: Path) -> None:
+    folder = tmp_path / "edge"
+    token = api.create_token().token
+    status, words = await marram(
+        "edge", "join", api.url, token, "--name", "pi-join", "--label", "site=test", "--folder", str(folder)
+    )
+    assert status == 0 and "joined" in words and f"marram edge run --folder {folder}" in words
+    assert (folder / "credentials.yaml").stat().st_mode & 0o077 == 0
+    secret = Folder(folder).credentials().secret
+    assert secret not in words
+
+    agent = await asyncio.create_subprocess_exec(
+        *MARRAM, "edge", "run", "--folder", str(folder), stderr=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    files = ticking()
+    source = tmp_path / "app"
+    source.mkdir()
+    for name, content in files.items():
+        (source / name).write_bytes(content)
+    manifest = await asyncio.to_thread(api.put_folder, source, list(files))
+    await asyncio.to_thread(api.deploy, files["app.yaml"].decode(), manifest, {"site": "test"})
+    async with asyncio.timeout(LONG_S):
+        while len(await asyncio.to_thread(lambda: api.events(app="ticking", device="pi-join"))) < 10:
+            await asyncio.sleep(0.1)
+        while not any(
+            app.state is AppState.COMMITTED for app in (await asyncio.to_thread(api.device, "pi-join")).reported.apps
+        ):
+            await asyncio.sleep(0.1)
+    status, words = await marram("edge", "status", "--folder", str(folder))
+    assert status == 0 and "pi-join" in words and "committed" in words and "connected" in words
+
+    # Revoked: it says so, and runs on.
+    await asyncio.to_thread(api.remove_device, "pi-join")
+    async with asyncio.timeout(LONG_S):
+        while "refused" not in (await marram("edge", "status", "--folder", str(folder)))[1]:
+            await asyncio.sleep(0.2)
+    agent.send_signal(signal.SIGINT)
+    _, log = await asyncio.wait_for(agent.communicate(), LONG_S)
+    assert agent.returncode == 0 and secret not in log.decode() and "Traceback" not in log.decode()
+    status, words = await marram("edge", "status", "--folder", str(folder))
+    assert status == 0 and "is not running" in words and "ticking" in words
+
+
+async def test_a_token_joins_once(api: CloudApi, tmp_path: Path) -> None:
+    token = api.create_token().token
+    first = await asyncio.to_thread(join, Folder(tmp_path / "one"), api.url, token)
+    assert first.brokers and first.cloud == api.url
+    with pytest.raises(Refused):
+        await asyncio.to_thread(join, Folder(tmp_path / "two"), api.url, token)
+    assert not Folder(tmp_path / "two").joined()
+
+
+async def test_a_joined_folder_stays_what_it_is(api: CloudApi, tmp_path: Path) -> None:
+    folder = Folder(tmp_path / "edge")
+    before = await asyncio.to_thread(join, folder, api.url, api.create_token().token)
+    token = api.create_token().token
+    with pytest.raises(Conflict, match=r"holds a device already.*--folder"):
+        await asyncio.to_thread(join, folder, api.url, token)
+    assert folder.credentials() == before
+    # The token was not spent on it.
+    await asyncio.to_thread(join, Folder(tmp_path / "other"), api.url, token)
+
+
+async def test_an_agent_at_work_keeps_its_folder(api: CloudApi, tmp_path: Path) -> None:
+    folder = Folder(tmp_path / "edge")
+    with folder.lock(), pytest.raises(Conflict, match=str(os.getpid())):
+        await asyncio.to_thread(join, Folder(folder.path), api.url, api.create_token().token)
+
+
+async def test_a_folder_that_cannot_be_written_spends_no_token(api: CloudApi, small_disk: Path, tmp_path: Path) -> None:
+    token = api.create_token().token
+    folder = Folder(small_disk / "edge")
+    folder.make()
+    (folder.path / "lock").touch()
+    with (small_disk / "filler").open("wb", buffering=0) as filler:
+        try:
+            while True:
+                filler.write(bytes(4096))
+        except OSError:
+            pass
+    with pytest.raises(Retryable, match="disk is full"):
+        await asyncio.to_thread(join, folder, api.url, token)
+    await asyncio.to_thread(join, Folder(tmp_path / "edge"), api.url, token)
+
+
+async def test_the_broker_may_be_another(api: CloudApi, tmp_path: Path) -> None:
+    broker = "nats://127.0.0.1:4999"
+    joined = await asyncio.to_thread(
+        lambda: join(Folder(tmp_path / "edge"), api.url, api.create_token().token, brokers=[broker])
+    )
+    assert joined.brokers == [broker] == Folder(tmp_path / "edge").credentials().brokers
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("http://127.0.0.1:9", "token"), "127.0.0.1:9 does not answer"),
+        (("nonsense url", "token"), "not a cloud address"),
+        (("http://127.0.0.1:9", "token", "--label", "site"), "write key=value"),
+        (("http://127.0.0.1:9", "token", "--broker", "host:4222"), "Write nats://HOST:PORT"),
+    ],
+)
+async def test_wrong_arguments(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
+    status, said = await marram("edge", "join", *arguments, "--folder", str(tmp_path / "edge"))
+    assert status == 2 and words in said
+
+
+async def test_commands_before_joining(tmp_path: Path) -> None:
+    for command in ("run", "status"):
+        status, said = await marram("edge", command, "--folder", str(tmp_path / "edge"))
+        assert status == 2 and "marram edge join URL TOKEN" in said
+
+
+@pytest.mark.parametrize("address", ["", "nats://", "nats://host", "http://host:1", "nats://host:x", "nats://:4222"])
+def test_broker_addresses(address: str) -> None:
+    with pytest.raises(Invalid):
+        check_broker(address)
+    assert check_broker("nats://host:4222") == "nats://host:4222"
+
+
+def test_this_machine() -> None:
+    info = machine()
+    assert info.cores > 0 and info.memory_bytes > 10**8 and info.machine and info.marram
+    assert issubclass(Conflict, MarramError)
