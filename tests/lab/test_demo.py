@@ -60,7 +60,7 @@ def test_a_short_demo_loses_nothing_and_leaves_nothing(
     tmp_path: Path, marram_home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     add_tiny_model(EDGE_MODEL, "int8", tmp_path / "edge")
-    add_tiny_model(CLOUD_MODEL, "fp32", tmp_path / "cloud")
+    add_tiny_model(CLOUD_MODEL, "int8", tmp_path / "cloud")
     folder, file = tmp_path / "demo", tmp_path / "out.json"
     options = Options(
         duration_s=7.5,

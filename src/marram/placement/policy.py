@@ -52,6 +52,7 @@ class _Flight:
     sent_s: float
     key: str | None
     size: int
+    predicted_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -60,6 +61,7 @@ class _CloudModel:
 
     service: ServiceTime
     queue: Queue
+    deviation_s: float = 0.0  # mean |error| of the predicted whole, as TCP keeps it (RFC 6298)
     barred_until_s: float = -math.inf
     bar_s: float = 0.0
 
@@ -221,21 +223,22 @@ class LatencyPolicy:
         if cloud_s is None:
             generous_s = _UNKNOWN_TIMEOUT_S
         else:
-            generous_s = max(1.5 * cloud_s, cloud_s + 4 * self._link.deviation_s) + _TIMEOUT_SLACK_S
+            # Generous: giving up on a cloud that is only slow makes several frames queue at the edge at once, while one
+            # that is away costs this but once, for what was under way.
+            generous_s = max(2 * cloud_s, cloud_s + 4 * self._deviation(ask)) + _TIMEOUT_SLACK_S
         if not ask.edge_allowed:
             return max(4 * generous_s, _ALONE_TIMEOUT_S)
-        if edge_s is None:
-            return generous_s
-        if cloud_s is not None:
-            # Having waited as long as the edge takes, the edge might as well have answered: whatever the cloud does, a
-            # frame costs at most twice what it had to (ski rental).
-            generous_s = min(generous_s, max(1.5 * cloud_s, edge_s) + _TIMEOUT_SLACK_S)
-        if ask.deadline_s is None:
+        if ask.deadline_s is None or edge_s is None:
             return generous_s
         service = self._edge[ask.edge_key]
         spare_s = ask.deadline_s - max(edge_s, service.quantile_s(0.95) or 0.0)
         # Where the edge alone would be late anyway, giving up early saves nothing.
         return min(spare_s, generous_s) if cloud_s is None or spare_s > cloud_s else generous_s
+
+    def _deviation(self, ask: Ask) -> float:
+        """How far off predictions were lately: of the whole where requests were answered, else of the link."""
+        model = self._cloud.get(ask.cloud_key or "")
+        return model.deviation_s if model is not None and model.service.count else self._link.deviation_s
 
     # ------------------------------------------------ learning
 
@@ -249,7 +252,10 @@ class LatencyPolicy:
 
     def _sent(self, sent: CloudSent) -> None:
         size = max(0, sent.bytes)
-        self._flights[sent.id] = _Flight(sent.now_s, sent.key, size)
+        predicted_s = self._link.predict(size) + max(0.0, self._link_free_s - sent.now_s)
+        if sent.key is not None and (model := self._cloud.get(sent.key)) is not None:
+            predicted_s += model.queue.now(sent.now_s) + (model.service.typical_s or 0.0)
+        self._flights[sent.id] = _Flight(sent.now_s, sent.key, size, predicted_s)
         self._link_free_s = max(sent.now_s, self._link_free_s) + size * self._link.per_byte_s
         # What a caller never reports the end of must not be waited for, nor kept, for ever.
         oldest_id, oldest = next(iter(self._flights.items()))
@@ -279,6 +285,8 @@ class LatencyPolicy:
         self._measure_link(flight, now_s, queue_s + service_s)
         if flight.key is not None:
             model = self._cloud_model(flight.key)
+            error_s = min(abs(elapsed_s - flight.predicted_s), LONGEST_S)
+            model.deviation_s += (0.25 if model.service.count else 1.0) * (error_s - model.deviation_s)
             model.service.add(now_s, service_s)
             model.queue.add(now_s, queue_s)
             model.bar_s, model.barred_until_s = 0.0, -math.inf
