@@ -99,7 +99,7 @@ def test_nothing_a_device_sends_becomes_markup(data: dict[str, Any], kind: Event
 
 def test_history_counts_what_came_between_reports() -> None:
     history = History()
-    for moment, edge, cloud in ((1, 10, 0), (1, 99, 99), (2, 14, 6), (3, 2, 1)):
+    for moment, edge, cloud in ((1, 10, 0), (1, 99, 99), (2, 14, 6), (3, 14, 6), (4, 2, 1)):
         history.take(float(moment), {"edge": edge, "cloud": cloud, "recent_p50_ms": 5})
-    # The first is the ground, the same moment again is no news, and a worker that began anew counts from nothing.
+    # The first is the ground; the same moment, or the same counts, are no news; a new worker counts from nothing.
     assert [(p.edge, p.cloud) for p in history.points] == [(4, 6), (2, 1)]

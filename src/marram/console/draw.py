@@ -30,8 +30,8 @@ def tiles(picture: Picture) -> str:
     online = sum(d.state is DeviceState.ONLINE for d in picture.devices)
     share = f"{100 * edge / (edge + cloud):.0f}<small>%</small>" if edge + cloud else "–"
     parts = [
-        _tile("devices online", f"{online}<small> of {len(picture.devices)}</small>", "devices-online"),
-        _tile("frames answered", f"{fps:.1f}<small>/s</small>", "fps"),
+        _tile("devices online", f"{online:,}<small> of {len(picture.devices):,}</small>", "devices-online"),
+        _tile("frames answered", f"{fps:,.1f}<small>/s</small>", "fps"),
         _tile("answered at the edge", share, "edge-share"),
         _tile("events stored", f"{status.events:,}" if status else "–", "events-stored"),
         _tile("waiting on devices", f"{waiting:,}", "outbox-total"),

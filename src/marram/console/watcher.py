@@ -60,6 +60,8 @@ class History:
         new_edge, new_cloud = edge - before[1], cloud - before[2]
         if new_edge < 0 or new_cloud < 0:
             new_edge, new_cloud = edge, cloud
+        if not (new_edge or new_cloud):
+            return  # a device reports more often than its worker counts; a true silence is a gap by itself
         now_s = time.monotonic()
         self.points.append(Point(now_s, new_edge, new_cloud, figure(stats.get("recent_p50_ms"))))
         while self.points and now_s - self.points[0].time_s > HISTORY_S:
