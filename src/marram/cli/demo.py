@@ -15,7 +15,7 @@ app = typer.Typer()
 
 @app.command(help="See it all work: real models, three devices, three links, a cut.")
 def demo(
-    duration: Annotated[float, typer.Option(help="Seconds to run after the set-up.", metavar="S")] = 35.0,
+    duration: Annotated[float, typer.Option(help="Seconds to run after the set-up.", metavar="S")] = 40.0,
     json: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Go on until Ctrl-C, to look around.")] = False,
     no_color: Annotated[bool, typer.Option("--no-color", help="No colours.")] = False,

@@ -73,7 +73,7 @@ _NEEDED = ("fastapi", "uvicorn", "sqlalchemy", "obstore", "nicegui", "onnx", "sk
 class Options:
     """What the command line may change. `duration_s`: of the part after the set-up; `port` None: 8080, else any."""
 
-    duration_s: float = 35.0
+    duration_s: float = 40.0
     json_file: Path | None = None
     keep: bool = False
     no_color: bool = False
@@ -134,6 +134,8 @@ class Demo:
         Raises NotReady (something not installed), Conflict (port taken, a demo runs in the folder), Permanent.
         """
         check_installed()
+        if self._options.json_file is not None:
+            _write_json(self._options.json_file, {})  # told now, not after the rehearsal
         begun_s = time.monotonic()
         with _ended_by_signals(), _held(self._folder):
             try:

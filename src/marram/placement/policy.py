@@ -3,7 +3,8 @@
 `T = min(T_transfer + T_queue + T_service in the cloud, T_wait + T_service at the edge)` from live measurements: every
 reply carries the replica's own queue and service time, so the network and the processing are learnt apart; small probes
 keep the picture of an idle link true, which matters more than anything else here. A cloud that stays silent is left
-alone until a probe comes back. Frames are never sent just to learn: probes are cheaper (see docs/adr).
+alone until a probe comes back. Frames are never sent just to learn: in simulation forced exploration cost far more
+than probes do.
 
 Pure: time is an argument; nothing here waits, reads a clock, or raises.
 """
