@@ -7,6 +7,8 @@ import contextlib
 import os
 import socket
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -206,3 +208,19 @@ def test_the_database_is_sound_after_it_all(tmp_path: Path) -> None:
     database = sqlite3.connect(tmp_path / "cloud" / "marram.db")
     assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     database.close()
+
+
+def test_a_devices_install_says_what_a_cloud_needs() -> None:
+    program = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "sqlalchemy":
+            raise ModuleNotFoundError(name=name)
+sys.meta_path.insert(0, Absent())
+from marram.cli import run
+sys.exit(run(["cloud"]))
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2
+    assert ended.stderr == "a cloud needs sqlalchemy, which is not installed here. pip install 'marram[cloud]'\n"

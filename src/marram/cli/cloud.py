@@ -9,20 +9,28 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from fastapi import FastAPI
 from rich.console import Console as Terminal
 
-from marram.cloud.server import Cloud
-from marram.cloud.settings import Role, Settings
-from marram.cloud.state import CloudState
-from marram.console import Console, mount
 from marram.schema import paths
-from marram.schema.errors import Invalid
+from marram.schema.errors import Invalid, Missing
 
-app = typer.Typer(help="Start the cloud: broker, database, API, console, replicas.")
+try:
+    from fastapi import FastAPI
+
+    from marram.cloud.server import Cloud
+    from marram.cloud.settings import Role, Settings
+    from marram.cloud.state import CloudState
+    from marram.console import Console, mount
+except ModuleNotFoundError as error:
+    # A device's install has neither SQL nor a web server.
+    raise Missing(
+        f"a cloud needs {error.name}, which is not installed here", hint="pip install 'marram[cloud]'"
+    ) from error
+
+app = typer.Typer(add_completion=False)
 
 
-@app.callback(invoke_without_command=True)
+@app.command()
 def cloud(
     folder: Annotated[Path | None, typer.Option(help="Where it keeps everything. Default: $MARRAM_HOME/cloud")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",

@@ -7,6 +7,9 @@ from typing import Any
 from sqlalchemy import Connection, Table
 from sqlalchemy.dialects import postgresql, sqlite
 
+# PostgreSQL takes at most 65,535 parameters in one statement.
+_ROWS_A_STATEMENT = 1000
+
 
 def insert_ignore(connection: Connection, table: Table, rows: list[dict[str, Any]]) -> int:
     """Insert `rows` (all with the same columns), leaving out those whose key is there; returns how many were new.
@@ -16,12 +19,19 @@ def insert_ignore(connection: Connection, table: Table, rows: list[dict[str, Any
     if not rows:
         return 0
     columns = list(rows[0])
-    mark = "?" if connection.dialect.paramstyle == "qmark" else "%s"
-    marks = ", ".join([mark] * len(columns))
-    sql = f"INSERT INTO {table.name} ({', '.join(columns)}) VALUES ({marks}) ON CONFLICT DO NOTHING"
+    in_process = connection.dialect.name == "sqlite"
+    one = f"({', '.join(['?' if in_process else '%s'] * len(columns))})"
+    head, tail = f"INSERT INTO {table.name} ({', '.join(columns)}) VALUES ", " ON CONFLICT DO NOTHING"
     values = [tuple(row[column] for column in columns) for row in rows]
-    result = connection.exec_driver_sql(sql, values, execution_options={"preserve_rowcount": True})
-    return max(0, result.rowcount)
+    if in_process:
+        result = connection.exec_driver_sql(head + one + tail, values, execution_options={"preserve_rowcount": True})
+        return max(0, result.rowcount)
+    new = 0
+    for begin in range(0, len(values), _ROWS_A_STATEMENT):  # one message to the server instead of one for each row
+        part = values[begin : begin + _ROWS_A_STATEMENT]
+        flat = tuple(value for row in part for value in row)
+        new += connection.exec_driver_sql(head + ", ".join([one] * len(part)) + tail, flat).rowcount
+    return new
 
 
 def upsert(connection: Connection, table: Table, row: dict[str, Any], change: dict[str, Any] | None = None) -> None:
