@@ -37,7 +37,7 @@ class Terminal:
     def __call__(self, *arguments: str, status: int = 0) -> str:
         """What the command printed on stdout; its exit status must be `status`. Faults are in `said`."""
         self._capsys.readouterr()
-        found = marram.cli.run([str(part) for part in arguments])
+        found = marram.cli.execute([str(part) for part in arguments])
         shown = self._capsys.readouterr()
         assert found == status, f"status {found}: {shown.out}{shown.err}"
         self.said = " ".join(shown.err.split())

@@ -20,7 +20,7 @@ def marram_program(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_help_lists_every_command_and_imports_none() -> None:
-    probe = "import sys, marram.cli; marram.cli.run(['--help']); print([m for m in sys.modules if m.split('.')[0] in ('pydantic','numpy','nats','httpx')])"
+    probe = "import sys, marram.cli; marram.cli.execute(['--help']); print([m for m in sys.modules if m.split('.')[0] in ('pydantic','numpy','nats','httpx')])"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=60, check=True)
     assert all(name in done.stdout for name in marram.cli.COMMANDS)
     assert done.stdout.strip().endswith("[]")
@@ -29,7 +29,7 @@ def test_help_lists_every_command_and_imports_none() -> None:
 @pytest.mark.parametrize("name", list(marram.cli.COMMANDS))
 def test_every_command_exists_and_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert importlib.import_module(f"marram.cli.{name}").app.info is not None
-    assert marram.cli.run([name, "--help"]) == 0
+    assert marram.cli.execute([name, "--help"]) == 0
     assert f"marram {name}" in capsys.readouterr().out
 
 
@@ -56,7 +56,7 @@ def test_a_fault_of_our_own_shows_no_traceback(
         raise ZeroDivisionError("x")
 
     monkeypatch.setattr(marram.cli, "_dispatch", broken)
-    assert marram.cli.run(["demo"]) == 70
+    assert marram.cli.execute(["demo"]) == 70
     shown = capsys.readouterr().err
     assert "Traceback" not in shown and "ZeroDivisionError" in shown
     log = Path(shown.rsplit(" ", 1)[1].strip())

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from PIL import Image as Pillow
 
-from marram.cli import run as command
+from marram.cli import execute as command
 
 CARD = """
 model: colours

@@ -20,7 +20,7 @@ import pytest
 from marram.bus import subjects
 from marram.bus.codec import pack_batch, pack_report, unpack_ack
 from marram.bus.server import EmbeddedServer
-from marram.cli import run as run_command
+from marram.cli import execute as run_command
 from marram.cloud.server import Cloud
 from marram.cloud.settings import BrokerAddress, Role, Settings, parse_reference
 from marram.schema.device import Reported
@@ -218,7 +218,7 @@ class Absent:
         if name.partition(".")[0] == "sqlalchemy":
             raise ModuleNotFoundError(name=name)
 sys.meta_path.insert(0, Absent())
-from marram.cli import run
+from marram.cli import execute as run
 sys.exit(run(["cloud"]))
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)

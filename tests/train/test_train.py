@@ -202,10 +202,10 @@ def test_a_slice_too_small_to_judge_is_refused(recipe: Path) -> None:
 
 
 def test_the_command_trains_registers_and_then_refuses(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert marram.cli.run(["train", "run", str(recipe), "--local", "--json"]) == 0
+    assert marram.cli.execute(["train", "run", str(recipe), "--local", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["accepted"] and told["version"] == 1 and told["slices"][0]["new"] > 0.9
-    assert marram.cli.run(["train", "run", str(recipe), "--local"]) == 1
+    assert marram.cli.execute(["train", "run", str(recipe), "--local"]) == 1
     assert "refused: it is no better anywhere" in capsys.readouterr().out
     assert library.versions("shapes") == [1]
 

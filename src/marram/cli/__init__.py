@@ -40,11 +40,14 @@ COMMANDS: dict[str, str] = {
 
 def main() -> None:
     """The `marram` program."""
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(execute(sys.argv[1:]))
 
 
-def run(arguments: list[str]) -> int:
-    """Run one command line; returns the exit status: 0, 2 for a fault the message explains, 130 for Ctrl-C."""
+def execute(arguments: list[str]) -> int:
+    """Run one command line; returns the exit status: 0, 2 for a fault the message explains, 130 for Ctrl-C.
+
+    Not named `run`: `marram.cli.run` is the module of that command, and importing it would take the name.
+    """
     try:
         return _dispatch(arguments)
     except MarramError as error:
