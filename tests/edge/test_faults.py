@@ -282,6 +282,17 @@ async def test_a_full_disk_is_waited_for(cloud: Cloud, device_disk: Path) -> Non
         filler.unlink()
         await cloud.until_stored(20)
         await device.stop()
+        # Full when it starts: it waits instead of ending, which would only have it started again and again.
+        for leftover in device.folder.path.glob("outbox.db-*"):
+            leftover.unlink()
+        fill(filler)
+        await device.start()
+        async with asyncio.timeout(LONG_S):
+            while "waits for the disk" not in device.words():
+                await asyncio.sleep(0.05)
+        filler.unlink()
+        await cloud.until_stored(20)
+        await device.stop()
         assert "Traceback" not in device.words()
     finally:
         if device.process is not None and device.process.returncode is None:

@@ -164,6 +164,32 @@ async def test_never_getting_ready_is_a_hang(start: Start) -> None:
     assert "not ready 1 s after its start" in (await end(worker)).reason
 
 
+async def test_never_opening_its_source_is_a_hang(start: Start) -> None:
+    worker = await start(ticking(), Patience(verify_s=8), verify=True)
+    await asyncio.wait_for(worker.verified.wait(), LONG_S)
+    worker.process.send_signal(signal.SIGSTOP)
+    worker.go()
+    assert "not open after 8 s" in (await end(worker)).reason
+
+
+async def test_words_that_are_no_text_reach_the_operator(start: Start) -> None:
+    worker = await start(calling("raise ValueError(os.fsdecode(b'caf\\xe9'))"))
+    await asyncio.wait_for(counted_error(worker), LONG_S)
+    assert "ValueError: caf?" in worker.stats["last_error"]
+    assert not worker.exited.done()
+
+
+async def test_its_figures_are_bounded(start: Start) -> None:
+    worker = await start(ticking())
+    await proven(worker)
+    huge = {f"key{n}": n for n in range(5000)} | {"k" * 1000: 1}
+    worker._take({"t": "stats", "stats": {"last_error": "x" * 10**6, "list": [1], b"bytes": 1, **huge}})
+    assert len(worker.stats) <= 100 and len(worker.stats["last_error"]) == 500
+    assert "list" not in worker.stats and b"bytes" not in worker.stats
+    worker._take({"t": "stats", "stats": "none"})
+    assert worker.stats == {}
+
+
 async def test_one_that_ignores_the_stop_is_killed(start: Start) -> None:
     stubborn = "import signal\nfor n in (15, 2): signal.pthread_sigmask(signal.SIG_BLOCK, [n])\nwhile True: pass"
     worker = await start(calling(stubborn), Patience(stop_s=1))

@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from marram.bus import subjects
@@ -23,7 +24,8 @@ from marram.bus.uplink import Uplink
 from marram.edge.bundles import Bundles
 from marram.edge.deploy import AppRecord
 from marram.edge.fetch import Fetcher
-from marram.edge.keeper import Ground, Keeper
+from marram.edge.ground import Ground
+from marram.edge.keeper import Keeper
 from marram.edge.process import give_back_memory, resident_bytes
 from marram.edge.state import Credentials, Folder
 from marram.edge.status import StatusSocket
@@ -33,6 +35,9 @@ from marram.schema.errors import MarramError, Retryable
 from marram.schema.model import Manifest
 
 log = logging.getLogger("marram.edge")
+
+_AGAIN_S = 5.0
+_DISK_PAUSE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +77,10 @@ class Agent:
             loop.add_signal_handler(number, self.stop)
         bundles = Bundles(self._folder.path)
         bundles.make()
-        self._outbox = Outbox(self._folder.outbox)
+        outbox = await self._open_outbox()
+        if outbox is None:
+            return
+        self._outbox = outbox
         self._bus = await Bus.connect(self._credentials.brokers, self._device, self._credentials.secret)
         self._bus.on_state(self._on_state)
         self._uplink = Uplink(self._bus, self._outbox, self._device)
@@ -87,11 +95,11 @@ class Agent:
         )
         log.info("device %s, process %d, folder %s", self._device, os.getpid(), self._folder.path)
         await self._bus.subscribe(subjects.desired(self._device), self._nudged)
-        uplink = asyncio.create_task(self._uplink.run(), name="uplink")
+        uplink = asyncio.create_task(_for_ever("the uplink", self._uplink.run))
         status = StatusSocket(self._folder.path, self.status)
         await status.open()
         self._resume()
-        reports = asyncio.create_task(self._report_for_ever(), name="reports")
+        reports = asyncio.create_task(_for_ever("reporting", self._report_for_ever))
         give_back_memory()
         try:
             await self._stopping.wait()
@@ -108,6 +116,21 @@ class Agent:
             await self._bus.close()
             self._outbox.close()
             log.info("stopped, %d workers left", sum(not t.done() for t in self._running.values()))
+
+    async def _open_outbox(self) -> Outbox | None:
+        """The outbox; None where we are told to stop before the disk lets it be opened."""
+        complained = False
+        while not self._stopping.is_set():
+            try:
+                return await asyncio.to_thread(Outbox, self._folder.outbox)
+            except Retryable as error:
+                # Ending here would only make the system start us again and again.
+                if not complained:
+                    log.warning("waits for the disk: %s", error)
+                complained = True
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), _DISK_PAUSE_S)
+        return None
 
     def status(self) -> dict[str, object]:
         """For `marram edge status`."""
@@ -157,7 +180,7 @@ class Agent:
                 break
             except Exception as error:  # noqa: BLE001 - supervisor of keepers: logged, started again
                 log.error("%s: its keeper failed (%s: %s); it starts again", name, type(error).__name__, error)
-                await asyncio.sleep(5)
+                await asyncio.sleep(_AGAIN_S)
         del self._keepers[name], self._running[name]
         self._changed.set()
 
@@ -240,6 +263,16 @@ class Agent:
                     await asyncio.sleep(0.05)
                 if self._bus.connected:
                     await self._bus.request(subjects.report(self._device), pack_report(self._reported()), timeout_s=1)
+
+
+async def _for_ever(what: str, work: Callable[[], Awaitable[None]]) -> None:
+    """Run a part of the agent again whenever it fails: the other parts never notice."""
+    while True:
+        try:
+            await work()
+        except Exception as error:  # noqa: BLE001 - supervisor of the agent's parts: logged, started again
+            log.error("%s failed (%s: %s); it starts again", what, type(error).__name__, error)
+        await asyncio.sleep(_AGAIN_S)
 
 
 def _names(desired: Desired) -> str:

@@ -53,6 +53,9 @@ def retarget(record: AppRecord | None, target: DesiredApp) -> AppRecord:
         return AppRecord(target=target)
     if record.target == target:
         return record
+    if record.runs == target:
+        # Back to what was proven here and runs already: nothing to try.
+        return AppRecord(target=target, state=AppState.COMMITTED, committed=target)
     return AppRecord(target=target, committed=record.runs)
 
 

@@ -9,28 +9,23 @@ better to run. One keeper's trouble must never reach another's app.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from marram.bus.client import Bus
 from marram.edge import deploy
 from marram.edge.agent_end import AgentEnd
-from marram.edge.bundles import Bundles, check_size
+from marram.edge.bundles import check_size
 from marram.edge.deploy import AppRecord
-from marram.edge.fetch import Fetcher
+from marram.edge.ground import Ground
 from marram.edge.relay import Relay
-from marram.edge.state import Folder
-from marram.edge.supervisor import Exit, Patience, Worker, WorkerSpec
+from marram.edge.supervisor import Exit, Worker, WorkerSpec
+from marram.edge.tasks import cancelled, finished
 from marram.schema.device import AppState, DesiredApp, ReportedApp
 from marram.schema.errors import MarramError, Permanent, Retryable
-from marram.schema.model import Manifest
 from marram.schema.units import format_duration, format_size, parse_size
 
 log = logging.getLogger("marram.edge")
@@ -40,40 +35,6 @@ LARGEST_BUNDLE_BYTES = 4_000_000_000
 TRIAL_PAUSE_S = 0.5
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
-
-
-@dataclass
-class Ground:
-    """What all keepers of a device share. `changed` is called when there is something new to report."""
-
-    folder: Folder
-    bundles: Bundles
-    fetcher: Fetcher
-    bus: Bus
-    device: str
-    patience: Patience = field(default_factory=Patience)
-    changed: Callable[[], None] = lambda: None
-
-    def __post_init__(self) -> None:
-        self._using = 0
-        self._sweeping = asyncio.Lock()
-
-    @contextlib.asynccontextmanager
-    async def files(self) -> AsyncIterator[None]:
-        """While files are being brought and installed: nothing is swept away meanwhile."""
-        async with self._sweeping:
-            self._using += 1
-        try:
-            yield
-        finally:
-            self._using -= 1
-
-    async def sweep(self, keep: Callable[[], list[Manifest]]) -> None:
-        """Delete files that nobody needs, unless somebody is just bringing some."""
-        async with self._sweeping:
-            if not self._using:
-                with contextlib.suppress(OSError):
-                    await asyncio.to_thread(self.bundles.sweep, keep())
 
 
 class Keeper:
@@ -145,7 +106,7 @@ class Keeper:
                         await woken
                 finally:
                     woken.cancel()
-                    await _cancelled(work)
+                    await cancelled(work)
         finally:
             await self._stop_steady()
 
@@ -254,7 +215,7 @@ class Keeper:
             end = await self._prove(worker)
         finally:
             if end is not None:
-                await _finished(worker.stop())
+                await finished(worker.stop())
                 if self._worker is worker:
                     self._worker = None
         return end
@@ -295,7 +256,7 @@ class Keeper:
     async def _stop_steady(self) -> None:
         if self._steady is not None:
             try:
-                await _cancelled(self._steady)
+                await cancelled(self._steady)
             finally:
                 self._steady = self._steady_app = self._worker = None
 
@@ -323,7 +284,7 @@ class Keeper:
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         finally:
             if worker is not None:
-                await _finished(worker.stop())
+                await finished(worker.stop())
 
     async def _again(self, app: DesiredApp) -> Worker | None:
         try:
@@ -386,27 +347,3 @@ async def _first(event: asyncio.Event, worker: Worker) -> bool:
     finally:
         waiting.cancel()
     return event.is_set()
-
-
-async def _finished(ending: Coroutine[Any, Any, None]) -> None:
-    """Let a clean-up come to its end even if we are cancelled meanwhile; only then give way."""
-    task = asyncio.create_task(ending)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        while not task.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([task])
-        raise
-
-
-async def _cancelled(task: asyncio.Task[None]) -> None:
-    """Cancel `task` and wait until it has ended, whatever happens to us; what it raised otherwise is raised here."""
-    task.cancel()
-    await _finished(_ended(task))
-    if not task.cancelled() and (error := task.exception()) is not None:
-        raise error
-
-
-async def _ended(task: asyncio.Task[None]) -> None:
-    await asyncio.wait([task])

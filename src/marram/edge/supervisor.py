@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -99,6 +100,8 @@ class Worker:
         self.exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self._cause: Exit | None = None
         self._heard_s = time.monotonic()
+        # When it was told to run the app (at once, unless it was to wait), and when it said that it does.
+        self._going_s = None if self.spec.verify else self.started_s
         self._running_s: float | None = None
         self._finished = False
         self._log = LogFile(self.spec.log)
@@ -137,7 +140,7 @@ class Worker:
 
     def go(self) -> None:
         """Let a verified worker run its app."""
-        self._running_s = self._heard_s = time.monotonic()
+        self._going_s = self._heard_s = time.monotonic()
         self.channel.send({"t": "go"})
 
     async def stop(self) -> None:
@@ -208,11 +211,9 @@ class Worker:
             case "beat":
                 self._beat(message)
             case "stats":
-                stats = message.get("stats")
-                if isinstance(stats, dict) and len(stats) < 200:
-                    self.stats = stats
-                    if stats.get("frames"):
-                        self.proven.set()
+                self.stats = _bounded(message.get("stats"))
+                if self.stats.get("frames"):
+                    self.proven.set()
             case "verified":
                 self.verified.set()
             case "running":
@@ -247,10 +248,24 @@ class Worker:
         silent_s = now_s - self._heard_s
         if limit is not None and self.resident_bytes > limit:
             self.kill(f"used {format_size(self.resident_bytes)} of memory; its limit is {format_size(limit)}")
-        elif not self.verified.is_set():
-            if now_s - self.started_s > self.patience.verify_s:
-                self.kill(f"hung: not ready {self.patience.verify_s:.0f} s after its start")
-        elif silent_s > self.patience.silent_s:
-            self.kill(f"hung: not a sign of life for {silent_s:.0f} s")
-        elif self._running_s is not None and now_s - self._running_s > self.patience.healthy_s:
-            self.proven.set()
+        elif not self.verified.is_set() and now_s - self.started_s > self.patience.verify_s:
+            self.kill(f"hung: not ready {self.patience.verify_s:.0f} s after its start")
+        elif self._running_s is not None:
+            if silent_s > self.patience.silent_s:
+                self.kill(f"hung: not a sign of life for {silent_s:.0f} s")
+            elif now_s - self._running_s > self.patience.healthy_s:
+                self.proven.set()
+        # Importing a library may hold every thread up for long: until it runs, only this bound counts.
+        elif self._going_s is not None and now_s - self._going_s > self.patience.verify_s:
+            self.kill(f"hung: source, models and steps not open after {self.patience.verify_s:.0f} s")
+
+
+def _bounded(stats: Any) -> dict[str, Any]:
+    """A worker's figures, as small as they should be: one app must not make the device's report too big to send."""
+    if not isinstance(stats, dict):
+        return {}
+    figures: dict[str, Any] = {}
+    for key, value in itertools.islice(stats.items(), 100):
+        if isinstance(key, str) and len(key) <= 64 and (value is None or isinstance(value, (bool, int, float, str))):
+            figures[key] = value[:500] if isinstance(value, str) else value
+    return figures

@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _fatal(channel: WorkerEnd, error: MarramError, *, again: bool) -> None:
-    channel.send({"t": "fatal", "message": str(error), "again": again})
+    channel.send({"t": "fatal", "message": _sendable(str(error)), "again": again})
     channel.drain(1)
 
 
@@ -117,7 +117,7 @@ class Run:
         if self._stopping:
             return
         pipeline.run()
-        self._channel.send({"t": "stats", "stats": pipeline.stats()})
+        self._channel.send({"t": "stats", "stats": _figures(pipeline.stats())})
 
     # ------------------------------------------------------------ what it was given
 
@@ -189,13 +189,22 @@ class Run:
             self._channel.send({"t": "beat", "busy_s": pipeline.busy_s() if pipeline else 0.0})
             if pipeline is not None:
                 stats = pipeline.stats()
-                self._channel.send({"t": "stats", "stats": stats})
+                self._channel.send({"t": "stats", "stats": _figures(stats)})
                 if stats.get("frames") and not proven:
                     proven = True
                     give_back_memory()
             self._remote.expire()
             # Quick until the first result: a deployment waits for it.
             time.sleep(_BEAT_S if proven else _BEAT_S / 10)
+
+
+def _figures(stats: dict[str, Any]) -> dict[str, Any]:
+    return {key: _sendable(value) if isinstance(value, str) else value for key, value in stats.items()}
+
+
+def _sendable(text: str) -> str:
+    """A file name that is no UTF-8 comes as lone surrogates, which no message can carry."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _writing_here(app: App) -> App:

@@ -1,0 +1,32 @@
+"""Ending things in asyncio for sure: a clean-up that is cancelled half-way would leave two workers on one camera."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine
+from typing import Any
+
+
+async def finished(ending: Coroutine[Any, Any, None]) -> None:
+    """Let a clean-up come to its end even if we are cancelled meanwhile; only then give way."""
+    task = asyncio.create_task(ending)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([task])
+        raise
+
+
+async def cancelled(task: asyncio.Task[None]) -> None:
+    """Cancel `task` and wait until it has ended, whatever happens to us; what it raised otherwise is raised here."""
+    task.cancel()
+    await finished(_ended(task))
+    if not task.cancelled() and (error := task.exception()) is not None:
+        raise error
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    await asyncio.wait([task])
