@@ -87,7 +87,7 @@ def _noun(name: str) -> typer.Typer:
 
 
 def _overview() -> typer.Typer:
-    """`marram --help`, `--version`, unknown commands; with every real command only where a shell asks for completion."""
+    """`marram --help`, `--version`, unknown commands; every real command only where a shell asks for completion."""
     app = typer.Typer(
         no_args_is_help=True,
         help="Runs AI across cloud and edge: where it answers soonest, and on when the link does not.",
