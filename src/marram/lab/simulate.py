@@ -136,6 +136,7 @@ class _Run:
         self._replica_free_s = 0.0
         self._edge_queue: list[Answer] = []
         self._edge_busy = False
+        self._under_way = 0
         self._numbers = itertools.count(1)
         self._out = Outcome()
         self._due_s = 0.0
@@ -171,7 +172,8 @@ class _Run:
         else:
             decision = self._policy.decide(self._ask())
             if decision.place is Place.CLOUD:
-                ready = decision.idle_s is None or decision.predicted_s <= _FRESH * decision.idle_s
+                idle = not self._edge_busy and not self._under_way
+                ready = idle or decision.idle_s is None or decision.predicted_s <= _FRESH * decision.idle_s
             else:
                 ready = not self._edge_busy
         if not ready:
@@ -221,16 +223,19 @@ class _Run:
             self._policy.learn(CloudOutcome(self._now, number, True, queue_s, service_s))
             if not settled:
                 settled = True
+                self._under_way -= 1
                 answer.delay_s = self._now - answer.captured_s
 
         def late() -> None:
             nonlocal settled
             if not settled:
                 settled = True
+                self._under_way -= 1
                 answer.fallback = True
                 self._policy.learn(CloudOutcome(self._now, number, False, timed_out=True))
                 self._to_edge(answer)
 
+        self._under_way += 1
         self._policy.learn(CloudSent(self._now, number, "cloud", self._world.payload_bytes))
         self._at(self._now + timeout_s, late)
         self._send(self._world.payload_bytes, self._world.cloud_s, came)

@@ -215,7 +215,8 @@ class Infer:
         decision = self._offload.decide(self._ask(now_s))
         if decision.place is Place.CLOUD:
             # Behind our own earlier work a frame only grows old; a newer one a little later has its answer no later.
-            return decision.idle_s is None or decision.predicted_s <= FRESH * decision.idle_s
+            idle = not self._at_edge and not self._under_way
+            return idle or decision.idle_s is None or decision.predicted_s <= FRESH * decision.idle_s
         return edge_free
 
     def _block(self, now_s: float) -> Place | None:

@@ -69,7 +69,7 @@ class _CloudModel:
 
 @dataclass(frozen=True, slots=True)
 class _CloudDelay:
-    """The predicted delay of the cloud, in its parts, seconds."""
+    """The predicted delay of the cloud, in parts, seconds. `wait_s`: what of it is our own earlier requests' doing."""
 
     wait_s: float
     transfer_s: float
@@ -82,7 +82,7 @@ class _CloudDelay:
 
     @property
     def alone_s(self) -> float:
-        """Without waiting behind our own earlier requests (`wait_s`, a part of `transfer_s`)."""
+        """Were nothing of our own under way."""
         return self.total_s - self.wait_s
 
 
@@ -105,7 +105,11 @@ class LatencyPolicy:
 
     def decide(self, ask: Ask) -> Decision:
         edge_s = self._edge_delay(ask) if ask.edge_allowed else None
-        cloud = self._cloud_delay(ask) if ask.cloud_allowed and ask.cloud_key is not None else None
+        cloud = (
+            self._cloud_delay(ask.now_s, ask.cloud_key, ask.payload_bytes)
+            if ask.cloud_allowed and ask.cloud_key is not None
+            else None
+        )
         place, reason = self._choose(ask, edge_s, cloud)
         # What a person reads is what is expected, not the hope that has a silent place tried again.
         cloud_s = cloud.total_s if cloud else None
@@ -198,18 +202,19 @@ class LatencyPolicy:
         ahead = max(0.0, ask.edge_waiting - parallel + 0.5) if ask.edge_waiting >= parallel else 0.0
         return service.typical_s * (1 + ahead / parallel)
 
-    def _cloud_delay(self, ask: Ask) -> _CloudDelay | None:
+    def _cloud_delay(self, now_s: float, key: str | None, payload_bytes: int) -> _CloudDelay | None:
         if not self._link.known:
             return None
-        now_s = ask.now_s
-        model = self._cloud.get(ask.cloud_key or "")
+        model = self._cloud.get(key or "")
         service_s = 0.0 if model is None or model.service.typical_s is None else model.service.typical_s
         queue_s = 0.0 if model is None else model.queue.now(now_s)
-        payload = max(0, ask.payload_bytes)
-        wait_s = max(0.0, self._link_free_s - now_s) if self._flights else 0.0
-        transfer_s = self._link.predict(payload) + wait_s
-        late_s = self._late(now_s, service_s + queue_s)
-        return _CloudDelay(wait_s, max(transfer_s, late_s), queue_s, service_s)
+        link_wait_s = max(0.0, self._link_free_s + self._link.deviation_s - now_s) if self._flights else 0.0
+        transfer_s = self._link.predict(max(0, payload_bytes)) + link_wait_s
+        transfer_s = max(transfer_s, self._late(now_s, service_s + queue_s))
+        # One replica answers one after another: never sooner than our own last request there, and its service time.
+        last_s = max((f.sent_s + f.predicted_s for f in self._flights.values() if f.key == key), default=-math.inf)
+        behind_s = max(0.0, last_s - now_s + service_s - transfer_s - queue_s - service_s)
+        return _CloudDelay(link_wait_s + behind_s, transfer_s, queue_s + behind_s, service_s)
 
     def _late(self, now_s: float, processing_s: float) -> float:
         """The oldest request under way is overdue: the link is at best as slow as that shows, for this decision only.
@@ -253,10 +258,8 @@ class LatencyPolicy:
 
     def _sent(self, sent: CloudSent) -> None:
         size = max(0, sent.bytes)
-        predicted_s = self._link.predict(size) + max(0.0, self._link_free_s - sent.now_s)
-        if sent.key is not None and (model := self._cloud.get(sent.key)) is not None:
-            predicted_s += model.queue.now(sent.now_s) + (model.service.typical_s or 0.0)
-        self._flights[sent.id] = _Flight(sent.now_s, sent.key, size, predicted_s)
+        expected = self._cloud_delay(sent.now_s, sent.key, size)
+        self._flights[sent.id] = _Flight(sent.now_s, sent.key, size, expected.total_s if expected else 0.0)
         self._link_free_s = max(sent.now_s, self._link_free_s) + size * self._link.per_byte_s
         # What a caller never reports the end of must not be waited for, nor kept, for ever.
         oldest_id, oldest = next(iter(self._flights.items()))
