@@ -15,9 +15,7 @@ from marram.bus.server import EmbeddedServer
 
 SECRET = "secret-of-a-device-0123456789"
 # Everything the same as in the field, sooner.
-QUICK = Timing(
-    connect_s=2.0, ping_s=0.1, dead_after_s=0.5, retry_min_s=0.01, retry_max_s=0.1, refused_max_s=0.2
-)  # fmt: skip
+QUICK = Timing(connect_s=5.0, ping_s=0.2, dead_after_s=3.0, retry_min_s=0.01, retry_max_s=0.1, refused_max_s=0.2)
 
 
 class Connect(Protocol):

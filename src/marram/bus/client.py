@@ -85,6 +85,7 @@ class Bus:
         self._subscriptions: list[_Subscription] = []
         self._changed = asyncio.Event()  # set and replaced at each change of state
         self._supervisor: asyncio.Task[None] | None = None
+        self._closing = asyncio.Event()
 
     @classmethod
     async def connect(
@@ -197,9 +198,12 @@ class Bus:
             await asyncio.wait(working, timeout=CLOSE_S)
         for task in working:
             task.cancel()
-        if self._supervisor is not None:
+        self._closing.set()
+        while self._supervisor is not None and not self._supervisor.done():
+            # The client swallows cancellation here and there (so does Python's `wait_for` before 3.12): `_closing`
+            # ends what goes on all the same, and another cancellation what does not.
             self._supervisor.cancel()
-            await asyncio.wait([self._supervisor])
+            await asyncio.wait([self._supervisor], timeout=2 * CLOSE_S)
         self._become(BusState.CLOSED)
 
     def _up(self) -> Session:
@@ -248,13 +252,15 @@ class Bus:
     async def _supervise(self) -> None:
         loop = asyncio.get_running_loop()
         failures, down_since_s = 0, loop.time()
-        while True:
+        while not self._closing.is_set():
             session = self._session = Session(self._login, self._timing)
             try:
                 await session.open(next(self._urls))
                 for subscription in self._subscriptions:
                     await self._listen(session, subscription)
                 await session.settle()  # connected means that everything is heard, too
+                if self._closing.is_set():
+                    return
                 self.refused = None
                 self._become(BusState.CONNECTED)
                 failures = 0

@@ -130,7 +130,8 @@ class Session:
                 await self._client.close()
         except Exception as error:  # noqa: BLE001 - the client is being thrown away; whatever ails it ends with it
             log.debug("closing: %r", error)
-        self._link.abort()
+        finally:
+            self._link.abort()
 
     # ------------------------------------------------------------ speaking
 
@@ -258,20 +259,21 @@ class Session:
         A slow link is not a dead one: while bytes still leave, the PONG behind them is given its time, and so is what
         some proxy on the way has taken from us and carries on slowly.
         """
-        loop, link = asyncio.get_running_loop(), self._link
-        heard, sent, since_s = link.heard_bytes, link.sent_bytes(), loop.time()
-        sent_when_heard = sent
+        link, tick_s = self._link, self._timing.dead_after_s / 10
+        heard, sent = link.heard_bytes, link.sent_bytes()
+        sent_when_heard, silent_s = sent, 0.0
         while True:
-            await asyncio.sleep(self._timing.dead_after_s / 10)
+            # Ticks are counted, not the clock: what we slept through ourselves (a busy machine, a suspended one) is
+            # no silence of the broker's.
+            await asyncio.sleep(tick_s)
             now_heard, now_sent, mark = link.heard_bytes, link.sent_bytes(), self._ping_mark
             idle = mark is None and link.unsent_bytes() == 0
             leaving = now_sent > sent and (mark is None or now_sent < mark)
             if now_heard != heard or idle:
                 sent_when_heard = sent  # as of before: some of what left since may still be on its way
-            if now_heard != heard or idle or leaving:
-                since_s = loop.time()
+            silent_s = 0.0 if now_heard != heard or idle or leaving else silent_s + tick_s
             heard, sent = now_heard, now_sent
             carried_s = min((sent - sent_when_heard) / SLOWEST_BYTES_S, LONGEST_CARRIED_S)
-            if loop.time() - since_s >= self._timing.dead_after_s + carried_s:
-                self._lose(f"no sign of life for {loop.time() - since_s:.1f} s")
+            if silent_s >= self._timing.dead_after_s + carried_s:
+                self._lose(f"no sign of life for {silent_s:.1f} s")
                 return

@@ -8,6 +8,7 @@ send. It must never lose a record, and never let one bad record block the others
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Callable
@@ -164,10 +165,9 @@ class Uplink:
         loop = asyncio.get_running_loop()
         until_s = loop.time() + LOOK_ANYWAY_S
         while loop.time() < until_s and self._outbox.mark() == mark and not self._nudged.is_set():
-            try:
-                await asyncio.wait_for(self._nudged.wait(), LOOK_S)
-            except TimeoutError:
-                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    await self._nudged.wait()
         self._nudged.clear()
 
     async def _pause(self, span_s: tuple[float, float]) -> None:
@@ -178,15 +178,16 @@ class Uplink:
             await self._change_within(wait_s)
             return
         while not self._bus.connected:
+            self.error = self._bus.refused or self.error
             await self._look(0.5)
             await self._change_within(1.0)
 
     async def _change_within(self, seconds: float) -> None:
         """Wait until the connection changes its state, for so long at most."""
-        try:
-            await asyncio.wait_for(self._bus.changed(), seconds)
-        except TimeoutError:
-            return
+        with contextlib.suppress(TimeoutError):
+            # Not `wait_for`: until Python 3.12 it loses a cancellation that comes with the result.
+            async with asyncio.timeout(seconds):
+                await self._bus.changed()
 
     def _note(self, error: MarramError) -> None:
         text = str(error)
