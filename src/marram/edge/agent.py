@@ -30,6 +30,7 @@ from marram.edge.process import give_back_memory, resident_bytes
 from marram.edge.state import Credentials, Folder
 from marram.edge.status import StatusSocket
 from marram.edge.supervisor import Patience
+from marram.edge.tasks import cancelled
 from marram.schema.device import Desired, DesiredApp, Reported
 from marram.schema.errors import MarramError, Retryable
 from marram.schema.model import Manifest
@@ -105,13 +106,10 @@ class Agent:
             await self._stopping.wait()
             log.info("stopping")
         finally:
-            reports.cancel()
-            for task in self._running.values():
-                task.cancel()
-            await asyncio.gather(*self._running.values(), return_exceptions=True)
+            ending = [reports, *self._running.values()]
+            await asyncio.gather(*map(cancelled, ending), return_exceptions=True)
             await self._last_words()
-            uplink.cancel()
-            await asyncio.gather(reports, uplink, return_exceptions=True)
+            await cancelled(uplink)
             await status.close()
             await self._bus.close()
             self._outbox.close()
@@ -129,7 +127,8 @@ class Agent:
                     log.warning("waits for the disk: %s", error)
                 complained = True
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), _DISK_PAUSE_S)
+                async with asyncio.timeout(_DISK_PAUSE_S):
+                    await self._stopping.wait()
         return None
 
     def status(self) -> dict[str, object]:

@@ -22,11 +22,13 @@ async def finished(ending: Coroutine[Any, Any, None]) -> None:
 
 async def cancelled(task: asyncio.Task[None]) -> None:
     """Cancel `task` and wait until it has ended, whatever happens to us; what it raised otherwise is raised here."""
-    task.cancel()
     await finished(_ended(task))
     if not task.cancelled() and (error := task.exception()) is not None:
         raise error
 
 
 async def _ended(task: asyncio.Task[None]) -> None:
-    await asyncio.wait([task])
+    while not task.done():
+        # Again and again: until Python 3.12 `wait_for` loses a cancellation that comes together with the result.
+        task.cancel()
+        await asyncio.wait([task], timeout=1)
