@@ -12,8 +12,9 @@ import psutil
 import pytest
 from PIL import Image
 
-from marram.lab.demo import CLOUD_MODEL, DEVICES, EDGE_MODEL, Demo, Options, free_port
+from marram.lab.demo import CLOUD_MODEL, DEVICES, EDGE_MODEL, Demo, Options
 from marram.lab.demo_device import Reading, Spec
+from marram.lab.demo_ground import free_port
 from marram.lab.demo_report import account, verdict
 from marram.lab.demo_view import View, devices
 from marram.lab.ledger import Ledger

@@ -11,15 +11,10 @@ took, by sleeping: a device of the field on a developer's machine. It is read by
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import importlib.util
 import json
 import os
-import shutil
-import signal
-import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,9 +23,20 @@ from typing import Any
 import yaml
 
 from marram.bus.http import CloudApi
-from marram.bus.server import find_server
 from marram.lab.children import Child, marram, stop_all
 from marram.lab.demo_device import DemoDevice, Reading, Spec
+from marram.lab.demo_ground import (
+    check_installed,
+    command,
+    ended_by_signals,
+    free_port,
+    healthy,
+    held,
+    lines_of,
+    only,
+    until,
+    write_json,
+)
 from marram.lab.demo_report import account, verdict
 from marram.lab.demo_view import View, summary
 from marram.lab.faults import Faults, parse_script
@@ -38,10 +44,10 @@ from marram.lab.ledger import Mark, delivered, read_ledger
 from marram.lab.photos import write_photos
 from marram.runtime import library
 from marram.runtime.build.recipes import build
-from marram.runtime.bundle import CARD, Bundle, dump_card
+from marram.runtime.bundle import Bundle
 from marram.schema.api import Deployment
 from marram.schema.device import AppState
-from marram.schema.errors import Conflict, Invalid, MarramError, Missing, NotReady, Permanent, Retryable
+from marram.schema.errors import Invalid, MarramError, Missing, NotReady, Permanent
 from marram.schema.units import format_duration, format_size
 
 EDGE_MODEL, CLOUD_MODEL = "efficientnet-lite0", "efficientnet-lite2"
@@ -62,11 +68,8 @@ send: results
 raw: allowed
 """
 _OUTAGE_S = 10.0
-_MARKER = ".marram-demo"
 _READY_S, _JOIN_S, _DEPLOY_S, _DRAIN_S = 60.0, 60.0, 180.0, 60.0
 _LOOK_S = 0.25
-# What has to be installed besides the device's own packages: (module, who needs it).
-_NEEDED = ("fastapi", "uvicorn", "sqlalchemy", "obstore", "nicegui", "onnx", "skimage", "sklearn")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +138,9 @@ class Demo:
         """
         check_installed()
         if self._options.json_file is not None:
-            _write_json(self._options.json_file, {})  # told now, not after the rehearsal
+            write_json(self._options.json_file, {})  # told now, not after the rehearsal
         begun_s = time.monotonic()
-        with _ended_by_signals(), _held(self._folder):
+        with ended_by_signals(), held(self._folder):
             try:
                 bundles = self._models()
                 photos = write_photos(self._folder / "photos")
@@ -161,7 +164,7 @@ class Demo:
             except Missing:
                 built = True
                 bundle = build(name, report=partial(self._building, name))
-            bundles.append(_only(bundle, precision, self._folder / "models" / name))
+            bundles.append(only(bundle, precision, self._folder / "models" / name))
         what = " · ".join(
             f"{bundle.card.model} {bundle.card.variants[0].precision} {format_size(_weight(bundle))}"
             for bundle in bundles
@@ -180,10 +183,10 @@ class Demo:
         port = free_port(self._options.port)
         url = f"http://127.0.0.1:{port}"
         self._view.wait("cloud", "starting")
-        command = marram("cloud", "--folder", str(self._folder / "cloud"), "--port", str(port))
-        cloud = Child("cloud", command, self._folder / "cloud.log", self._environment)
+        line = marram("cloud", "--folder", str(self._folder / "cloud"), "--port", str(port))
+        cloud = Child("cloud", line, self._folder / "cloud.log", self._environment)
         self._started.children.append(cloud)
-        _until(lambda: _healthy(url) and bool(self._token()), _READY_S, "the cloud does not get ready", cloud.check)
+        until(lambda: healthy(url) and bool(self._token()), _READY_S, "the cloud does not get ready", cloud.check)
         with CloudApi(url, self._token()) as api:
             self._view.done()
             self._view.step("cloud", f"console {url} · store {self._options.folder / 'cloud'}")
@@ -235,7 +238,7 @@ class Demo:
                 if device.state is AppState.ROLLED_BACK:
                     raise Permanent(f"the app was rolled back: {device.reason}", where=device.device)
 
-        _until(settled, _DEPLOY_S, "the app does not get to every device", check)
+        until(settled, _DEPLOY_S, "the app does not get to every device", check)
         self._view.done()
         names = " · ".join(f"{spec.name} {spec.slowdown:g} ×" for spec in self._options.devices)
         self._view.step("app", f"{made.app} {made.version} runs on all   (slower than this machine: {names})")
@@ -285,7 +288,7 @@ class Demo:
         devices = self._started.devices
         marks = {device.name: device.mark() for device in devices}
         self._view.wait("count", "waiting for the last events")
-        _until(
+        until(
             lambda: all(delivered(device.outbox, marks[device.name]) for device in devices),
             _DRAIN_S,
             "the last events do not arrive",
@@ -297,7 +300,7 @@ class Demo:
         for line, style in verdict(figures):
             self._view.say(line, style)
         if self._options.json_file is not None:
-            _write_json(self._options.json_file, figures)
+            write_json(self._options.json_file, figures)
         self._where(api)
         return figures
 
@@ -305,12 +308,14 @@ class Demo:
         """Where the results are, and with `--keep`, wait there until Ctrl-C."""
         folder = self._options.folder
         if not self._options.keep:
-            self._view.step("results", f"{folder / 'cloud' / 'marram.db'}   (look around live: marram demo --keep)")
+            self._view.step(
+                "results", f"{folder / 'cloud'}   look at them: {command()} cloud --folder {folder / 'cloud'}"
+            )
             return
-        for line in _lines(self._folder / "cloud.log"):
+        for line in lines_of(self._folder / "cloud.log"):
             if line.startswith("console"):
                 self._view.say(line)
-        self._view.say(f"results   MARRAM_HOME={folder / 'home'} marram results tail")
+        self._view.step("results", f"MARRAM_HOME={folder / 'home'} {command()} results tail --follow")
         self._view.say("It goes on until Ctrl-C.")
         with contextlib.suppress(KeyboardInterrupt):
             while True:
@@ -326,121 +331,9 @@ class Demo:
                 device.agent.check()
 
 
-def check_installed() -> None:
-    """Raises NotReady naming what is missing, Missing where that is the broker."""
-    find_server()
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise NotReady(
-            f"the demo needs what is not installed here ({', '.join(missing)})", hint="pip install 'marram[demo]'"
-        )
-
-
-def free_port(wanted: int | None) -> int:
-    """`wanted`, or 8080 where that is free, else any. Raises Conflict where a wanted one is taken."""
-    for port in (wanted,) if wanted else (8080, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    raise Conflict(f"port {wanted} is taken", where="--port", hint="Leave --port out for a free one.")
-
-
-@contextlib.contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """The demo's folder, emptied of the last demo and locked. Raises Conflict, Permanent."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / _MARKER).exists() and any(folder.iterdir()):
-            raise Conflict(
-                "this folder holds something that is not a demo's", where=str(folder), hint="Name another: --folder"
-            )
-        with (folder / _MARKER).open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise Conflict(
-                    "a demo runs in this folder", where=str(folder), hint="Name another: --folder"
-                ) from error
-            for old in folder.iterdir():
-                if old.name != _MARKER:
-                    shutil.rmtree(old) if old.is_dir() else old.unlink()
-            yield
-    except OSError as error:
-        raise Permanent(f"cannot use this folder: {error.strerror}", where=str(folder)) from error
-
-
-@contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the demo as Ctrl-C does: cleaned up."""
-
-    def end(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _until(done: Callable[[], bool], timeout_s: float, what: str, check: Callable[[], None]) -> None:
-    """Poll until `done`; `check` raises where there is no point in waiting. Raises NotReady after `timeout_s`."""
-    ends_s = time.monotonic() + timeout_s
-    while True:
-        check()
-        with contextlib.suppress(Retryable):
-            if done():
-                return
-        if time.monotonic() > ends_s:
-            raise NotReady(f"{what} (waited {timeout_s:g} s)")
-        time.sleep(0.1)
-
-
-def _healthy(url: str) -> bool:
-    with CloudApi(url, timeout_s=2) as api:
-        return api.health().ok
-
-
 def _progress(made: Deployment) -> str:
     return " · ".join(f"{d.device} {d.state.value if d.version == made.version else 'pending'}" for d in made.devices)
 
 
-def _only(bundle: Bundle, precision: str, folder: Path) -> Bundle:
-    """A copy of the bundle in `folder` with the variants of one precision alone. Raises Missing where it has none."""
-    variants = [variant for variant in bundle.card.variants if variant.precision == precision]
-    if not variants:
-        raise Missing(
-            f"has no {precision} variant", where=bundle.reference, hint=f"marram model build {bundle.card.model}"
-        )
-    left_out = {variant.file for variant in bundle.card.variants} - {variant.file for variant in variants}
-    card = bundle.card.model_copy(update={"variants": variants})
-    for name in bundle.files():
-        if name not in left_out:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(bundle.folder / name, folder / name)
-    (folder / CARD).write_text(dump_card(card), encoding="utf-8")
-    return Bundle.open(folder)
-
-
 def _weight(bundle: Bundle) -> int:
     return (bundle.folder / bundle.card.variants[0].file).stat().st_size
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        return file.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-
-
-def _write_json(file: Path, figures: dict[str, Any]) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise Permanent(f"cannot write it: {error.strerror}", where=str(file)) from error
