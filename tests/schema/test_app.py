@@ -8,8 +8,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marram.schema.app import SINKS, SOURCES, STEPS, ClassifyStep, FunctionStep, KeepStep, app_json_schema, parse_app
+from marram.schema.app import (
+    SINKS,
+    SOURCES,
+    STEPS,
+    App,
+    ClassifyStep,
+    FunctionStep,
+    KeepStep,
+    app_json_schema,
+    model_uses,
+    parse_app,
+    running_steps,
+)
 from marram.schema.errors import Invalid
+from marram.schema.page import field
 
 GATE = """
 app: gate-camera
@@ -40,7 +53,8 @@ def test_the_page_of_yaml_becomes_an_app() -> None:
 
 def test_a_function_with_a_broker_is_a_function_not_a_source() -> None:
     app = parse_app(
-        "app: legacy\nsource: {mqtt: sensors/raw}\nsteps:\n  - mqtt: localhost:1883\n    function: handler.py:function_handler\n"
+        "app: legacy\nsource: {mqtt: sensors/raw}\n"
+        "steps:\n  - mqtt: localhost:1883\n    function: handler.py:function_handler\n"
     )
     (step,) = app.functions
     assert isinstance(step, FunctionStep) and step.file == "handler.py" and step.mqtt == "localhost:1883"
@@ -111,6 +125,65 @@ def test_no_document_raises_anything_but_invalid(document: object) -> None:
         parse_app(json.dumps(document))
     except Invalid as error:
         assert str(error)
+
+
+def test_a_key_that_stands_twice_is_a_fault() -> None:
+    with pytest.raises(Invalid) as caught:
+        parse_app(GATE + "raw: allowed\n", "gate.yaml")
+    assert str(caught.value) == 'gate.yaml:15: "raw" stands here twice, on line 13 too. Keep one.'
+
+
+def test_a_page_that_would_be_gigabytes_written_out_is_told_in_a_line() -> None:
+    laughs = ["a0: &a0 [ha, ha, ha, ha, ha, ha, ha, ha, ha]"]
+    laughs += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
+    with pytest.raises(Invalid) as caught:
+        parse_app("\n".join(laughs) + "\napp: x\nsource: {camera: 0, every: *a11}\nsteps: [{classify: m}]\n")
+    assert str(caught.value) == "app.yaml: its aliases make it too large, or endless. Write it out."
+
+
+STEP = {"cloud": "{classify: m, cloud: big}", "plain": "{classify: m}", "keep": "{keep: 'true'}",
+        "redact": "{redact: faces, model: mine}", "covered": "{redact: detections}",
+        "function": "{function: f.py:f}", "filter": "{filter: 'true'}"}  # fmt: skip
+
+
+def written(raw: str, steps: str, source: str = "camera: 0") -> App:
+    listed = ", ".join(STEP[step] for step in steps.split())
+    return parse_app(f"app: x\nsource: {{{source}}}\nsteps: [{listed}]\nraw: {raw}\n")
+
+
+@pytest.mark.parametrize(
+    ("raw", "steps", "runs"),
+    [
+        ("redacted", "cloud keep", "redact classify keep"),
+        ("redacted", "plain keep", "redact classify keep"),
+        ("redacted", "filter cloud", "redact filter classify"),
+        ("redacted", "cloud function", "redact classify function"),
+        # Nothing would leave; a step that redacts is written; a function may redact in its own way.
+        ("redacted", "plain filter", "classify filter"),
+        ("redacted", "redact cloud keep", "redact classify keep"),
+        ("redacted", "cloud covered keep", "classify redact keep"),
+        ("redacted", "function keep", "function keep"),
+        ("never", "cloud filter", "classify filter"),
+        ("allowed", "cloud keep", "classify keep"),
+    ],
+)
+def test_raw_redacted_redacts_where_the_page_does_not(raw: str, steps: str, runs: str) -> None:
+    assert " ".join(step.verb for _, step in running_steps(written(raw, steps))) == runs
+
+
+def test_readings_are_never_redacted() -> None:
+    app = written("redacted", "cloud keep", "series: a.csv")
+    assert [step for _, step in running_steps(app)] == app.steps
+
+
+def test_every_model_an_app_needs_is_known_with_its_field() -> None:
+    uses = [(field(use.place), use.reference, use.cloud) for use in model_uses(written("redacted", "cloud keep"))]
+    assert uses == [
+        ("raw", "blazeface", False), ("steps[0].classify", "m", False), ("steps[0].cloud", "big", True),
+    ]  # fmt: skip
+    (first, *_) = model_uses(written("redacted", "redact covered"))
+    assert (field(first.place), first.reference) == ("steps[0].model", "mine")
+    assert [u.reference for u in model_uses(written("redacted", "covered"))] == []
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../secret", "a/../../b", "a\\b", "./x", ""])

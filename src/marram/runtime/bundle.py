@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from marram.schema.errors import Invalid, Missing
 from marram.schema.model import ModelCard, Task, Variant
+from marram.schema.page import Page
 
 CARD = "model.yaml"
 
@@ -91,12 +92,7 @@ def parse_card(text: str, name: str = CARD) -> ModelCard:
 
     Raises Invalid with every fault found, one a line: `name  field: fault`.
     """
-    try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{name}:{mark.line + 1}" if mark else name
-        raise Invalid(f"not YAML: {getattr(error, 'problem', None) or error}", where=where) from error
+    document = Page.read(text, name).document
     if not isinstance(document, dict):
         raise Invalid("a card is a mapping with model, task, input, output and variants", where=name)
     try:

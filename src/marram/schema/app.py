@@ -6,15 +6,17 @@ The YAML text itself is the canonical form: it is what travels to devices and wh
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 
-import yaml
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from marram.schema.errors import Invalid
 from marram.schema.ids import Name
 from marram.schema.model import RelativePath, Strict, Task
+from marram.schema.page import Page, Place
 from marram.schema.units import Budget, Duration, Power, Share, Size
 
 # ---------------------------------------------------------------- sources
@@ -44,7 +46,7 @@ class ImagesSource(Strict):
 
 
 class SeriesSource(Strict):
-    """Rows of a CSV or JSONL file; with `window`, the rows of the last so much time (or so many rows), `every` so often."""
+    """Rows of a CSV or JSONL file; with `window`, those of the last so long (or so many rows), `every` so often."""
 
     series: str
     columns: list[str] | None = None
@@ -144,7 +146,7 @@ class ScoreStep(InferStep):
 
 
 class FunctionStep(Step):
-    """Call a Python function: `handler.py:function_handler`. It gets (event, context), as in Greengrass, or (frame, result)."""
+    """Call a Python function, `handler.py:name`, with (event, context), as in Greengrass, or with (frame, result)."""
 
     verb: ClassVar[str] = "function"
     function: str = Field(pattern=r"^[^:]+\.py:[A-Za-z_]\w*$")
@@ -195,7 +197,10 @@ class AnnotateStep(Step):
 
 
 class RedactStep(Step):
-    """Blur faces (or what another detector finds) in the picture before anything after this step sees it."""
+    """Blur faces (or what another detector finds) in the picture before anything after this step sees it.
+
+    `raw: redacted` puts `redact: faces` before all other steps where the app has none; see `running_steps`.
+    """
 
     verb: ClassVar[str] = "redact"
     redact: Literal["faces", "detections"] = "faces"
@@ -283,7 +288,7 @@ class App(Strict):
     sinks: list[AnySink] = []
     # What becomes events for the cloud: every result, only results whose label (or detected labels) changed, alerts.
     send: Literal["results", "changes", "alerts", "nothing"] = "results"
-    # What may leave the device of the input itself: nothing, pictures after `redact`, everything.
+    # What may leave the device of the input itself: nothing, pictures after `redact` (see `running_steps`), everything.
     raw: Literal["never", "redacted", "allowed"] = "never"
     limits: Limits = Limits()
     # Further files that travel with the app (a model a function loads, a table), relative to the app file.
@@ -296,6 +301,64 @@ class App(Strict):
     @property
     def inferences(self) -> list[InferStep]:
         return [s for s in self.steps if isinstance(s, InferStep)]
+
+    @property
+    def gives_readings(self) -> bool:
+        """Whether the source gives readings; otherwise it gives pictures."""
+        return isinstance(self.source, SeriesSource | MqttSource)
+
+
+# ---------------------------------------------------------------- what follows from it
+
+
+def running_steps(app: App) -> list[tuple[Place, Step]]:
+    """The steps as they run, each with the field of the page it comes from.
+
+    They are those of the page, but where `raw: redacted` would let nothing leave because no step redacts: then
+    `redact: faces` runs before all others, and its field is `raw`. A function counts as a step that redacts (in its own
+    way), and a `redact` step anywhere stands where its author wants it.
+    """
+    written: list[tuple[Place, Step]] = [(("steps", index), step) for index, step in enumerate(app.steps)]
+    if app.raw != "redacted" or app.gives_readings or any(isinstance(step, RedactStep) for step in app.steps):
+        return written
+    leaves = next((i for i, step in enumerate(app.steps) if may_send(step)), None)
+    if leaves is None or any(isinstance(step, FunctionStep) for step in app.steps[:leaves]):
+        return written
+    return [(("raw",), RedactStep()), *written]
+
+
+def may_send(step: Step) -> bool:
+    """Whether the step sends its input off the device, where `raw` allows it."""
+    return isinstance(step, KeepStep) or (isinstance(step, InferStep) and step.cloud is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelUse:
+    """A model as the app names it. `place`: its field, as in `Page.where`. `cloud`: it runs there, not here."""
+
+    place: Place
+    reference: str
+    step: Step
+    cloud: bool = False
+
+    @property
+    def variant(self) -> str | None:
+        return self.step.variant if isinstance(self.step, InferStep) else None
+
+
+def model_uses(app: App) -> list[ModelUse]:
+    """Every model the app needs, in the order of its steps: on the device, and in the cloud."""
+    uses: list[ModelUse] = []
+    for place, step in running_steps(app):
+        if isinstance(step, InferStep):
+            uses.append(ModelUse((*place, step.verb), step.model, step))
+            if step.cloud is not None:
+                uses.append(ModelUse((*place, "cloud"), step.cloud, step, cloud=True))
+        elif isinstance(step, RedactStep) and step.redact == "faces":
+            # A step that is not written has one field, `raw`; one that names no model has its verb.
+            part = () if place == ("raw",) else ("model",) if "model" in step.model_fields_set else (step.verb,)
+            uses.append(ModelUse((*place, *part), step.model, step))
+    return uses
 
 
 # ---------------------------------------------------------------- text -> App
@@ -311,27 +374,26 @@ def parse_app(text: str, name: str = "app.yaml") -> App:
 
     Raises Invalid with every fault found, one a line: `name:line  field: fault`.
     """
-    try:
-        document = yaml.safe_load(text)
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{name}:{mark.line + 1}" if mark else name
-        raise Invalid(f"not YAML: {getattr(error, 'problem', None) or error}", where=where) from error
+    return app_on(Page.read(text, name))
+
+
+def app_on(page: Page) -> App:
+    """The app that `page` describes; who keeps the page can name the line of later faults too. Raises Invalid."""
+    document = page.document
     if not isinstance(document, dict):
-        raise Invalid("an app is a mapping with app, source and steps", where=name, hint="See `marram app schema`.")
+        raise Invalid(
+            "an app is a mapping with app, source and steps", where=page.name, hint="See `marram app schema`."
+        )
     try:
         return App.model_validate(document)
     except ValidationError as error:
-        faults = [_fault(name, root, document, e) for e in error.errors()]
-        raise Invalid("\n".join(faults), hint=None) from error
+        raise Invalid("\n".join(_fault(page, e) for e in error.errors())) from error
 
 
-def _fault(name: str, root: yaml.Node | None, document: dict[str, Any], error: Any) -> str:
+def _fault(page: Page, error: Any) -> str:
     """One pydantic error as `file:line  field: fault`."""
     location = _document_location(error["loc"])
-    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
-    return f"{name}:{_line(root, location)}  {field}: {_message(error, location)}"
+    return f"{page.where(location)}: {_message(error, location)}"
 
 
 def _document_location(loc: tuple[str | int, ...]) -> list[str | int]:
@@ -341,23 +403,6 @@ def _document_location(loc: tuple[str | int, ...]) -> list[str | int]:
     if tag_at is not None and len(parts) > tag_at:
         del parts[tag_at]
     return parts
-
-
-def _line(root: yaml.Node | None, location: list[str | int]) -> int:
-    """The line (from 1) of the deepest node of `location` that exists."""
-    node, line = root, 1
-    for part in location:
-        if isinstance(node, yaml.MappingNode):
-            pair = next(((k, v) for k, v in node.value if k.value == str(part)), None)
-            if pair is None:
-                break
-            line, node = pair[0].start_mark.line + 1, pair[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-            line = node.start_mark.line + 1
-        else:
-            break
-    return line
 
 
 _TABLES: dict[str, tuple[str, dict[str, type[Any]]]] = {
@@ -389,7 +434,7 @@ def _message(error: Any, location: list[str | int]) -> str:
     if kind == "value_error":
         return str(error["ctx"]["error"])
     message = str(error["msg"])
-    return f"{message[0].lower()}{message[1:]}, got {given!r}"
+    return f"{message[0].lower()}{message[1:]}, got {reprlib.repr(given)}"
 
 
 def _did_you_mean(word: str, known: list[str]) -> str:
