@@ -57,6 +57,13 @@ def add_tiny_model(name: str, precision: Any, folder: Path) -> None:
     library.add(folder)
 
 
+def any_port() -> int:
+    """Not 8080, which every demo likes best: tests run side by side."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def test_a_short_demo_loses_nothing_and_leaves_nothing(
     tmp_path: Path, marram_home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -67,7 +74,7 @@ def test_a_short_demo_loses_nothing_and_leaves_nothing(
         duration_s=7.5,
         json_file=file,
         folder=folder,
-        port=free_port(None),
+        port=any_port(),
         devices=(Spec("gate-wifi", "wifi:1", 30.0), Spec("gate-lte", "lte:1", 2.0)),
     )
     figures = Demo(options, View(no_color=True)).run()
