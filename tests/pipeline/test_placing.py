@@ -16,7 +16,7 @@ import pytest
 
 from marram.pipeline import audit
 from marram.pipeline.build import Pipeline
-from marram.pipeline.contract import CloudInput, Reply
+from marram.pipeline.contract import CloudInput, Frame, Reply
 from marram.pipeline.edge_pool import slowdown
 from marram.placement.contract import Ask, CloudOutcome, CloudSent, Decision, EdgeOutcome, LinkEstimate
 from marram.placement.policy import LatencyPolicy
@@ -209,7 +209,11 @@ def test_a_cloud_that_refuses_costs_no_wait(placed: Any, cloud: Cloud) -> None:
     assert pipeline.stats()["timeouts"] == 0
 
 
-def test_a_way_to_the_cloud_that_breaks_costs_no_answer(placed: Any, cloud: Cloud) -> None:
+def test_a_way_to_the_cloud_that_breaks_costs_no_answer(
+    placed: Any, cloud: Cloud, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", "marram.pipeline")
+
     def broken(request: CloudInput, timeout_s: float) -> Future[Reply]:
         if len(cloud.asked) % 2:
             cloud.asked.append(request)
@@ -224,6 +228,27 @@ def test_a_way_to_the_cloud_that_breaks_costs_no_answer(placed: Any, cloud: Clou
     pipeline.run()
     assert seen.labels == NAMES
     assert all(frame.placed.fallback for frame in seen.frames)
+    # A bug is no cloud that is away: it is counted, and the log names it once, with its place and without a traceback.
+    stats = pipeline.stats()
+    assert stats["errors"] == 9
+    assert "asking the cloud failed: " in stats["last_error"]
+    told = [record for record in caplog.records if record.name == "marram.pipeline.offload"]
+    warned = [record.getMessage() for record in told if record.levelname == "WARNING"]
+    assert sorted(line.partition(" (")[0] for line in warned) == [
+        "asking the cloud: RuntimeError: a bug",
+        "the cloud's answer: ValueError: another",
+    ]
+    assert not any(record.exc_info for record in told if record.levelname == "WARNING")
+    assert sum(bool(record.exc_info) for record in told if record.levelname == "DEBUG") == 9
+
+
+def test_a_cloud_that_is_away_is_no_bug(placed: Any, cloud: Cloud, caplog: pytest.LogCaptureFixture) -> None:
+    cloud.refuse = True
+    pipeline, seen = placed(Fixed(Place.CLOUD))
+    pipeline.run()
+    assert seen.labels == NAMES
+    assert pipeline.stats()["errors"] == 0
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
 def test_built_and_not_run_leaves_nothing(placed: Any) -> None:
@@ -237,12 +262,47 @@ def test_stop_gives_up_what_is_under_way(
 ) -> None:
     cloud.gate.clear()
     pipeline, seen = placed(Fixed(Place.CLOUD, timeout_s=600))
+    taken = counting(pipeline)
     thread = running(pipeline)
     assert cloud.arrived.acquire(timeout=30)
     pipeline.stop()
     thread.join(30)
     assert not thread.is_alive()
     assert seen.frames == []
+    stats = pipeline.stats()
+    assert (stats["frames"], stats["errors"]) == (0, 0)
+    assert stats["dropped"] == len(taken) > 0
+
+
+def counting(pipeline: Pipeline) -> list[int]:
+    """The frames that a pipeline takes from its source from now on."""
+    taken: list[int] = []
+    real = pipeline._source.frames
+
+    def frames() -> Iterator[Frame]:
+        for frame in real():
+            taken.append(frame.index)
+            yield frame
+
+    pipeline._source.frames = frames  # type: ignore[method-assign]
+    return taken
+
+
+@pytest.mark.parametrize("where", [Place.EDGE, Place.CLOUD])
+def test_stop_leaves_no_frame_unaccounted_for(
+    placed: Any, where: Place, running: Callable[[Pipeline], threading.Thread]
+) -> None:
+    for enough in (1, 5, 20):
+        pipeline, seen = placed(Fixed(where), options="parallel: 2", more=", repeat: true")
+        taken = counting(pipeline)
+        thread = running(pipeline)
+        assert seen.arrived(enough)
+        pipeline.stop()
+        thread.join(30)
+        stats = pipeline.stats()
+        assert stats["frames"] == len(seen.frames)
+        assert stats["frames"] + stats["dropped"] == len(taken)
+        assert stats["errors"] == 0
 
 
 def test_what_may_not_leave_is_never_sent(placed: Any, cloud: Cloud, caplog: pytest.LogCaptureFixture) -> None:
@@ -264,11 +324,11 @@ def test_the_policy_hears_what_it_asks_for(placed: Any) -> None:
     pipeline, _ = placed(policy, options="parallel: 2, deadline: 200 ms, place: surest")
     pipeline.run()
     ask = policy.asks[-1]
-    assert (ask.edge_key, ask.cloud_key) == ("colours@7/onnx", "colours@7")
+    assert (ask.edge_key, ask.cloud_key) == ("colours@7/onnx 4^6px", "colours@7")
     assert (ask.edge_parallel, ask.deadline_s, ask.objective) == (2, 0.2, "surest")
     assert ask.payload_bytes > 0
     assert 0 <= ask.edge_waiting <= 4
-    assert all(o.key == "colours@7/onnx" and o.service_s > 0 for o in policy.of(EdgeOutcome))
+    assert all(o.key == "colours@7/onnx 4^6px" and o.service_s > 0 for o in policy.of(EdgeOutcome))
 
 
 def test_what_the_policy_drops_is_counted(placed: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -241,3 +242,61 @@ def test_an_error_after_the_first_frame_is_counted() -> None:
     runner(Numbers(fail_at=3), [Stage(Passing(), [])], sink, stats).run()
     assert sink.indices == [0, 1, 2]
     assert stats.read()["last_error"] == "the cable is out"
+
+
+# ---------------------------------------------------------------- nothing unaccounted for
+
+
+def test_what_fails_is_in_the_log_once_and_with_its_traceback_at_debug(caplog: pytest.LogCaptureFixture) -> None:
+    def step(frame: Frame) -> tuple[Frame]:
+        raise (ZeroDivisionError("a bug") if frame.index % 2 else Missing("no such shelf"))
+
+    caplog.set_level("DEBUG", "marram.pipeline")
+    runner(Numbers(6), [Stage(Passing(), [step])], Sink()).run()
+    told = [(r.levelname, r.getMessage(), bool(r.exc_info)) for r in caplog.records]
+    warnings = [message for level, message, _ in told if level == "WARNING"]
+    assert warnings[0] == "a step: no such shelf"
+    assert warnings[1].startswith("a step: ZeroDivisionError: a bug (test_runner.py:")
+    assert len(warnings) == 2
+    assert not any(traced for level, _, traced in told if level == "WARNING")
+    assert [traced for level, _, traced in told if level == "DEBUG"] == [True] * 6
+
+
+def test_what_a_filter_holds_back_is_counted_wherever_it_stands() -> None:
+    def odd(frame: Frame) -> tuple[Frame, ...]:
+        return (frame,) if frame.index % 2 else ()
+
+    for head, first, last in (([odd], [], []), ([], [odd], []), ([], [], [odd])):
+        stats, sink = Stats(), Sink()
+        runner(Numbers(10), [Stage(Passing(), first), Stage(Shuffling(), last)], sink, stats, head).run()
+        assert sink.indices == [1, 3, 5, 7, 9]
+        assert stats.read()["frames"] == 10
+
+
+def test_ctrl_c_leaves_a_step_that_hangs_behind_and_counts_its_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("marram.pipeline.runner.STOP_GRACE_S", 0.1)
+    gate = threading.Event()
+    source, stats, sink = Numbers(), Stats(), Sink()
+
+    def step(frame: Frame) -> tuple[Frame]:
+        if frame.index == 3:
+            while source.taken < 8:  # then the window is full, and one frame is in the source thread's hand
+                time.sleep(0.001)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            gate.wait(30)
+        return (frame,)
+
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            runner(source, [Stage(Passing(), [step])], sink, stats).run()
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    figures = stats.read()
+    assert (figures["frames"], figures["dropped"], source.taken) == (3, 5, 8)
+    gate.set()
+    for left in [t for t in threading.enumerate() if t.name.startswith("marram-")]:
+        left.join(30)
+    # It came back after the end: its sink is closed, and each frame is counted once.
+    figures = stats.read()
+    assert (figures["frames"], figures["dropped"], sink.indices) == (3, 5, [0, 1, 2])

@@ -7,15 +7,19 @@ then stretched by what it used of the CPU, so that a busy machine is not counted
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
 from collections.abc import Callable
 from queue import SimpleQueue
 
+from marram.pipeline.faults import Faults
 from marram.runtime.model import Model
 from marram.schema.errors import Invalid
 from marram.schema.result import Result
+
+log = logging.getLogger(__name__)
 
 # One inference: takes the model, gives the answer.
 Work = Callable[[Model], Result]
@@ -40,6 +44,7 @@ class EdgePool:
 
     def __init__(self, models: list[Model], factor: float = 1.0) -> None:
         self._models, self._factor = models, factor
+        self._faults = Faults(log)
         self._jobs: SimpleQueue[tuple[Work, Answered] | None] = SimpleQueue()
         self._abandoned = threading.Event()
         self._threads = [
@@ -79,6 +84,7 @@ class EdgePool:
                 result = work(model)
             except Exception as error:  # noqa: BLE001 - supervisor: a frame that a model chokes on is counted, not fatal
                 failure = error
+                self._faults.tell("an inference at the edge", error)
             if self._factor > 1:
                 self._abandoned.wait((self._factor - 1) * (time.thread_time() - used_s))
             answered(result, time.monotonic() - begun_s, failure)

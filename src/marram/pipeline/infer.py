@@ -18,8 +18,10 @@ import numpy as np
 from marram.pipeline.audit import Audit
 from marram.pipeline.contract import CloudInput, Frame, Placed, Reply, StepContext
 from marram.pipeline.edge_pool import EdgePool, slowdown
+from marram.pipeline.faults import words
+from marram.pipeline.inputs import check_same_input, pixels_key, readings, readings_key
 from marram.pipeline.offload import Offload
-from marram.pipeline.runner import Slot, words
+from marram.pipeline.runner import Slot
 from marram.pipeline.stats import Stats
 from marram.placement.contract import Ask, Decision, EdgeOutcome
 from marram.runtime import image as pictures
@@ -118,7 +120,11 @@ class Infer:
         )
         first = models[0]
         self._takes_picture = first.card.input.kind == "image"
-        self._edge_key = f"{first.bundle.reference}/{first.variant.name}"
+        # Delays are learnt by model and shape; at the edge a picture's size counts: fitting it is part of the work.
+        self._shape_of = pixels_key if self._takes_picture else readings_key
+        self._edge = f"{first.bundle.reference}/{first.variant.name}"
+        if self._cloud is not None:
+            check_same_input(first.card, self._cloud.card)
         self._pool = EdgePool(models, slowdown())
         self._parallel = len(models)
         self._audit = Audit(spec.audit, time.monotonic())
@@ -130,8 +136,9 @@ class Infer:
         self._audited = 0  # of those, the ones of an audit block
         self._abandoned = False
         self._payload_bytes = self._first_guess()
-        # Whether the last frame was allowed out: what the next one is expected to be before it is seen.
+        # Whether the last frame was allowed out, and its shape: what the next one is expected to be before it is seen.
         self._allowed = app.raw == "allowed"
+        self._shape = "x".join(str(length) for length in first.card.input.size)
 
     # ------------------------------------------------ runner.Asker
 
@@ -140,8 +147,9 @@ class Infer:
         frame = slot.frame
         assert frame is not None
         if self._abandoned:
-            slot.finish(None)
+            self._give_up(slot)
             return
+        self._shape = self._shape_of(frame)
         if self._offload is None or self._cloud is None:
             self._to_edge(slot, _ALWAYS_EDGE)
             return
@@ -228,8 +236,8 @@ class Infer:
         assert self._cloud is not None
         return Ask(
             now_s=now_s,
-            edge_key=self._edge_key,
-            cloud_key=self._cloud.key,
+            edge_key=f"{self._edge} {self._shape}",
+            cloud_key=self._cloud_key(self._shape),
             payload_bytes=self._payload_bytes,
             edge_waiting=self._at_edge,
             edge_parallel=self._parallel,
@@ -237,6 +245,16 @@ class Infer:
             objective=self._spec.place,
             cloud_allowed=self._allowed,
         )
+
+    def _cloud_key(self, shape: str) -> str:
+        """The cloud is sent pictures already fitted to its model: all of one shape."""
+        assert self._cloud is not None
+        return self._cloud.key if self._cloud.card.input.kind == "image" else f"{self._cloud.key} {shape}"
+
+    def _give_up(self, slot: Slot) -> None:
+        """The app ends before this frame was answered."""
+        self._stats.count("dropped")
+        slot.finish(None)
 
     def _decide(self, offload: Offload) -> Decision:
         """The policy's decision, once that can begin: the edge's queue has an end, for files too."""
@@ -267,7 +285,7 @@ class Infer:
     def _input(self, frame: Frame) -> Tensor:
         if self._takes_picture:
             if frame.image is None:
-                raise Invalid(f"frame {frame.index} has no picture, which {self._edge_key} needs")
+                raise Invalid(f"frame {frame.index} has no picture, which {self._edge} needs")
             return frame.image
         return readings(frame)
 
@@ -280,11 +298,14 @@ class Infer:
             self._changed.notify_all()
         if failure is not None:
             self._stats.error(words(failure))
-        if result is None:
             slot.finish(None)
             return
+        if result is None:
+            self._give_up(slot)
+            return
         if self._offload is not None:
-            self._offload.learn(EdgeOutcome(time.monotonic(), self._edge_key, service_s))
+            key = f"{self._edge} {self._shape_of(frame)}"
+            self._offload.learn(EdgeOutcome(time.monotonic(), key, service_s))
         frame.result = result
         frame.placed = choice.placed(Place.EDGE)
         slot.finish(frame)
@@ -303,7 +324,8 @@ class Infer:
         with self._changed:
             self._under_way += 1
             self._audited += choice.audit
-        self._offload.ask(request, self._cloud.key, wait_s, partial(self._from_cloud, slot, frame, choice))
+        key = self._cloud_key(self._shape_of(frame))
+        self._offload.ask(request, key, wait_s, partial(self._from_cloud, slot, frame, choice))
 
     def _request(self, frame: Frame) -> CloudInput:
         assert self._cloud is not None
@@ -315,23 +337,33 @@ class Infer:
             # Pictures of one source resemble each other: the next one will be about as large.
             self._payload_bytes += (len(body) - self._payload_bytes) // 4
             return CloudInput(name, version, "image/jpeg", body, frame_size=frame.image.shape[:2])
-        tensor = np.ascontiguousarray(readings(frame), np.float32)
+        tensor = np.ascontiguousarray(readings(frame), "<f4")
         self._payload_bytes = tensor.nbytes
         return CloudInput(name, version, "application/x-tensor", tensor.tobytes(), shape=tensor.shape)
 
-    def _from_cloud(self, slot: Slot, frame: Frame, choice: _Choice, reply: Reply | None, timed_out: bool) -> None:
+    def _from_cloud(
+        self,
+        slot: Slot,
+        frame: Frame,
+        choice: _Choice,
+        reply: Reply | None,
+        timed_out: bool,
+        fault: BaseException | None,
+    ) -> None:
         with self._changed:
             self._under_way -= 1
             self._audited -= choice.audit
             self._changed.notify_all()
         if timed_out:
             self._stats.count("timeouts")
+        if fault is not None:
+            self._stats.error(f"asking the cloud failed: {words(fault)}")
         if reply is not None and reply.result is not None:
             frame.result = reply.result
             frame.placed = choice.placed(Place.CLOUD)
             slot.finish(frame)
         elif self._abandoned:
-            slot.finish(None)
+            self._give_up(slot)
         else:
             if choice.audit:
                 self._audit.give_up(time.monotonic())
@@ -365,14 +397,3 @@ _AUDIT_CLOUD = _Choice(None, "audit: all in the cloud", audit=True)
 
 def _wait_s(decision: Decision) -> float:
     return decision.timeout_s if decision.timeout_s is not None else AUDIT_TIMEOUT_S
-
-
-def readings(frame: Frame) -> Tensor:
-    """The frame's numbers: its window, or its reading's. Raises Invalid where it has none."""
-    if frame.tensor is not None:
-        return frame.tensor
-    reading = list(frame.reading.values()) if isinstance(frame.reading, dict) else frame.reading
-    try:
-        return np.asarray(reading, np.float32)
-    except (TypeError, ValueError) as error:
-        raise Invalid(f"the reading of frame {frame.index} is not all numbers") from error

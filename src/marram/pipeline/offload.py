@@ -2,13 +2,15 @@
 
 A reply that does not come in time is answered elsewhere and nobody waits for it; when it comes after all, only the
 policy hears of it, because its delay is a true measurement. One thread watches every time limit and sends the probes;
-no request has a thread of its own. It must never call the policy from two threads at once, nor raise into a frame.
+no request has a thread of its own. It must never call the policy from two threads at once, nor raise into a frame, nor
+take a bug on the way to the cloud for a cloud that is away: what is not one of our own errors is logged and handed on.
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from concurrent.futures import CancelledError, Future
 from functools import partial
 
 from marram.pipeline.contract import CloudInput, Remote, Reply
+from marram.pipeline.faults import Faults
 from marram.placement.contract import (
     Ask,
     CloudOutcome,
@@ -25,14 +28,18 @@ from marram.placement.contract import (
     LinkEstimate,
     Policy,
 )
+from marram.schema.errors import MarramError, Retryable
+
+log = logging.getLogger(__name__)
 
 TICK_S = 0.05
 PROBE_TIMEOUT_S = 2.0
 # A late reply is worth waiting for as a measurement, so the way to the cloud gets longer than the frame does.
 PATIENCE_S = 5.0
 
-# Called once for each request: with the reply, or with None and whether time ran out.
-Answered = Callable[[Reply | None, bool], None]
+# Called once for each request: with the reply, or with None, whether time ran out, and what broke on the way if that is
+# a fault of ours (never a Retryable, which is the cloud's or the link's usual absence, nor a cloud's refusal).
+Answered = Callable[[Reply | None, bool, BaseException | None], None]
 
 
 class _Asked:
@@ -53,6 +60,7 @@ class Offload:
 
     def __init__(self, remote: Remote, policy: Policy) -> None:
         self._remote, self._policy = remote, policy
+        self._faults = Faults(log)
         self._lock = threading.Lock()  # guards the policy
         self._numbers = itertools.count(1)
         self._deadlines: list[tuple[float, int, _Asked]] = []
@@ -90,7 +98,7 @@ class Offload:
         asked = _Asked(next(self._numbers), now_s, wait_s, answered)
         with self._watch:
             if self._abandoned:
-                answered(None, False)
+                answered(None, False, None)
                 return
         self.learn(CloudSent(now_s, asked.number, key, len(request.body)))
         with self._watch:
@@ -99,8 +107,8 @@ class Offload:
                 self._watch.notify()
         try:
             future = self._remote.infer(request, wait_s + PATIENCE_S)
-        except Exception:  # noqa: BLE001 - whatever the way to the cloud does, the frame is answered
-            self._ended(asked, None)
+        except Exception as error:  # noqa: BLE001 - whatever the way to the cloud does, the frame is answered
+            self._ended(asked, None, self._fault("asking the cloud", error))
         else:
             future.add_done_callback(partial(self._came, asked))
 
@@ -119,17 +127,25 @@ class Offload:
             left, self._deadlines = self._deadlines, []
         for _, _, asked in left:
             if asked.take():
-                asked.answered(None, False)
+                asked.answered(None, False, None)
 
     def _came(self, asked: _Asked, future: Future[Reply]) -> None:
         try:
             reply = future.result()
-        except (Exception, CancelledError):  # noqa: BLE001 - as above
-            self._ended(asked, None)
+        except (Exception, CancelledError) as error:  # noqa: BLE001 - as above
+            self._ended(asked, None, self._fault("the cloud's answer", error))
         else:
-            self._ended(asked, reply)
+            self._ended(asked, reply, None)
 
-    def _ended(self, asked: _Asked, reply: Reply | None) -> None:
+    def _fault(self, doing: str, error: BaseException) -> BaseException | None:
+        """Log what came instead of a reply; `error` where it is a fault of ours, None where clouds do that."""
+        if isinstance(error, (Retryable, CancelledError)):
+            log.debug("%s: %s", doing, error)
+            return None
+        self._faults.tell(doing, error)
+        return None if isinstance(error, MarramError) else error
+
+    def _ended(self, asked: _Asked, reply: Reply | None, fault: BaseException | None) -> None:
         """The way to the cloud is done with the request, in time or not."""
         in_time = asked.take()
         now_s = time.monotonic()
@@ -138,25 +154,35 @@ class Offload:
         elif in_time:
             self.learn(CloudOutcome(now_s, asked.number, False))
         if in_time:
-            asked.answered(reply, False)
+            asked.answered(reply, False, fault)
 
     def _tick(self) -> None:
-        while True:
-            with self._watch:
-                if self._closed:
-                    return
-                now_s = time.monotonic()
-                late: list[_Asked] = []
-                while self._deadlines and self._deadlines[0][0] <= now_s:
-                    late.append(heapq.heappop(self._deadlines)[2])
-                if not late:
-                    due_s = self._deadlines[0][0] if self._deadlines else now_s + TICK_S
-                    self._watch.wait(min(TICK_S, due_s - now_s))
-            for asked in late:
-                if asked.take():
+        while not self._closed:
+            try:
+                self._give_up_late()
+                self._probe(time.monotonic())
+            except Exception as error:  # noqa: BLE001 - the thread that watches every time limit must not end
+                self._faults.tell("watching the cloud's time limits", error)
+                time.sleep(TICK_S)  # or a policy that always fails would have this thread spin
+
+    def _give_up_late(self) -> None:
+        """Answer what has had its time with None; wait a little where nothing has."""
+        with self._watch:
+            if self._closed:
+                return
+            now_s = time.monotonic()
+            late: list[_Asked] = []
+            while self._deadlines and self._deadlines[0][0] <= now_s:
+                late.append(heapq.heappop(self._deadlines)[2])
+            if not late:
+                due_s = self._deadlines[0][0] if self._deadlines else now_s + TICK_S
+                self._watch.wait(min(TICK_S, due_s - now_s))
+        for asked in late:
+            if asked.take():
+                try:
                     self.learn(CloudOutcome(now_s, asked.number, False, timed_out=True))
-                    asked.answered(None, True)
-            self._probe(time.monotonic())
+                finally:
+                    asked.answered(None, True, None)
 
     def _probe(self, now_s: float) -> None:
         with self._lock:
@@ -168,7 +194,8 @@ class Offload:
         self.learn(CloudSent(now_s, number, None, size_bytes))
         try:
             future = self._remote.probe(size_bytes, PROBE_TIMEOUT_S)
-        except Exception:  # noqa: BLE001 - the thread that watches every time limit must not end
+        except Exception as error:  # noqa: BLE001 - the thread that watches every time limit must not end
+            self._fault("probing the cloud", error)
             self._probed(number, now_s, None)
         else:
             future.add_done_callback(partial(self._probed, number, now_s))
@@ -177,7 +204,8 @@ class Offload:
         now_s = time.monotonic()
         try:
             reply = future.result() if future is not None else None
-        except (Exception, CancelledError):  # noqa: BLE001 - as above
+        except (Exception, CancelledError) as error:  # noqa: BLE001 - as above
+            self._fault("a probe's answer", error)
             reply = None
         if reply is not None:
             self.learn(CloudOutcome(now_s, number, True, reply.queue_s, reply.service_s))

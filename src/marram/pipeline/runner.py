@@ -6,21 +6,25 @@ source → first steps → [window] →  edge pool / cloud  → done → in orde
 ```
 Every queue is bounded by its window: a slow stage slows the source (files) or makes it skip (live), memory never
 grows. A frame enters the window with a `Slot`, which its asker finishes exactly once, from any thread, with or without
-a frame. This module knows nothing of models, and must never let one frame's failure end the app.
+a frame. This module knows nothing of models, and must never let one frame's failure end the app, nor lose a frame that
+no counter knows of: what was taken from the source is in the end counted under frames, errors or dropped.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Protocol
 
 from marram.pipeline.contract import Frame, Sink, Source, Step
+from marram.pipeline.faults import Faults, words
 from marram.pipeline.stats import Stats
-from marram.schema.errors import MarramError
+
+log = logging.getLogger(__name__)
 
 # How long a stop waits for a source that does not let go (a stream's blocked read) before leaving its thread behind.
 STOP_GRACE_S = 3.0
@@ -97,6 +101,7 @@ class Stage:
         self._tokens: SimpleQueue[None] = SimpleQueue()
         self._submitted = self._completed = 0
         self._moved_s = 0.0
+        self._in_work: dict[int, Slot] = {}
         self.total: int | None = None
         for _ in range(asker.window):
             self._tokens.put(None)
@@ -107,6 +112,7 @@ class Stage:
         if self._submitted == self._completed:
             self._moved_s = time.monotonic()
         slot = Slot(self._submitted, frame, self.done)
+        self._in_work[slot.sequence] = slot
         self._submitted += 1
         try:
             self.asker.start(slot)
@@ -138,7 +144,13 @@ class Stage:
                     yield ready.frame
                 # Only now, after what follows has taken the frame: a slow sink fills the window, not memory.
                 self._completed, self._moved_s = expected, time.monotonic()
+                del self._in_work[ready.sequence]
                 self._tokens.put(None)
+
+    @property
+    def left(self) -> int:
+        """Frames that are still in work here; those that ended (were dropped, failed) are counted already."""
+        return sum(slot.frame is not None for slot in list(self._in_work.values()))
 
     @property
     def busy_s(self) -> float:
@@ -163,7 +175,10 @@ class Runner:
         # Live and paced frames are taken only when they can start; those of files as soon as there is room.
         self.fresh = source.live
         self._stopping = False
+        self._over = False
+        self._faults = Faults(log)
         self._head_since_s: float | None = None
+        self._held = 0  # frames taken from the source and not yet in the first window
         self._failure: BaseException | None = None
         # What the thread in `run` is told: SimpleQueue.put is safe in a signal handler, locks and Events are not.
         self._control: SimpleQueue[bool] = SimpleQueue()
@@ -200,6 +215,9 @@ class Runner:
             deadline_s = time.monotonic() + STOP_GRACE_S
             for thread in threads:
                 thread.join(max(0.0, deadline_s - time.monotonic()))
+            # What a step or sink that hangs still holds has no answer any more, even where it comes back.
+            self._over = True
+            self._stats.count("dropped", self._held + sum(stage.left for stage in self._stages))
             self._close()
         if self._failure is not None:
             raise self._failure
@@ -215,7 +233,7 @@ class Runner:
         for part in (*(stage.asker for stage in self._stages), *steps, *self._sinks):
             close = getattr(part, "close", None)
             if close is not None:
-                with self._counted():
+                with self._counted("closing"):
                     close()
 
     def _feed(self) -> None:
@@ -228,21 +246,32 @@ class Runner:
                     while not (first.asker.wait_ready(0.25) or self._stopping):
                         pass
                 frame = next(frames, None)
-                if frame is None or self._stopping:
+                if frame is None:
                     break
                 taken += 1
-                self._head_since_s = time.monotonic()
-                headed = self._apply(self._head, frame) or ()
-                self._head_since_s = None
-                for each in headed:
-                    self._submit(first, each)
+                self._enter(first, frame)
         except Exception as error:  # noqa: BLE001 - supervisor of the source: raised to the caller of `run`, or counted
             if taken:
                 self._stats.error(words(error))
+                self._faults.tell("the source", error)
             else:
                 self._failure = error
         finally:
             first.finish()
+
+    def _enter(self, first: Stage, frame: Frame) -> None:
+        """A frame just taken: through the first steps, into the first window."""
+        if self._stopping:
+            self._stats.count("dropped")
+            return
+        self._head_since_s, self._held = time.monotonic(), 1
+        headed = self._apply(self._head, frame)
+        self._head_since_s = None
+        for each in headed or ():
+            self._submit(first, each)
+        self._held = 0
+        if headed is not None and not headed:
+            self._stats.frame()  # held back by a filter
 
     def _drain(self, stage: Stage, following: Stage | None) -> None:
         try:
@@ -255,9 +284,12 @@ class Runner:
                         self._submit(following, each)
                     else:
                         self._end(each)
-                if following is None:
+                if self._over:
+                    continue  # counted already
+                if following is None or not outputs:
                     self._stats.frame()
         except Exception as error:  # noqa: BLE001 - supervisor of a stage: a fault of ours ends the run, and says so
+            self._faults.tell("a stage of the pipeline", error)
             self._failure = self._failure or error
             self._stopping = True
         finally:
@@ -266,7 +298,7 @@ class Runner:
             else:
                 self._control.put(True)
 
-    def _apply(self, steps: list[Step], frame: Frame) -> Iterable[Frame] | None:
+    def _apply(self, steps: list[Step], frame: Frame) -> Sequence[Frame] | None:
         """The frame through `steps`; None where one of them raised: that ends this frame, counted."""
         if not steps:
             return (frame,)
@@ -276,29 +308,30 @@ class Runner:
                 frames = [out for each in frames for out in step(each)]
             except Exception as error:  # noqa: BLE001 - supervisor of steps, user code among them: one frame is lost, counted
                 self._stats.error(words(error))
+                self._faults.tell("a step", error)
                 return None
         return frames
 
     def _submit(self, stage: Stage, frame: Frame) -> None:
-        with self._counted():
+        if self._over:
+            return
+        with self._counted("starting an inference"):
             stage.submit(frame)
 
     def _end(self, frame: Frame) -> None:
+        if self._over:
+            return
         for sink in self._sinks:
-            with self._counted():
+            with self._counted("a sink"):
                 sink.write(frame)
-        with self._counted():
+        with self._counted("sending a result"):
             self._deliver(frame)
 
     @contextmanager
-    def _counted(self) -> Iterator[None]:
+    def _counted(self, doing: str) -> Iterator[None]:
         """What fails in an asker, a sink, an outlet or while closing is counted, and ends nothing else."""
         try:
             yield
         except Exception as error:  # noqa: BLE001 - supervisor: one frame's failure must not end the app
             self._stats.error(words(error))
-
-
-def words(error: BaseException) -> str:
-    """An error as the operator reads it: ours speak for themselves, others name their kind."""
-    return str(error) if isinstance(error, MarramError) else f"{type(error).__name__}: {error}"
+            self._faults.tell(doing, error)

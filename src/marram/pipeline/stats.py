@@ -7,7 +7,7 @@ Constant in memory for weeks of frames (log-spaced buckets, not lists), microsec
 | `frames` | frames that went through every step (a `filter` that held one back included) |
 | `fps` | the same, per second, over the last 10 s |
 | `edge`, `cloud` | inferences answered there by the policy's choice (audit blocks not counted) |
-| `dropped` | frames the policy gave up |
+| `dropped` | frames the policy gave up, and those in work when the app was stopped |
 | `skipped` | live frames replaced by a newer one before they were taken |
 | `errors`, `last_error` | inputs or frames stepped over because something failed, and the last such message |
 | `p50_ms`, `p95_ms` | delay from capture to result, policy's choices, since the start |
