@@ -13,11 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,81 +21,21 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from marram.train.data import Example, digits
+from marram.lab.stage import Stage
+from marram.train.data import digits
 from marram.train.recipe import read_recipe
 
 HERE = Path(__file__).resolve().parent
 SITES = ("a", "b")
 
 
-class Stage:
-    """The cloud and the devices of this rehearsal, each a process of its own, with a home of its own under `folder`."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.home = folder / "person"
-        self.processes: list[subprocess.Popen[bytes]] = []
-
-    def marram(self, *arguments: str | Path, home: Path | None = None, ok: tuple[int, ...] = (0,)) -> str:
-        """Run one `marram` command to its end; returns what it printed. Raises SystemExit where it failed."""
-        command = [sys.executable, "-m", "marram", *map(str, arguments)]
-        done = subprocess.run(
-            command, capture_output=True, text=True, env=self.environment(home or self.home), check=False
-        )
-        if done.returncode not in ok:
-            raise SystemExit(f"marram {' '.join(map(str, arguments))}\n{done.stdout}{done.stderr}")
-        return done.stdout
-
-    def start(self, *arguments: str | Path, home: Path | None = None) -> None:
-        """Start one `marram` command that stays."""
-        name = "-".join(str(a) for a in arguments[:2]) + f"-{len(self.processes)}"
-        command = [sys.executable, "-m", "marram", *map(str, arguments)]
-        with (self.folder / f"{name}.log").open("wb") as log:
-            self.processes.append(
-                subprocess.Popen(command, stdout=log, stderr=log, env=self.environment(home or self.home))
-            )
-
-    def environment(self, home: Path) -> dict[str, str]:
-        home.mkdir(parents=True, exist_ok=True)
-        return {**os.environ, "HOME": str(home), "MARRAM_HOME": str(home / "marram")}
-
-    def stop(self) -> None:
-        for process in reversed(self.processes):
-            process.terminate()
-        for process in self.processes:
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-    def wait(self, what: str, ready: Callable[[], bool], timeout_s: float = 60) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not ready():
-            if time.monotonic() > deadline:
-                logs = "\n".join(
-                    f"--- {log.name}\n{log.read_text(errors='replace')[-2000:]}" for log in self.folder.glob("*.log")
-                )
-                raise SystemExit(f"waited {timeout_s:.0f} s in vain for {what}\n{logs}")
-            time.sleep(0.2)
-
-    def query(self, *filters: str) -> list[dict[str, Any]]:
-        """What the devices answered, from the cloud."""
-        told = self.marram("results", "query", "--kind", "result", *filters, "--json")
-        return [json.loads(line) for line in told.splitlines()]
-
-
-def pictures(site: str, part: str) -> list[tuple[np.ndarray, int]]:
-    """Digits that the recipe's training never sees (its held-out quarter), a part of them for each purpose."""
-    recipe = read_recipe(HERE / "recipe.yaml")
-    held = [
-        (scan, int(label))
-        for scan, label in zip(*digits(), strict=True)
-        if Example(np.repeat(scan[:, :, None], 3, axis=2), int(label), "base").held_out(recipe.hold_out)
-    ]
-    third = len(held) // 3
-    return {"a": held[:third], "b": held[third : 2 * third], "later": held[2 * third :]}[
-        site if part == "first" else part
-    ]
+def pictures() -> dict[str, list[tuple[np.ndarray, int]]]:
+    """What the cameras see, by site and time: digits that are no part of the recipe's base data."""
+    base = read_recipe(HERE / "recipe.yaml").data.first or 0
+    shots = [(scan, int(label)) for scan, label in zip(*digits(), strict=True)][base:]
+    cuts = {"a early": 100, "b early": 100, "b turned": 300, "a later": 200, "b later": len(shots) - 700}
+    ends = np.cumsum(list(cuts.values()))
+    return {name: shots[end - size : end] for (name, size), end in zip(cuts.items(), ends, strict=True)}
 
 
 def remounted(scan: np.ndarray) -> np.ndarray:
@@ -119,20 +55,22 @@ def show(device_home: Path, shots: list[tuple[np.ndarray, int]], prefix: str) ->
     shutil.rmtree(old, ignore_errors=True)
 
 
-def measure(stage: Stage, site: str, prefix: str, shots: int, version: int) -> float:
-    """The share of the `shots` pictures `prefix-…` that version `version` names rightly at `site`."""
+def measure(stage: Stage, site: str, when: str, version: int) -> float:
+    """The share of the pictures of `site` and `when` that version `version` of the model names rightly there."""
     right: dict[str, bool] = {}
-    cursor = 0
+    cursor, shots = 0, len(pictures()[f"{site} {when}"])
+    with stage.api() as api:
 
-    def all_seen() -> bool:
-        nonlocal cursor
-        for event in stage.query("--device", f"reader-{site}", "--after", str(cursor), "--limit", "1000"):
-            cursor, answer = event["id"], event["data"]
-            if answer["name"].startswith(prefix) and answer["model"] == f"digits@{version}":
-                right[answer["name"]] = answer["label"] == shown(answer["name"])
-        return len(right) >= shots
+        def all_seen() -> bool:
+            nonlocal cursor
+            while events := api.events(device=f"reader-{site}", kinds=["result"], after=cursor, limit=1000):
+                cursor = events[-1].id
+                for answer in (event.data for event in events):
+                    if answer["name"].startswith(when) and answer["model"] == f"digits@{version}":
+                        right[answer["name"]] = answer["label"] == shown(answer["name"])
+            return len(right) >= shots
 
-    stage.wait(f"answers of version {version} to {shots} pictures {prefix} at site {site}", all_seen, 120)
+        stage.until(f"answers of version {version} to {shots} pictures {when} at site {site}", all_seen, 180)
     return sum(right.values()) / len(right)
 
 
@@ -143,66 +81,53 @@ def shown(name: str) -> str:
 
 def label_as_a_person(stage: Stage) -> int:
     """Look at each sample, write down what it shows, send the file. Returns how many."""
-    samples = json.loads(
-        stage.marram("sample", "list", "--app", "digit-reader", "--unlabelled", "--limit", "100000", "--json")
-    )
+    samples = stage.ask("sample", "list", "--app", "digit-reader", "--unlabelled", "--limit", "100000")
     sheet = stage.folder / "labels.csv"
     with sheet.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["id", "label"])
         rows.writerows([s["id"], shown(s["data"]["name"])] for s in samples)
-    stage.marram("sample", "label", sheet)
+    stage.run("sample", "label", sheet)
     return len(samples)
 
 
-def run(folder: Path) -> dict[str, Any]:
-    stage = Stage(folder)
-    try:
-        return _run(stage)
-    finally:
-        stage.stop()
+def run(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """The whole loop in `folder`; `say` hears how it goes. Returns the figures."""
+    with Stage(folder) as stage:
+        return _run(stage, say)
 
 
-def _run(stage: Stage) -> dict[str, Any]:
-    say = lambda text: print(text, flush=True)  # noqa: E731
-    stage.start("cloud", "--folder", stage.folder / "cloud", "--port", "0")
-    stage.wait("the cloud", lambda: (stage.home / "marram" / "context.yaml").exists())
+def _run(stage: Stage, say: Callable[[str], None]) -> dict[str, Any]:
+    stage.cloud()
 
     say("train      version 1, from the base data")
-    first = json.loads(stage.marram("train", "run", HERE / "recipe.yaml", "--json"))
-    homes = {site: stage.folder / f"site-{site}" for site in SITES}
-    shots = {site: len(pictures(site, "first")) for site in SITES}
+    first = stage.ask("train", "run", HERE / "recipe.yaml")
+    homes = {site: stage.home(f"reader-{site}") for site in SITES}
     for site in SITES:
-        show(homes[site], pictures(site, "first"), "first")
-        token = json.loads(stage.marram("token", "create", "--labels", f"site={site}", "--json"))
-        cloud = token["join"].split()[3]
-        stage.marram("edge", "join", cloud, token["token"], "--name", f"reader-{site}", home=homes[site])
-        stage.start("edge", "run", home=homes[site])
-    stage.marram("deploy", HERE / "app.yaml", "--to", "all")
-    usual = {site: measure(stage, site, "first", shots[site], first["version"]) for site in SITES}
+        show(homes[site], pictures()[f"{site} early"], "early")
+        stage.device(f"reader-{site}", site=site)
+    stage.run("deploy", HERE / "app.yaml", "--to", "all")
+    usual = {site: measure(stage, site, "early", first["version"]) for site in SITES}
     say(f"accuracy   site a {usual['a']:.1%} · site b {usual['b']:.1%}")
 
     say("site b     its camera is mounted anew: pictures come turned and inverted")
-    show(homes["b"], [(remounted(scan), label) for scan, label in pictures("b", "first")], "turned")
-    changed = measure(stage, "b", "turned", shots["b"], first["version"])
+    show(homes["b"], [(remounted(scan), label) for scan, label in pictures()["b turned"]], "turned")
+    changed = measure(stage, "b", "turned", first["version"])
     say(f"accuracy   site b {changed:.1%}: what it is unsure of is kept")
 
     labelled = label_as_a_person(stage)
     say(f"labels     {labelled} samples")
-    second = json.loads(stage.marram("train", "run", HERE / "recipe.yaml", "--json"))
+    second = stage.ask("train", "run", HERE / "recipe.yaml")
     for score in second["slices"]:
         old = "–" if score["old"] is None else f"{score['old']:.1%}"
         say(f"judged     {score['slice']:<5} old {old}  new {score['new']:.1%}  on {score['examples']} held out")
 
-    # Pictures of site b nobody trained on: the old version answers them first, then the new one.
-    show(homes["b"], [(remounted(scan), label) for scan, label in pictures("b", "later")], "later")
-    later = len(pictures("b", "later"))
-    before = {"a": usual["a"], "b": measure(stage, "b", "later", later, first["version"])}
-    stage.marram("deploy", HERE / "app.yaml", "--to", "all")
-    after = {
-        "a": measure(stage, "a", "first", shots["a"], second["version"]),
-        "b": measure(stage, "b", "later", later, second["version"]),
-    }
+    # Pictures that nobody trained on, at both sites: the old version answers them first, then the new one.
+    show(homes["a"], pictures()["a later"], "later")
+    show(homes["b"], [(remounted(scan), label) for scan, label in pictures()["b later"]], "later")
+    before = {site: measure(stage, site, "later", first["version"]) for site in SITES}
+    stage.run("deploy", HERE / "app.yaml", "--to", "all")
+    after = {site: measure(stage, site, "later", second["version"]) for site in SITES}
     old, new = first["version"], second["version"]
     for site in SITES:
         say(f"site {site}     version {old} {before[site]:.1%}, version {new} {after[site]:.1%}")
@@ -226,8 +151,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.folder.exists():
         raise SystemExit(f"{options.folder} is there already: remove it, or name another with --folder")
-    options.folder.mkdir(parents=True)
-    figures = run(options.folder.resolve())
+    figures = run(options.folder.resolve(), lambda text: print(text, flush=True))
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2))
 

@@ -19,7 +19,7 @@ from marram.schema.errors import Invalid, Missing
 from marram.train.bundle import write_bundle
 from marram.train.compare import accuracy, judge
 from marram.train.data import Example, digits, gather
-from marram.train.fit import fit, inputs
+from marram.train.fit import _shifted, fit, inputs
 from marram.train.loop import Outcome, run_recipe
 from marram.train.recipe import Recipe, read_recipe
 
@@ -135,6 +135,14 @@ def test_training_is_deterministic_and_every_slice_weighs_the_same(recipe: Path)
     with torch.no_grad():
         answers = model(torch.from_numpy(inputs(page, few))).argmax(1)
     assert (answers == torch.tensor([e.label for e in few])).float().mean() > 0.8
+
+
+def test_a_shift_moves_the_picture_and_keeps_its_size() -> None:
+    x = torch.arange(2 * 1 * 6 * 6, dtype=torch.float32).reshape(2, 1, 6, 6)
+    moved = [_shifted(torch, x, 2, torch.Generator().manual_seed(seed)) for seed in range(20)]
+    assert {tuple(m.shape) for m in moved} == {(2, 1, 6, 6)}
+    assert len({float(m[0, 0, 3, 3]) for m in moved}) > 5
+    assert torch.equal(_shifted(torch, x, 0, torch.Generator()), x)
 
 
 def test_what_the_network_sees_is_what_the_device_feeds(first: tuple[Outcome, Path, Path]) -> None:

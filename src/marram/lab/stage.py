@@ -1,7 +1,7 @@
-"""A cloud and devices on this machine, told what to do by `marram` commands: what examples and end-to-end tests stand on.
+"""A cloud and devices on this machine, told what to do by `marram` commands, as a person would tell them.
 
-Everything lives under one folder; each device has a home of its own, as a machine of its own would. What is started ends
-with its parent (`children`).
+What examples and end-to-end tests stand on. Everything lives under one folder; each device has a home of its own, as on
+a machine of its own. What is started ends with its parent (`children`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import yaml
+
+from marram.bus.http import CloudApi
 from marram.lab.children import Child, marram, stop_all
 from marram.schema.errors import Permanent, Retryable
 
@@ -50,12 +53,13 @@ class Stage:
         return done.stdout
 
     def ask(self, *arguments: str | Path) -> Any:
-        """`run` with --json, parsed: a document, or a list where it prints one a line."""
-        told = self.run(*arguments, "--json")
-        try:
-            return json.loads(told)
-        except json.JSONDecodeError:
-            return [json.loads(line) for line in told.splitlines()]
+        """`run` with --json: the document it printed."""
+        return json.loads(self.run(*arguments, "--json"))
+
+    def api(self) -> CloudApi:
+        """The cloud over HTTP, as the person's commands see it: for looking often, which commands are too dear for."""
+        context = yaml.safe_load((self.home() / "marram" / "context.yaml").read_text(encoding="utf-8"))
+        return CloudApi(context["url"], context["token"])
 
     def start(self, name: str, *arguments: str | Path, who: str = "person") -> Child:
         """Start one command that stays; its words go to `NAME.log`."""
@@ -65,9 +69,9 @@ class Stage:
 
     def cloud(self, *options: str) -> None:
         """Start a cloud on a free port, and wait until commands find it."""
-        cloud = self.start("cloud", "cloud", "--folder", self.folder / "cloud", "--port", "0", *options)
+        self.start("cloud", "cloud", "--folder", self.folder / "cloud", "--port", "0", *options)
         context = self.home() / "marram" / "context.yaml"
-        self.until("the cloud", context.exists, check=cloud.check)
+        self.until("the cloud", context.exists)
 
     def device(self, name: str, **labels: str) -> Path:
         """Join a device and start it; returns its home."""
@@ -77,18 +81,19 @@ class Stage:
         self.start(name, "edge", "run", who=name)
         return self.home(name)
 
-    def until(
-        self, what: str, ready: Callable[[], bool], timeout_s: float = 90, check: Callable[[], None] | None = None
-    ) -> None:
-        """Wait for `ready`. Raises Retryable, with the last words of every process, where `timeout_s` pass in vain."""
+    def until(self, what: str, ready: Callable[[], bool], timeout_s: float = 90, every_s: float = 0.1) -> None:
+        """Look every `every_s` whether it is `ready`.
+
+        Raises NotReady where a process has ended, Retryable, with all their last words, where `timeout_s` pass in vain.
+        """
         deadline_s = time.monotonic() + timeout_s
         while not ready():
-            if check:
-                check()
+            for child in self.children.values():
+                child.check()
             if time.monotonic() > deadline_s:
                 words = "\n".join(f"{name}: {child.last_words()}" for name, child in self.children.items())
                 raise Retryable(f"waited {timeout_s:g} s in vain for {what}\n{words}")
-            time.sleep(0.1)
+            time.sleep(every_s)
 
     def _environment(self, who: str) -> dict[str, str]:
         home = self.home(who)

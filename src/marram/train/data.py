@@ -94,7 +94,7 @@ def _base(data: Data, labels: list[str], folder: Path) -> Iterable[Example]:
     if data.dataset == "digits":
         if labels != [str(n) for n in range(10)]:
             raise Invalid("the digits have the labels 0 to 9", where="labels")
-        for scan, label in zip(*digits(), strict=True):
+        for scan, label in list(zip(*digits(), strict=True))[: data.first]:
             yield Example(np.repeat(scan[:, :, None], 3, axis=2), int(label), data.name)
         return
     root = folder / str(data.images)

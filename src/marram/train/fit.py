@@ -57,7 +57,8 @@ def fit(recipe: Recipe, examples: list[Example], progress: Progress | None = Non
         picked = torch.multinomial(weights, batches * recipe.batch, replacement=True, generator=generator)
         total = 0.0
         for batch in picked.split(recipe.batch):
-            loss = torch.nn.functional.cross_entropy(model(x[batch]), y[batch])
+            seen = _shifted(torch, x[batch], recipe.shift, generator)
+            loss = torch.nn.functional.cross_entropy(model(seen), y[batch])
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -66,6 +67,15 @@ def fit(recipe: Recipe, examples: list[Example], progress: Progress | None = Non
         if progress:
             progress(epoch, recipe.epochs, total / batches)
     return model.eval()
+
+
+def _shifted(torch: Any, x: Any, most: int, generator: Any) -> Any:
+    """`x` (B, C, H, W) moved as a batch by up to `most` pixels each way, its edge pixels repeated."""
+    if not most:
+        return x
+    down, right = torch.randint(0, 2 * most + 1, (2,), generator=generator).tolist()
+    padded = torch.nn.functional.pad(x, (most, most, most, most), mode="replicate")
+    return padded[:, :, down : down + x.shape[2], right : right + x.shape[3]]
 
 
 def export_onnx(recipe: Recipe, model: Any, path: Path) -> None:

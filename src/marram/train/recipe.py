@@ -19,6 +19,8 @@ class Data(Strict):
 
     dataset: Literal["digits"] | None = None
     images: str | None = None
+    # Only so many of the data set, from its beginning.
+    first: int | None = Field(default=None, ge=1)
     # The slice these examples are evaluated as, beside each site's samples.
     name: Name = "base"
 
@@ -55,6 +57,8 @@ class Recipe(Strict):
     epochs: int = Field(default=15, ge=1, le=10_000)
     batch: int = Field(default=64, ge=2)
     rate: float = Field(default=2e-3, gt=0)
+    # Pictures are moved by up to so many pixels each way while training, so that a place is not learnt by heart.
+    shift: int = Field(default=0, ge=0, le=64)
     seed: int = 0
     hold_out: Share = 0.25
     accept: Accept = Accept()
