@@ -17,7 +17,7 @@ WINDOW = 256
 logger = logging.getLogger(__name__)
 client = greengrasssdk.client("iot-data")
 torch.set_num_threads(1)
-# An exported program: the network and its weights in one file. Loading it unpickles no code.
+# An exported program, made by make_model.py: the network and its weights in one file.
 model = torch.export.load(Path(__file__).with_name("model.pt2")).module()
 
 
