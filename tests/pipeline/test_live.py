@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import queue
+import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -15,19 +20,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-from marram.pipeline import newest
+from marram.pipeline import newest, opencv
 from marram.pipeline.build import Pipeline
 from marram.pipeline.contract import Frame, Image
 from marram.pipeline.newest import Newest
 from marram.pipeline.plugins import open_sink, open_source
 from marram.pipeline.sinks.preview import Page
 from marram.pipeline.sources import video
+from marram.pipeline.sources.camera import Camera as RealCamera
 from marram.runtime import image as pictures
 from marram.runtime.model import Model
 from marram.schema.app import PreviewSink, VideoSink, VideoSource
 from marram.schema.errors import Conflict, Invalid, MarramError, Missing, Retryable
 from marram.schema.model import Task
 from marram.schema.result import Result
+
+
+def has_windows() -> bool:
+    lines = [line.split() for line in opencv.load("test").getBuildInformation().splitlines()]
+    return ["GUI:", "NONE"] not in lines
 
 
 def grey(level: int) -> Image:
@@ -124,6 +135,63 @@ def test_a_source_that_ends_is_opened_again(source_of: Any, monkeypatch: pytest.
     second.pictures.put(None)
     wait_for(lambda: source.errors >= 4)
     assert source.last_error == "the camera does not answer"
+
+
+def test_a_camera_that_is_unplugged_is_counted_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The camera's own code on a device that gives so many pictures and then none, is gone, and is back."""
+    monkeypatch.setattr(newest, "BACK_OFF_S", (0.01, 0.02))
+    cv2 = opencv.load("test")
+    device, away = tmp_path / "device.avi", tmp_path / "unplugged"
+    writer = cv2.VideoWriter(str(device), cv2.VideoWriter_fourcc(*"MJPG"), 25, (64, 48))
+    for _ in range(3):
+        writer.write(grey(90))
+    writer.release()
+    source = Newest(lambda: RealCamera(cv2, str(device)), None, "camera 0")
+    frames = source.frames()
+    try:
+        assert abs(int(next(frames).image[0, 0, 0]) - 90) < 6
+        wait_for(lambda: source.errors >= 1)
+        assert "camera 0 stopped giving pictures; it is opened again" in source.last_error
+        device.rename(away)
+        wait_for(lambda: "cannot open camera" in source.last_error)
+        tried = source.errors
+        wait_for(lambda: source.errors >= tried + 2)
+        assert "Is it plugged in?" in source.last_error
+        while source._newest is not None:  # what it gave before
+            next(frames)
+        away.rename(device)
+        before_s = time.monotonic()
+        assert next(frames).captured_s >= before_s
+    finally:
+        source.close()
+        frames.close()
+
+
+def test_a_driver_that_throws_is_a_device_that_is_opened_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(newest, "BACK_OFF_S", (0.001,))
+    calls = itertools.count()
+
+    class Throwing(Camera):
+        def read(self) -> Image | None:
+            if next(calls) % 2:
+                raise RuntimeError("VIDIOC_DQBUF: No such device")
+            return grey(1)
+
+    def open_grabber() -> Throwing:
+        if next(calls) % 3 == 2:
+            raise OSError("the bus is gone")
+        return Throwing()
+
+    source = Newest(open_grabber, None, "cam")
+    frames = source.frames()
+    assert [next(frames).index for _ in range(5)] == [0, 1, 2, 3, 4]
+    wait_for(lambda: source.errors >= 4)
+    source.close()
+    frames.close()
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert sum("VIDIOC_DQBUF" in line for line in warned) == 1  # the first of its kind only
 
 
 def test_a_source_that_never_opens_is_an_error(source_of: Any) -> None:
@@ -237,10 +305,66 @@ def test_a_taken_port_is_a_conflict(page: Page, tmp_path: Path) -> None:
 def test_auto_finds_a_port_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-    sinks = [open_sink(PreviewSink(preview=which), tmp_path) for which in ("auto", "auto", "window")]
-    assert len({sink.url for sink in sinks if isinstance(sink, Page)}) == 3
+    sinks = [open_sink(PreviewSink(preview="auto"), tmp_path) for _ in range(2)]
+    assert len({sink.url for sink in sinks if isinstance(sink, Page)}) == 2
     for sink in sinks:
         sink.close()
+
+
+def test_a_window_that_cannot_be_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    with pytest.raises(Missing, match="no display here") as caught:
+        open_sink(PreviewSink(preview="window"), tmp_path)
+    assert "preview: auto" in str(caught.value)
+
+
+@pytest.mark.skipif(has_windows(), reason="the OpenCV installed here opens windows")
+def test_an_opencv_without_windows_is_named_and_auto_is_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISPLAY", ":0")
+    with pytest.raises(Missing, match="built without windows") as caught:
+        open_sink(PreviewSink(preview="window"), tmp_path)
+    assert "pip uninstall opencv-python-headless && pip install opencv-python" in str(caught.value)
+    page = open_sink(PreviewSink(preview="auto"), tmp_path)
+    assert isinstance(page, Page)
+    page.close()
+
+
+@pytest.mark.skipif(
+    not has_windows(), reason="needs opencv-python in place of the headless build, which has no windows"
+)
+@pytest.mark.skipif(
+    shutil.which("Xvfb") is None, reason="needs Xvfb (apt-get install xvfb), which is not installed here"
+)
+def test_a_window_shows_and_closes(tmp_path: Path) -> None:
+    # In a process of its own: the toolkits keep the display they first saw.
+    code = """
+import sys, numpy as np
+from pathlib import Path
+from marram.pipeline.contract import Frame
+from marram.pipeline.plugins import open_sink
+from marram.schema.app import PreviewSink
+sink = open_sink(PreviewSink(preview="window"), Path("."))
+assert type(sink).__name__ == "Window"
+for index in range(20):
+    sink.write(Frame(index, 0.0, 0.0, image=np.zeros((48, 64, 3), np.uint8)))
+sink.close()
+sink.close()
+"""
+    read, write = os.pipe()
+    xvfb = subprocess.Popen(["Xvfb", "-displayfd", str(write), "-screen", "0", "640x480x24"], pass_fds=[write])
+    os.close(write)
+    try:
+        with os.fdopen(read) as told:
+            display = f":{told.readline().strip()}"
+        ran = subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "DISPLAY": display}, timeout=60, check=False
+        )
+        assert ran.returncode == 0
+    finally:
+        xvfb.terminate()
+        xvfb.wait()
 
 
 def keep_showing(page: Page, level: int, stop: threading.Event) -> None:

@@ -159,7 +159,7 @@ class Publisher:
         return True
 
     def close(self) -> None:
-        """Give what waits two seconds to leave, then stop. Any number of times."""
+        """Give what waits two seconds to leave, then stop; what did not is dropped, told. Any number of times."""
         if self._closed:
             return
         self._closed = True
@@ -171,9 +171,12 @@ class Publisher:
                     break
         self._client.disconnect()
         self._client.loop_stop()
+        left = len(self._unacknowledged)
+        if left:
+            self._drop(f"{left:,} messages for the MQTT broker at {self._broker} were not sent before the end", left)
 
-    def _drop(self, message: str) -> None:
-        self.dropped += 1
+    def _drop(self, message: str, by: int = 1) -> None:
+        self.dropped += by
         self._on_error(message)
 
     def _connected(self, client: paho.Client, data: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:

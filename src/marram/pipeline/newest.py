@@ -1,11 +1,13 @@
 """Keeps the newest picture of a live source (camera, stream), so that a slow model sees now, not a second ago.
 
 One thread reads as fast as pictures come; whoever asks gets the newest one not yet taken, and what it replaced is
-counted as skipped. A device that stops answering is opened again with back-off, and never holds up `close`.
+counted as skipped. A device that stops answering (a camera unplugged, a stream cut) is counted as an error each time it
+is tried, opened again with back-off, and never holds up `close`.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,8 +15,11 @@ from itertools import count
 from typing import Protocol
 
 from marram.pipeline.contract import Frame, Image
+from marram.pipeline.faults import Faults, words
 from marram.pipeline.pace import following
 from marram.schema.errors import MarramError
+
+log = logging.getLogger(__name__)
 
 BACK_OFF_S = (0.5, 1.0, 2.0, 5.0, 10.0)
 # How long `frames` waits for the reading thread at its end; a read that hangs in a driver is left behind.
@@ -41,12 +46,15 @@ class Newest:
         self._changed = threading.Condition()
         self._newest: tuple[Image, float, float] | None = None
         self._closed = threading.Event()
+        self._faults = Faults(log)
         self.skipped = 0
         self.errors = 0
         self.last_error = ""
 
     def frames(self) -> Iterator[Frame]:
         """The newest picture, each time one is asked for, until `close`."""
+        if self._closed.is_set():
+            return
         grabber = self._open()
         thread = threading.Thread(target=self._read, args=(grabber,), name=f"marram-{self._name}", daemon=True)
         thread.start()
@@ -83,21 +91,32 @@ class Newest:
                     return
                 try:
                     grabber = self._open()
-                except MarramError as error:
+                except Exception as error:  # noqa: BLE001 - supervisor: as long as the app runs it is tried again
                     failures += 1
-                    self._failed(str(error))
+                    if not isinstance(error, MarramError):
+                        self._faults.tell(f"opening {self._name}", error)
+                    self._failed(words(error))
                     continue
-            image = grabber.read()
+            image = self._picture(grabber)
             if image is None:
                 grabber.close()
                 grabber = None
                 failures += 1
                 self._failed(f"{self._name} stopped giving pictures; it is opened again")
                 continue
+            if failures:
+                log.info("%s gives pictures again", self._name)
             failures = 0
             self._offer(image)
         if grabber is not None:
             grabber.close()
+
+    def _picture(self, grabber: Grabber) -> Image | None:
+        try:
+            return grabber.read()
+        except Exception as error:  # noqa: BLE001 - supervisor: whatever a driver does, the device is opened again
+            self._faults.tell(f"reading {self._name}", error)
+            return None
 
     def _offer(self, image: Image) -> None:
         with self._changed:

@@ -108,6 +108,9 @@ def test_beyond_the_limit_messages_are_given_up_counted_and_told_once(mosquitto:
         assert sum("newer ones are given up" in message for message in told) == 1
     finally:
         publisher.close()
+        publisher.close()
+    assert publisher.dropped == 25
+    assert told[-1].startswith("10 messages for the MQTT broker") and told[-1].endswith("not sent before the end")
     assert not publisher.publish("out", b"late")
 
 
@@ -118,6 +121,8 @@ def test_an_outage_is_told_at_the_next_write(mosquitto: Any) -> None:
         while True:
             sink.write(frame(0))
     sink.write(frame(1))
+    with pytest.raises(Retryable, match="not sent before the end"):
+        sink.close()
     sink.close()
 
 

@@ -1,15 +1,18 @@
-"""`preview: auto`: a live view of what the app sees and answers: a window, or a page in the browser.
+"""`preview: auto`: a live view of what the app sees and answers: a page in the browser, or a window.
 
-A window needs a display and an OpenCV built with one; otherwise it is MJPEG over HTTP, on this machine only
-(127.0.0.1). Whoever looks gets the newest picture: a slow viewer misses pictures and never slows the pipeline, and
-where nobody looks nothing is encoded.
+- `auto` is a window where this machine can show one, else a page; a port (`8090`) is always a page.
+- `window` is a window, or an error that says what is missing for one: a display, and an OpenCV that was built with
+  windows. The one that Marram installs (`opencv-python-headless`) was not, because it would bring a desktop's libraries
+  onto every device; `pip uninstall opencv-python-headless`, then `pip install opencv-python` has it in its place.
+
+The page is MJPEG over HTTP, on this machine only (127.0.0.1). Whoever looks gets the newest picture: a slow viewer
+misses pictures and never slows the pipeline, and where nobody looks nothing is encoded.
 """
 
 from __future__ import annotations
 
 import importlib.resources
 import json
-import logging
 import os
 import sys
 import threading
@@ -25,8 +28,6 @@ from marram.runtime import image as pictures
 from marram.schema.app import PreviewSink
 from marram.schema.errors import Conflict, Missing
 
-log = logging.getLogger(__name__)
-
 HOST = "127.0.0.1"
 USUAL_PORT = 8090
 BOUNDARY = "marram-picture"
@@ -35,14 +36,15 @@ VIEWER_TIMEOUT_S = 10.0
 
 
 def open_sink(spec: PreviewSink, base: Path) -> Sink:
-    """Raises Conflict where the port is taken."""
-    if spec.preview in ("auto", "window"):
-        cv2 = _with_windows()
-        if cv2 is not None:
-            return Window(cv2)
-        if spec.preview == "window":
-            log.warning("no window here (no display, or an OpenCV without one); the preview is in the browser")
-    return Page(spec.preview if isinstance(spec.preview, int) else None)
+    """Raises Conflict where the port is taken, Missing where a window is asked for and cannot be."""
+    if spec.preview == "window":
+        return Window(_with_windows())
+    if spec.preview == "auto":
+        try:
+            return Window(_with_windows())
+        except Missing:
+            return Page(None)
+    return Page(spec.preview)
 
 
 class Newest:
@@ -178,20 +180,30 @@ class _Viewer(BaseHTTPRequestHandler):
             self.wfile.write(head.encode() + jpeg + b"\r\n")
 
 
-def _with_windows() -> ModuleType | None:
-    """OpenCV, where it can open windows here. macOS opens them only from the main thread, which is not ours."""
-    if sys.platform == "darwin" or (sys.platform == "linux" and not _display()):
-        return None
-    try:
-        cv2 = opencv.load("sinks: preview")
-    except Missing:
-        return None
+def _with_windows() -> ModuleType:
+    """OpenCV, where it can open windows here. Raises Missing, naming what is not there."""
+    where, browser = "sinks: preview: window", "or write `preview: auto` for a page in the browser."
+    if sys.platform == "darwin":
+        raise Missing(
+            "macOS opens windows only from an app's main thread, which is not Marram's here",
+            where=where,
+            hint="Write `preview: auto` for a page in the browser.",
+        )
+    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        raise Missing(
+            "no display here (neither DISPLAY nor WAYLAND_DISPLAY is set)",
+            where=where,
+            hint=f"Run it in a desktop session, {browser}",
+        )
+    cv2 = opencv.load(where)
     lines = [line.split() for line in str(cv2.getBuildInformation()).splitlines()]
-    return None if ["GUI:", "NONE"] in lines else cv2
-
-
-def _display() -> bool:
-    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    if ["GUI:", "NONE"] in lines:
+        raise Missing(
+            "the OpenCV installed here was built without windows (opencv-python-headless)",
+            where=where,
+            hint=f"pip uninstall opencv-python-headless && pip install opencv-python, {browser}",
+        )
+    return cv2
 
 
 class Window:

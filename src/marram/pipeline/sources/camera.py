@@ -24,17 +24,20 @@ def present() -> list[str]:
 
 
 class Camera:
-    """See `newest.Grabber`. Raises Missing where the camera is absent, held by another program, or not permitted."""
+    """See `newest.Grabber`. Raises Missing where the camera is absent, held by another program, or not permitted.
 
-    def __init__(self, cv2: ModuleType, index: int) -> None:
-        self._capture = cv2.VideoCapture(index)
+    `device` is a camera's index; OpenCV also takes a device's path, or a file that plays as a camera would.
+    """
+
+    def __init__(self, cv2: ModuleType, device: int | str) -> None:
+        self._capture = cv2.VideoCapture(device)
         if not self._capture.isOpened():
             self._capture.release()
             found = present()
-            held = f"/dev/video{index}" in found
+            held = f"/dev/video{device}" in found
             why = "it is there, but in use, or not for this user" if held else "no such device here"
             raise Missing(
-                f"cannot open camera {index}: {why} (found: {', '.join(found) or 'none'})."
+                f"cannot open camera {device}: {why} (found: {', '.join(found) or 'none'})."
                 f"{'' if held else ' Is it plugged in?'}",
                 hint="Try `source: {images: photos/}` meanwhile.",
             )

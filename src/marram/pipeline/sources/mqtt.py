@@ -73,13 +73,17 @@ class Mqtt:
         self._refusal: MarramError | None = None
 
     def close(self) -> None:
-        """See `contract.Source`."""
+        """See `contract.Source`. Messages that still wait are counted as skipped."""
         with self._changed:
             self._closed = True
+            self._skip(len(self._waiting))
+            self._waiting.clear()
             self._changed.notify_all()
 
     def frames(self) -> Iterator[Frame]:
         """Readings until `close`. Raises Retryable where no broker answers, Refused where it will not have us."""
+        if self._closed:
+            return
         client = self._connect()
         try:
             yield from self._messages() if self._spec.window is None else self._windows(self._spec.window)
@@ -181,13 +185,18 @@ class Mqtt:
             return
         arrived = _Message(message.topic, bytes(message.payload), time.time(), time.monotonic())
         with self._changed:
+            if self._closed:
+                return
             if len(self._waiting) >= self._limit:
                 self._waiting.popleft()
-                # With `every`, what lies between two that are due is not wanted, so not missed either.
-                if self._spec.every is None or self._spec.window is not None:
-                    self.skipped += 1
+                self._skip(1)
             self._waiting.append(arrived)
             self._changed.notify_all()
+
+    def _skip(self, count_: int) -> None:
+        # With `every`, what lies between two that are due is not wanted, so not missed either.
+        if self._spec.every is None or self._spec.window is not None:
+            self.skipped += count_
 
     # ---------------------------------------------------------------- the broker
 

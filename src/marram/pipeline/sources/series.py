@@ -146,6 +146,8 @@ class Series:
         """Good rows with their Unix time; bad ones counted."""
         numeric = frozenset(self._numeric)
         for line, record in self._records():
+            if self._pace.closed():
+                return
             try:
                 row = {name: _value(record, name, name in numeric) for name in self._columns}
                 time_s = time.time()
