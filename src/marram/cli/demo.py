@@ -18,6 +18,7 @@ def demo(
     duration: Annotated[float, typer.Option(help="Seconds to run after the set-up.", metavar="S")] = 40.0,
     json: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Go on until Ctrl-C, to look around.")] = False,
+    picture: Annotated[Path | None, typer.Option(help="Write what was shown to this file, as an SVG picture.")] = None,
     no_color: Annotated[bool, typer.Option("--no-color", help="No colours.")] = False,
     folder: Annotated[Path, typer.Option(help="Where it keeps everything; emptied at the start.")] = Path("demo"),
     port: Annotated[
@@ -26,6 +27,8 @@ def demo(
 ) -> None:
     """Start a cloud and three devices here, rehearse, count, and end everything that was started."""
     options = Options(duration_s=duration, json_file=json, keep=keep, no_color=no_color, folder=folder, port=port)
-    figures = Demo(options, View(no_color=no_color)).run()
+    view = View(no_color=no_color, picture=picture)
+    figures = Demo(options, view).run()
+    view.save()
     if figures["events_lost"] or figures["events_duplicated"]:
         raise typer.Exit(1)

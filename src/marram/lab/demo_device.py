@@ -76,7 +76,8 @@ class DemoDevice:
             reading.link = self.link.stats()
         answer = agent_status.ask(self.folder, timeout_s=1)
         reported = (answer or {}).get("reported", {})
-        reading.waiting = int(reported.get("outbox_depth", 0))
+        with contextlib.suppress(MarramError):
+            reading.waiting = self.mark().waiting
         for app in reported.get("apps", []):
             reading.stats, reading.state, reading.reason = app["stats"], app["state"], app["reason"]
         return reading

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
+from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
 from marram.lab.demo_device import Reading
+from marram.schema.errors import Permanent
 from marram.schema.units import format_rate
 
-_PLAIN_EVERY_S = 5.0
+_PLAIN_EVERY_S = 15.0
 
 
 class View:
     """Lines that stay, and below them one table that changes. `no_color` turns colours off, not the layout."""
 
-    def __init__(self, *, no_color: bool = False) -> None:
-        out = Console(highlight=False, no_color=no_color or None)
+    def __init__(self, *, no_color: bool = False, picture: Path | None = None) -> None:
+        out = Console(highlight=False, no_color=no_color or None, record=picture is not None)
         self._live_terminal = out.is_terminal
-        self.out = out if self._live_terminal else Console(highlight=False, no_color=True, width=120)
+        if not self._live_terminal:
+            out = Console(highlight=False, no_color=picture is None, width=120, record=picture is not None)
+        self.out, self._picture = out, picture
         self._live: Live | None = None
         self._plain_due_s = 0.0
 
@@ -59,6 +64,15 @@ class View:
         """What stays at the end."""
         self.done()
         self.out.print(table)
+
+    def save(self) -> None:
+        """Write what was shown as a picture (SVG), where one was asked for. Raises Permanent."""
+        if self._picture is None:
+            return
+        try:
+            self.out.save_svg(str(self._picture), title="marram demo", theme=MONOKAI, font_aspect_ratio=0.61)
+        except OSError as error:
+            raise Permanent(f"cannot write it: {error.strerror}", where=str(self._picture)) from error
 
     def _show(self, what: RenderableType) -> None:
         if self._live is None:
