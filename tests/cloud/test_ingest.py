@@ -6,6 +6,7 @@ import asyncio
 import resource
 import signal
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,22 @@ async def test_an_acknowledged_batch_is_in_the_database(
     other = sqlite3.connect(tmp_path / "cloud" / "marram.db")
     assert other.execute("SELECT count(*), min(device) FROM events").fetchone() == (500, "pi")
     other.close()
+
+
+async def test_an_acknowledgement_says_how_long_the_cloud_took(
+    cloud: Cloud, device: Any, make_batch: Callable[..., list[Recorded]]
+) -> None:
+    bus = await device(cloud, "pi")
+    asks = [
+        bus.request(subjects.events("pi"), pack_batch(STREAM, make_batch(STREAM, n, n + 99)), 20)
+        for n in range(1, 2001, 100)
+    ]
+    begun_s = time.perf_counter()
+    spans = [unpack_ack(reply).service_s for reply in await asyncio.gather(*asks)]
+    assert all(0 < span_s < time.perf_counter() - begun_s for span_s in spans)
+    # They wait for one another's commits, and that is the cloud's time, not the link's.
+    assert sum(spans) > max(spans) * 2
+    assert unpack_ack(await bus.request(subjects.events("pi"), pack_batch(STREAM, []), 10)).service_s > 0
 
 
 async def test_a_batch_whose_acknowledgement_got_lost_is_stored_once(

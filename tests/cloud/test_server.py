@@ -109,6 +109,21 @@ async def test_the_api_answers_and_needs_the_token(cloud: Cloud) -> None:
         assert (await client.get("/api/v1/status", headers=signed_in)).json()["devices"] == 0
 
 
+async def test_status_tries_the_parts_now_and_then_and_health_each_time(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+    monkeypatch.setattr(cloud.state.objects, "check", lambda: tried.append("objects") or "fine")
+    statuses = await asyncio.gather(*(asyncio.to_thread(cloud.state.status) for _ in range(5)))
+    assert tried == ["objects"] and all(status.checks == statuses[0].checks for status in statuses)
+    for _ in range(2):
+        assert all(check.ok for check in await asyncio.to_thread(cloud.state.checks))
+    assert len(tried) == 3
+    monkeypatch.setattr("marram.cloud.state.CHECKS_KEEP_S", 0.0)
+    await asyncio.to_thread(cloud.state.status)
+    assert len(tried) == 4
+
+
 def test_a_killed_cloud_leaves_no_process_behind_and_a_restart_finds_everything(
     start: Callable[..., Any], tmp_path: Path, colours: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

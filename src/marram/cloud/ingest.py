@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 from marram.bus import subjects
@@ -50,29 +51,33 @@ class Ingest:
         self._threads.shutdown(wait=True)
 
     async def _on_batch(self, message: Message) -> bytes | None:
+        arrived_s = time.perf_counter()
         device = subjects.device_of(message.subject)
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._threads, self.store_batch, device, message.payload)
+            return await loop.run_in_executor(self._threads, self.store_batch, device, message.payload, arrived_s)
         except MarramError as error:
             self.refused += 1
             log.warning("a batch of %s was not stored: %s", device, error)
             raise
 
-    def store_batch(self, device: str, payload: bytes) -> bytes:
-        """Store one batch; returns its acknowledgement. Blocking.
+    def store_batch(self, device: str, payload: bytes, arrived_s: float | None = None) -> bytes:
+        """Store one batch; returns its acknowledgement, which says how long it was here. Blocking.
 
+        `arrived_s`: when it came (`time.perf_counter`), so that waiting for a turn counts as time of ours: a device
+        must not take a busy cloud for a slow link.
         Raises Invalid (malformed: no use in sending it again), Retryable (nothing was stored, send it again).
         """
+        began_s = time.perf_counter() if arrived_s is None else arrived_s
         batch = unpack_batch(payload)
         if not batch:
             self._store.check()
-            return pack_ack(0, 0)
+            return pack_ack(0, 0, time.perf_counter() - began_s)
         new = self._store.events.append(device, batch, self._keep_bodies(batch))
         self.batches += 1
         self.events += new
         self.duplicates += len(batch) - new
-        return pack_ack(new, max(record.sequence for record in batch))
+        return pack_ack(new, max(record.sequence for record in batch), time.perf_counter() - began_s)
 
     def _keep_bodies(self, batch: list[Recorded]) -> dict[int, Body]:
         carrying = [record for record in batch if record.event.body is not None]

@@ -7,6 +7,7 @@ only the API role against somebody else's broker has other hands than one that e
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -39,6 +40,9 @@ from marram.schema.device import Device, DeviceState
 from marram.schema.errors import MarramError, Missing
 from marram.store import EventFilter, Objects, SampleFilter, Store
 
+# What `status` says of broker, database and ingest is at most so old: every open console asks each second.
+CHECKS_KEEP_S = 5.0
+
 
 @dataclass(slots=True)
 class Hands:
@@ -69,6 +73,8 @@ class CloudState:
         self._enrolment = Enrolment(store)
         self._scratch = scratch
         self._started_s = time.monotonic()
+        self._checking = threading.Lock()
+        self._checked: tuple[float, list[Check]] = (float("-inf"), [])
 
     # ------------------------------------------------------------ who may ask
 
@@ -212,10 +218,20 @@ class CloudState:
             events=self.store.events.totals().stored,
             samples=self.store.samples.count(),
             brokers=self.hands.brokers,
-            checks=self.checks(),
+            checks=self._recent_checks(),
         )
 
+    def _recent_checks(self) -> list[Check]:
+        """Those of a moment ago, where there are some: one caller tries, the others who come meanwhile share it."""
+        with self._checking:
+            made_s, checks = self._checked
+            if time.monotonic() - made_s >= CHECKS_KEEP_S:
+                checks = self.checks()
+                self._checked = (time.monotonic(), checks)
+            return checks
+
     def checks(self) -> list[Check]:
+        """Each tried now."""
         return [
             tried("database", self.store.check),
             tried("objects", self.objects.check),
