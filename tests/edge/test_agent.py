@@ -58,7 +58,13 @@ async def test_a_finite_source_finishes_once(cloud: Cloud, device: Device) -> No
     assert cloud.stored.total() == 49
     await device.stop()
     await device.start()
-    await cloud.until(lambda r: r.uptime_s > 1)
+    report = await cloud.until(lambda r: r.uptime_s > 1)
+    assert report.apps[0].restarts == 0 and "came to its end" in report.apps[0].reason
+    assert device.workers() == [] and cloud.stored.total() == 49
+    # A next version that fails leads back to it; its source is not read a second time.
+    await cloud.want(cloud.app("ticking", 2, {"app.yaml": b"app: ticking"}))
+    await cloud.until_state("ticking", AppState.ROLLED_BACK, 2)
+    await cloud.until(lambda r: r.outbox_depth == 0)
     assert device.workers() == [] and cloud.stored.total() == 49
 
 

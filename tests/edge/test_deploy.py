@@ -50,6 +50,18 @@ def test_a_first_version_that_fails_leaves_nothing_to_run() -> None:
     assert deploy.move(AppRecord(target=version(1)), AppState.ROLLED_BACK, "no").runs is None
 
 
+def test_what_finished_stays_finished_until_another_is_proven() -> None:
+    done = deploy.finished(committed(1))
+    trying = deploy.retarget(done, version(2))
+    assert trying.finished and trying.runs == version(1)
+    assert deploy.retarget(trying, version(1)).finished
+    given_up = deploy.move(trying, AppState.ROLLED_BACK, "no")
+    assert given_up.finished and given_up.runs == version(1)
+    for state in WAY:
+        trying = deploy.move(trying, state)
+    assert trying.runs == version(2) and not trying.finished
+
+
 def test_tries_are_bounded() -> None:
     record = AppRecord(target=version(1))
     for _ in range(deploy.MAX_TRIES):

@@ -8,6 +8,8 @@ the whole device down with it is given up as well.
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field
 
 from marram.schema.device import TRANSITIONS, AppState, DesiredApp
@@ -20,8 +22,8 @@ MAX_TRIES = 5
 class AppRecord(Strict):
     """What the device remembers of one app. `target` is what the cloud wants; `state` is how far that came.
 
-    `committed` is the version to fall back to. `tries` counts starts of `target` before it was proven. `finished`:
-    its source came to its end, there is nothing left to run.
+    `committed` is the version to fall back to. `tries` counts starts of `target` before it was proven. `finished`: the
+    source of the proven version (`runs`) came to its end; started again it would record all of it twice.
     """
 
     target: DesiredApp
@@ -55,16 +57,18 @@ def retarget(record: AppRecord | None, target: DesiredApp) -> AppRecord:
         return record
     if record.runs == target:
         # Back to what was proven here and runs already: nothing to try.
-        return AppRecord(target=target, state=AppState.COMMITTED, committed=target)
-    return AppRecord(target=target, committed=record.runs)
+        return AppRecord(target=target, state=AppState.COMMITTED, committed=target, finished=record.finished)
+    return AppRecord(target=target, committed=record.runs, finished=record.finished)
 
 
 def move(record: AppRecord, state: AppState, reason: str = "") -> AppRecord:
     """The record in its next state. Raises ValueError where `schema.device.TRANSITIONS` forbids it."""
     if state not in TRANSITIONS[record.state]:
         raise ValueError(f"{record.target.name}: {record.state} never becomes {state}")
-    committed = record.target if state is AppState.COMMITTED else record.committed
-    return record.model_copy(update={"state": state, "reason": reason, "committed": committed})
+    update: dict[str, Any] = {"state": state, "reason": reason}
+    if state is AppState.COMMITTED:
+        update |= {"committed": record.target, "finished": False}
+    return record.model_copy(update=update)
 
 
 def tried(record: AppRecord) -> AppRecord:
@@ -78,5 +82,5 @@ def noted(record: AppRecord, reason: str) -> AppRecord:
 
 
 def finished(record: AppRecord) -> AppRecord:
-    """The record of a version whose source came to its end: proven, and nothing left to run."""
+    """The record once the source of the proven version came to its end: nothing left to run until another is wanted."""
     return record.model_copy(update={"finished": True})

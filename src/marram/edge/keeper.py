@@ -245,7 +245,7 @@ class Keeper:
     def _start_steady(self, worker: Worker | None = None) -> None:
         """Keep the proven version running, if there is one and it is not running already."""
         app = self.record.runs
-        if app is None or (self.record.finished and app == self.record.target):
+        if app is None or self.record.finished:
             return
         if self._steady is not None and not self._steady.done() and self._steady_app == app:
             return
@@ -272,8 +272,8 @@ class Keeper:
                     end = await asyncio.shield(worker.exited)
                     if end.finished:
                         log.info("%s: finished: %s", self.name, end.reason)
-                        if app == self.record.target:
-                            self._keep(deploy.noted(deploy.finished(self.record), end.reason))
+                        record = deploy.finished(self.record)
+                        self._keep(deploy.noted(record, end.reason) if app == record.target else record)
                         self._ground.changed()
                         return
                     if time.monotonic() - worker.started_s > LONGEST_PAUSE_S:
