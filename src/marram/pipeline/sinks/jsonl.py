@@ -55,7 +55,9 @@ class Jsonl:
         """Hand one line to the writing thread. Raises Retryable once for each fault it has met since."""
         text = line(frame) + b"\n"
         with self._changed:
-            if len(self._lines) >= self._limit_lines:
+            if self._closed:
+                self._lose(1, "it is closed")
+            elif len(self._lines) >= self._limit_lines:
                 self._lose(1, "the disk is too slow")
             else:
                 self._lines.append(text)
@@ -70,6 +72,10 @@ class Jsonl:
             self._closed = True
             self._changed.notify_all()
         self._thread.join(_CLOSE_S)
+        with self._changed:
+            if self._lines:  # the disk hangs: who ends the app does not wait for it
+                self._lose(len(self._lines), "the disk does not answer")
+                self._lines.clear()
         if self._fault:
             fault, self._fault = self._fault, ""
             raise Retryable(fault)

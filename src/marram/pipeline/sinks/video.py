@@ -11,6 +11,7 @@ quota, a file system's largest file) is seen by the file: it no longer grows, al
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -54,15 +55,29 @@ class Video:
         self._codec = CODECS[file.suffix.lower()]
         self._writer: Any = None
         self._closed = False
+        # OpenCV's writer crashes where one thread finishes it and another still writes.
+        self._lock = threading.Lock()
 
     def write(self, frame: Frame) -> None:
         """Append the frame's picture; frames without one are left out.
 
         Raises Retryable for each picture that the disk has no room for, Permanent where OpenCV cannot write at all.
         """
-        if frame.image is None or self._closed:
+        if frame.image is None:
             return
         picture = opencv.as_bgr(self._cv2, frame.image)
+        with self._lock:
+            if not self._closed:
+                self._write(picture)
+
+    def close(self) -> None:
+        """Finish the file: before this no player reads it. Any number of times."""
+        with self._lock:
+            self._closed = True
+            if self._writer is not None:
+                self._writer.release()
+
+    def _write(self, picture: Image) -> None:
         height, width = picture.shape[:2]
         if self._writer is None:
             self._open((width, height))
@@ -72,13 +87,9 @@ class Video:
             raise Retryable(f"cannot write {self._file} ({fault}); {self.lost:,} pictures are lost so far")
         if (width, height) != self._size:
             picture = self._cv2.resize(picture, self._size, interpolation=self._cv2.INTER_LINEAR)
-        self._append(picture)
-
-    def close(self) -> None:
-        """Finish the file: before this no player reads it. Any number of times."""
-        self._closed = True
-        if self._writer is not None:
-            self._writer.release()
+        self._writer.write(picture)
+        self._written += 1
+        self._owed_bytes += self._size[0] * self._size[1] * LEAST_BYTES_A_PIXEL[self._codec]
 
     def _open(self, size: tuple[int, int]) -> None:
         codec = self._cv2.VideoWriter_fourcc(*self._codec)
@@ -89,11 +100,6 @@ class Video:
         self._written = 0
         # The file's size when it last grew, and what it should at least have grown by since.
         self._file_bytes, self._owed_bytes = 0, 0.0
-
-    def _append(self, picture: Image) -> None:
-        self._writer.write(picture)
-        self._written += 1
-        self._owed_bytes += self._size[0] * self._size[1] * LEAST_BYTES_A_PIXEL[self._codec]
 
     def _fault(self) -> str:
         """Why another picture cannot be written, as the disk tells; empty where it can."""
