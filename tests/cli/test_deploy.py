@@ -97,6 +97,9 @@ def test_functions_and_files_go_along(marram_: Terminal, tmp_path: Path) -> None
         ("  - classify: ./nothing", "no such folder"),
         ("  - classify: efficientnet-lite0", "`marram model build efficientnet-lite0` makes it"),
         ("  - classfy: colours", 'did you mean "classify"'),
+        ("  - classify: colours\n  - alert: result.label = 'x'", "app.yaml:5 steps[1].alert: "),
+        ("  - classify: colours\n  - keep: 'true'", "app.yaml:5 steps[1].keep: `raw: never`"),
+        ("  - classify: colours\n    cloud: colurs", "app.yaml:5 steps[0].cloud: no model"),
     ],
 )
 def test_what_does_not_exist_is_told_with_what_does(
@@ -110,9 +113,11 @@ def test_what_does_not_exist_is_told_with_what_does(
 def test_a_cloud_model_that_may_never_be_asked_is_told(marram_: Terminal, tmp_path: Path, bundle: Bundle) -> None:
     marram_.served.state.registry.add_folder(bundle("colours"))
     steps = "  - classify: colours\n    cloud: colours"
-    told = "steps[0].cloud is never asked"
+    told = "app.yaml:5  steps[0].cloud: is never asked"
     assert told in marram_("deploy", app_file(tmp_path / "a", steps), "--to", "all")
-    assert told in marram_("deploy", app_file(tmp_path / "a", steps, "raw: redacted"), "--to", "all")
+    covered = steps + "\n  - function: f.py:cover\n  - redact: detections"
+    (tmp_path / "a" / "f.py").write_text("def cover(frame, result): ...")
+    assert told in marram_("deploy", app_file(tmp_path / "a", covered, "raw: redacted"), "--to", "all")
     assert told not in marram_("deploy", app_file(tmp_path / "a", steps, "raw: allowed"), "--to", "all")
 
 

@@ -7,24 +7,50 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
-from marram.schema.app import app_json_schema, parse_app
-from marram.schema.errors import Missing
+from marram.cli._appfile import AppFile
+from marram.pipeline.check import look_ahead
+from marram.schema.app import app_json_schema
+from marram.schema.errors import Invalid, MarramError
 
-app = typer.Typer(no_args_is_help=True, help="Check app files; print their JSON Schema.")
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Check app files; print their JSON Schema.")
 
 
 @app.command()
-def check(files: Annotated[list[Path], typer.Argument(help="App files (YAML).")]) -> None:
-    """Check app files: names file, line, field, fault and next step; exit status 2 on any fault."""
+def check(
+    files: Annotated[list[Path], typer.Argument(help="App files (YAML).", metavar="FILE", show_default=False)],
+) -> None:
+    """Check app files without running them: file, line, field, fault and next step.
+
+    Looks at what any machine can tell: fields, conditions, models, privacy, files.
+
+    Notes and faults go to stderr; the exit status is 2 where a file has a fault.
+    """
+    faults: list[str] = []
+    notes = Console(stderr=True, highlight=False, soft_wrap=True)
     for file in files:
-        if not file.is_file():
-            raise Missing(f"no such file {file}")
-        found = parse_app(file.read_text(errors="replace"), str(file))
-        print(f"{file}: ok, {found.app}: {len(found.steps)} step{'s' if len(found.steps) != 1 else ''}")
+        try:
+            read = AppFile.read(file)
+            found = look_ahead(read.app, read.folder)
+        except MarramError as error:
+            faults.append(str(error))
+            continue
+        for note in (*found.unbuilt, *found.notes):
+            notes.print(f"note  {read.page.locate(note)}", style="yellow", markup=False)
+        if found.faults:
+            faults += [str(read.page.locate(fault)) for fault in found.faults]
+        else:
+            steps = len(read.app.steps)
+            print(f"{file}: ok, {read.app.app}: {steps} step{'s' if steps != 1 else ''}")
+    if faults:
+        raise Invalid("\n".join(faults))
 
 
 @app.command()
 def schema() -> None:
-    """Print the JSON Schema of app files, for editors (`# yaml-language-server: $schema=app.schema.json`)."""
+    """Print the JSON Schema of app files, which editors complete and check from.
+
+    Begin an app file with: # yaml-language-server: $schema=app.schema.json
+    """
     print(json.dumps(app_json_schema(), indent=2))

@@ -14,8 +14,9 @@ from rich.text import Text
 
 from marram.bus.http import CloudApi
 from marram.cli import _show
+from marram.cli._appfile import AppFile
 from marram.cli._context import Json, Token, Url, connect, print_json
-from marram.cli._shipping import AppFile, send_files, send_models, warnings
+from marram.cli._shipping import check, files_of, send_files, send_models
 from marram.schema.api import Deployment, DeviceApp
 from marram.schema.device import AppState, DeviceState
 from marram.schema.errors import Invalid, Permanent, Retryable
@@ -61,7 +62,8 @@ def _deploy(api: CloudApi, file: AppFile, to: str | None, wait_s: float, json: b
     if to is None:
         raise Invalid("to which devices?", where="--to", hint="--to all, or labels: --to site=shanghai")
     selector = _selector(to)
-    file.files()  # a missing file is told before a model of a gigabyte travels
+    warnings = check(file)
+    files_of(file)  # a missing file is told before a model of a gigabyte travels
     out = Console(stderr=True, highlight=False) if json else _show.console()
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     with Progress(*columns, console=out, transient=True) as bars:
@@ -73,7 +75,7 @@ def _deploy(api: CloudApi, file: AppFile, to: str | None, wait_s: float, json: b
 
         text = send_models(api, file, notes.append, advance)
         files = send_files(api, file, advance)
-    for warning in warnings(file.app):
+    for warning in warnings:
         out.print(warning, style="yellow", markup=False)
     for note in notes:
         out.print(note, style="dim", markup=False)

@@ -13,11 +13,12 @@ from typing import Annotated, Any
 
 import typer
 
+from marram.cli._appfile import AppFile, build_detector
 from marram.pipeline.build import Around, Pipeline
 from marram.pipeline.contract import Frame
 from marram.pipeline.events import data_of
-from marram.schema.app import App, CameraSource, ImagesSource, VideoSource, parse_app
-from marram.schema.errors import Invalid, Missing
+from marram.schema.app import App, CameraSource, ImagesSource, VideoSource
+from marram.schema.errors import Invalid, MarramError, Permanent
 from marram.schema.event import Event, EventKind
 from marram.schema.result import Result
 from marram.schema.units import format_duration, parse_duration
@@ -27,43 +28,61 @@ app = typer.Typer(add_completion=False, help="Run an app right here, with no clo
 
 @app.command()
 def run(
-    file: Annotated[Path, typer.Argument(help="The app file (YAML).")],
-    camera: Annotated[int | None, typer.Option(help="Read this camera instead of the app's source.")] = None,
-    video: Annotated[str | None, typer.Option(help="Read this video file or stream instead.")] = None,
-    images: Annotated[Path | None, typer.Option(help="Read the pictures of this folder instead.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="End after so many results.")] = None,
-    duration: Annotated[str | None, typer.Option(help="End after so long: 10 s, 5 min.")] = None,
+    file: Annotated[Path, typer.Argument(help="The app file (YAML).", metavar="FILE", show_default=False)],
+    camera: Annotated[
+        int | None, typer.Option(help="Read this camera instead of the app's source.", metavar="INDEX")
+    ] = None,
+    video: Annotated[
+        str | None, typer.Option(help="Read this video file or stream (rtsp://…) instead.", metavar="FILE|URL")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Read the pictures of this folder instead.", metavar="FOLDER")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="End after so many results.", metavar="N")] = None,
+    duration: Annotated[str | None, typer.Option(help="End after so long: 10 s, 5 min.", metavar="TIME")] = None,
     json_lines: Annotated[bool, typer.Option("--json", help="Print JSON, one line a result or event.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no results, only the summary.")] = False,
 ) -> None:
-    """Run an app right here, with no cloud and no set-up: results on stdout, one a line, a summary on stderr.
+    """Run an app right here, with no cloud and no set-up.
 
-    Ctrl-C ends it.
+    Results go to stdout, one a line, and a summary to stderr. Ctrl-C ends it.
+
+    The exit status is 2 where it cannot start, or where errors were all it gave.
     """
-    if not file.is_file():
-        raise Missing(f"no such file {file}", hint="Name an app file: marram run app.yaml")
     seconds = _seconds(duration)
-    found = _with_source(parse_app(file.read_text(errors="replace"), str(file)), camera, video, images)
+    read = AppFile.read(file)
+    found, option = _with_source(read.app, camera, video, images)
     lines = Lines(json_lines=json_lines, quiet=quiet, limit=limit)
-    pipeline = Pipeline.build(found, file.resolve().parent, Around(outlet=lines, sinks=(lines,), on_open=_tell))
-    lines.stop = pipeline.stop
-    interrupted = _run(pipeline, seconds)
-    print(summary(pipeline.stats()), file=sys.stderr)
+    try:
+        build_detector(found)
+        pipeline = Pipeline.build(found, read.folder, Around(outlet=lines, sinks=(lines,), on_open=_tell))
+        lines.stop = pipeline.stop
+        stopped_by = _run(pipeline, seconds)
+    except MarramError as error:
+        if option is not None and (error.where or "").startswith("source"):
+            error.where = option
+        read.page.locate(error)
+        raise
+    stats = pipeline.stats()
     if lines.broken:
         raise BrokenPipeError
-    if interrupted:
+    if stats["errors"] and not stats["frames"] and not stats["dropped"] and stopped_by is None:
+        count = f"{stats['errors']} error{'s' if stats['errors'] != 1 else ''}"
+        raise Permanent(f"nothing was answered ({count}). The last: {stats['last_error']}", where=str(file))
+    print(summary(stats), file=sys.stderr)
+    if stopped_by == signal.SIGINT:
         raise KeyboardInterrupt
 
 
-def _run(pipeline: Pipeline, seconds: float | None) -> bool:
-    """Run to the end; True where Ctrl-C was it. A second Ctrl-C does not wait for frames in work."""
-    interrupted = False
+def _run(pipeline: Pipeline, seconds: float | None) -> int | None:
+    """Run to the end; the signal where one ended it. A second Ctrl-C does not wait for frames in work."""
+    stopped_by: int | None = None
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        nonlocal interrupted
-        if interrupted:
+        nonlocal stopped_by
+        if stopped_by == signal.SIGINT:
             raise KeyboardInterrupt
-        interrupted = number == signal.SIGINT
+        stopped_by = number
         pipeline.stop()
 
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -78,7 +97,7 @@ def _run(pipeline: Pipeline, seconds: float | None) -> bool:
             timer.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)
-    return interrupted
+    return stopped_by
 
 
 class Lines:
@@ -175,21 +194,23 @@ def _seconds(duration: str | None) -> float | None:
         raise Invalid(str(error), where="--duration") from error
 
 
-def _with_source(found: App, camera: int | None, video: str | None, images: Path | None) -> App:
-    """The app with another source, where one was named. Raises Invalid where several were."""
+def _with_source(found: App, camera: int | None, video: str | None, images: Path | None) -> tuple[App, str | None]:
+    """The app with another source, where an option named one, and that option. Raises Invalid where several did."""
     if sum(given is not None for given in (camera, video, images)) > 1:
         raise Invalid("an app has one source", where="--camera, --video, --images", hint="Name one of them.")
-    source: CameraSource | VideoSource | ImagesSource | None = None
+    source: CameraSource | VideoSource | ImagesSource
     if camera is not None:
         if camera < 0:
             raise Invalid(f"{camera} is no camera", where="--camera", hint="The first one is 0.")
-        source = CameraSource(camera=camera)
+        option, source = "--camera", CameraSource(camera=camera)
     elif video is not None:
         # Paths in an app file are relative to it, those on the command line to where one stands.
-        source = VideoSource(video=video if "://" in video else str(Path(video).resolve()))
+        option, source = "--video", VideoSource(video=video if "://" in video else str(Path(video).resolve()))
     elif images is not None:
-        source = ImagesSource(images=str(images.resolve()))
-    return found if source is None else found.model_copy(update={"source": source})
+        option, source = "--images", ImagesSource(images=str(images.resolve()))
+    else:
+        return found, None
+    return found.model_copy(update={"source": source}), option
 
 
 def _tell(sink: Any) -> None:

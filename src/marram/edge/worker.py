@@ -24,13 +24,15 @@ from marram.edge.channel import WorkerEnd
 from marram.edge.process import be_second, die_with, give_back_memory
 from marram.edge.remote import ChannelRemote
 from marram.pipeline.build import Around, Pipeline
+from marram.pipeline.check import at
 from marram.runtime.bundle import CARD, Bundle
 from marram.runtime.library import parse_reference
 from marram.runtime.model import Model
-from marram.schema.app import App, JsonlSink, Sink, VideoSink, parse_app
+from marram.schema.app import App, JsonlSink, Sink, VideoSink, app_on, model_uses
 from marram.schema.device import CloudModel
 from marram.schema.errors import Invalid, MarramError, Missing, Permanent, Retryable
 from marram.schema.model import ModelCard
+from marram.schema.page import Page
 
 _BEAT_S = 1.0
 
@@ -85,7 +87,15 @@ class Run:
         be_second(self._start["memory"])
         threading.Thread(target=self._listen, name="listen", daemon=True).start()
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
-        app = parse_app((self._folder / "app.yaml").read_text(encoding="utf-8"), f"{self._start['app']}/app.yaml")
+        page = Page.read((self._folder / "app.yaml").read_text(encoding="utf-8"), f"{self._start['app']}/app.yaml")
+        try:
+            return self._live(app_on(page))
+        except MarramError as error:
+            # What is wrong with the app is said by its line, here as where it was written.
+            page.locate(error)
+            raise
+
+    def _live(self, app: App) -> int:
         if self._start["verify"]:
             self._verify(app)
             self._channel.send({"t": "verified"})
@@ -152,8 +162,10 @@ class Run:
     def _verify(self, app: App) -> None:
         """Load every model the app brought, each as the app will: what does not load never replaces what runs."""
         try:
-            for step in app.inferences:
-                Model.load(self._resolve(step.model, self._folder), variant=step.variant).close()
+            for use in model_uses(app):
+                if not use.cloud:
+                    with at(use.place):
+                        Model.load(self._resolve(use.reference, self._folder), variant=use.variant).close()
         except Missing as error:
             # All that the deployment brings is here already: what is missing now stays missing.
             raise Invalid(error.what, where=error.where, hint=error.hint) from error

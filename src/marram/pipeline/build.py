@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from marram.pipeline import plugins
+from marram.pipeline.check import Resolve, at, examine
 from marram.pipeline.contract import Outlet, Remote, Sink, Source, Step, StepContext
 from marram.pipeline.events import result_sender
 from marram.pipeline.infer import CloudModel, Infer, cloud_model, load_models
@@ -25,8 +26,7 @@ from marram.placement.contract import Policy
 from marram.placement.policy import LatencyPolicy
 from marram.runtime import library
 from marram.runtime.bundle import Bundle
-from marram.schema.app import App, FunctionStep, InferStep, MqttSource, RedactStep, SeriesSource
-from marram.schema.errors import Invalid
+from marram.schema.app import SINKS, SOURCES, App, InferStep, running_steps
 from marram.schema.event import Event
 from marram.schema.model import ModelCard
 
@@ -54,7 +54,7 @@ class Around:
     remote: Remote | None = None
     cloud_cards: Mapping[str, tuple[int, ModelCard]] = field(default_factory=dict)
     policy: Policy | None = None
-    resolve: Callable[[str, Path], Bundle] = library.resolve
+    resolve: Resolve = library.resolve
     sinks: tuple[Sink, ...] = ()
     on_open: Callable[[Sink], None] | None = None
     device: str = "here"
@@ -71,27 +71,33 @@ class Pipeline:
     def build(cls, app: App, base: Path, around: Around | None = None) -> Pipeline:
         """Open the app's source, models, steps and sinks; `base` is the folder of the app file.
 
-        Raises Missing, Invalid, NotReady, Conflict where any of them is wrong, naming it and the next step.
+        Raises Missing, Invalid, NotReady, Conflict where any of them is wrong, naming the app's field and the next step
+        (`schema.page.Page.locate` adds on which line that stands).
         """
         around = around or Around()
-        _check_privacy(app)
+        resolve = _once(around.resolve)
+        found = examine(app, base, resolve)
+        for note in found.notes:
+            log.warning("%s: %s", app.app, note)
+        for fault in (*found.faults, *found.unbuilt):
+            raise fault
         stats = Stats()
         outlet = CountingOutlet(around.outlet, stats, alerts=app.send != "nothing")
-        context = StepContext(
-            app, base, outlet, around.device, stats, lambda reference: around.resolve(reference, base)
-        )
+        context = StepContext(app, base, outlet, around.device, stats, lambda reference: resolve(reference, base))
         with ExitStack() as opened:
-            source = plugins.open_source(app.source, base)
+            with at(("source", plugins.verb_of(app.source, SOURCES))):
+                source = plugins.open_source(app.source, base)
             opened.callback(source.close)
-            clouds = {id(spec): asked for spec in app.inferences if (asked := cloud_model(spec, around.cloud_cards))}
+            clouds = _clouds(app, around.cloud_cards)
             offload = None
             if around.remote is not None and clouds:
                 offload = Offload(around.remote, around.policy or LatencyPolicy())
                 opened.callback(offload.close)
             head, stages = _stages(app, context, stats, offload, clouds, opened)
             sinks = []
-            for spec in app.sinks:
-                sinks.append(plugins.open_sink(spec, base))
+            for index, spec in enumerate(app.sinks):
+                with at(("sinks", index, plugins.verb_of(spec, SINKS))):
+                    sinks.append(plugins.open_sink(spec, base))
                 opened.callback(sinks[-1].close)
                 if around.on_open is not None:
                     around.on_open(sinks[-1])
@@ -149,58 +155,46 @@ def _stages(
     stages: list[Stage] = []
     if not app.inferences:
         stages.append(Stage(Passing(), []))
-    for place, spec in enumerate(app.steps):
+    for place, spec in running_steps(app):
         if isinstance(spec, InferStep):
-            models = load_models(spec, context)
-            _check_kind(app, place, spec, models[0].card)
-            asker = Infer(spec, app, models, stats, offload=offload, cloud=clouds.get(id(spec)))
+            with at((*place, spec.verb)):
+                models = load_models(spec, context)
+                asker = Infer(spec, app, models, stats, offload=offload, cloud=clouds.get(id(spec)))
             opened.callback(asker.close)
             stages.append(Stage(asker, []))
         else:
-            step = plugins.make_step(spec, context)
+            with at((*place, spec.verb) if place != ("raw",) else place):
+                step = plugins.make_step(spec, context)
             opened.callback(partial(_close, step))
             (stages[-1].steps if stages else head).append(step)
     return head, stages
+
+
+def _clouds(app: App, cards: Mapping[str, tuple[int, ModelCard]]) -> dict[int, CloudModel]:
+    """The cloud's model of each step (by its identity) that has one."""
+    clouds: dict[int, CloudModel] = {}
+    for index, spec in enumerate(app.steps):
+        if isinstance(spec, InferStep):
+            with at(("steps", index, "cloud")):
+                asked = cloud_model(spec, cards)
+            if asked is not None:
+                clouds[id(spec)] = asked
+    return clouds
+
+
+def _once(resolve: Resolve) -> Resolve:
+    """`resolve`, reading each bundle once: it is checked first and loaded after."""
+    known: dict[str, Bundle] = {}
+
+    def remembering(reference: str, base: Path) -> Bundle:
+        if reference not in known:
+            known[reference] = resolve(reference, base)
+        return known[reference]
+
+    return remembering
 
 
 def _close(step: Step) -> None:
     close = getattr(step, "close", None)
     if close is not None:
         close()
-
-
-def _check_privacy(app: App) -> None:
-    """What `raw` forbids to leave the device can never be asked of the cloud: said before anything runs."""
-    for place, spec in enumerate(app.steps):
-        if not isinstance(spec, InferStep) or spec.cloud is None:
-            continue
-        redacted = any(isinstance(before, RedactStep | FunctionStep) for before in app.steps[:place])
-        if app.raw == "allowed" or (app.raw == "redacted" and redacted):
-            continue
-        why = (
-            "`raw: never` lets nothing of the input leave the device"
-            if app.raw == "never"
-            else "`raw: redacted` lets only redacted pictures leave the device, and no step before this one redacts"
-        )
-        if spec.place == "cloud":
-            raise Invalid(
-                f"the cloud may not answer: {why}",
-                where=f"{app.app}  steps[{place}].cloud",
-                hint="Write `raw: allowed`, or `raw: redacted` with `- redact: faces` before this step.",
-            )
-        log.warning("%s: steps[%d].cloud is never asked: %s", app.app, place, why)
-
-
-def _check_kind(app: App, place: int, spec: InferStep, card: ModelCard) -> None:
-    """A model of pictures cannot answer readings, nor the other way round; a function in between may change that."""
-    if any(isinstance(before, FunctionStep) for before in app.steps[:place]):
-        return
-    readings = isinstance(app.source, SeriesSource | MqttSource)
-    if readings == (card.input.kind == "tensor"):
-        return
-    gives, takes = ("readings", "pictures") if readings else ("pictures", "readings")
-    raise Invalid(
-        f"{card.model} takes {takes}, and the source gives {gives}",
-        where=f"{app.app}  steps[{place}].{spec.verb}",
-        hint="Choose a model for this source: `marram model list` shows what each takes.",
-    )

@@ -55,9 +55,9 @@ _FRAME_FIELDS: dict[str, Callable[[Frame], Any]] = {
 
 
 def field_of(spec: Step, app: App) -> str:
-    """The app's field that `spec` stands in, for messages: `steps[1].keep`."""
-    index = next(i for i, step in enumerate(app.steps) if step is spec)
-    return f"steps[{index}].{spec.verb}"
+    """The app's field that `spec` stands in, for messages: `steps[1].keep`; `raw` where that alone put the step in."""
+    index = next((i for i, step in enumerate(app.steps) if step is spec), None)
+    return "raw" if index is None else f"steps[{index}].{spec.verb}"
 
 
 def condition_of(spec: Step, context: StepContext) -> Condition:

@@ -3,7 +3,8 @@
 A plug-in is a file, and its name is its registration:
 
 - `pipeline/sources/VERB.py` has `open_source(spec, base: Path) -> Source`
-- `pipeline/steps/VERB.py` has `make_step(spec, context: StepContext) -> Step`
+- `pipeline/steps/VERB.py` has `make_step(spec, context: StepContext) -> Step`, and where the app alone tells what is
+  wrong with it, `check_step(spec, app: App) -> None`, which raises Invalid
 - `pipeline/sinks/VERB.py` has `open_sink(spec, base: Path) -> Sink`
 
 `spec` is the verb's model in `schema/app.py`, `base` the folder of the app file. Steps that ask a model (classify,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from marram.pipeline.contract import Sink, Source, Step, StepContext
-from marram.schema.app import SINKS, SOURCES, STEPS
+from marram.schema.app import SINKS, SOURCES, STEPS, App, InferStep
 
 
 def verb_of(spec: Any, table: Mapping[str, type[Any]]) -> str:
@@ -23,6 +23,16 @@ def open_source(spec: Any, base: Path) -> Source:
     """Raises Missing or Invalid where the source can already be seen to be wrong."""
     plugin = importlib.import_module(f"marram.pipeline.sources.{verb_of(spec, SOURCES)}")
     return cast(Source, plugin.open_source(spec, base))
+
+
+def check_step(spec: Any, app: App) -> None:
+    """What the step's plug-in can say of it from the app alone: its `check_step`, where it has one. Raises Invalid."""
+    if isinstance(spec, InferStep):
+        return
+    plugin = importlib.import_module(f"marram.pipeline.steps.{verb_of(spec, STEPS)}")
+    check = getattr(plugin, "check_step", None)
+    if check is not None:
+        check(spec, app)
 
 
 def make_step(spec: Any, context: StepContext) -> Step:

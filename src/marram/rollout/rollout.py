@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from marram.registry import Registry, bundle_digest
 from marram.rollout.desire import desired_apps, holding
-from marram.schema.app import App, RedactStep, parse_app
+from marram.schema.app import App, model_uses, parse_app
 from marram.schema.device import CloudModel, DesiredApp, ModelRef
 from marram.schema.errors import Invalid, Missing
 from marram.schema.ids import check_name
@@ -49,11 +49,11 @@ class Rollout:
             files=manifest,
             models=[
                 ModelRef(name=row.name, version=row.version, manifest=row.manifest)
-                for row in self._resolve(_edge_models(app))
+                for row in self._resolve([use.reference for use in model_uses(app) if not use.cloud])
             ],
             cloud=[
                 CloudModel(name=row.name, version=row.version, card=row.card)
-                for row in self._resolve([step.cloud for step in app.inferences if step.cloud is not None])
+                for row in self._resolve([use.reference for use in model_uses(app) if use.cloud])
             ],
         )
         version = self._store.apps.add(wanted, _digest(wanted)).version
@@ -163,12 +163,6 @@ class Rollout:
         if sign and not number.isdecimal():
             raise Invalid(f'"{reference}": a version is a whole number, as in {name}@3')
         return self._registry.get(name, int(number) if sign else None)
-
-
-def _edge_models(app: App) -> list[str]:
-    """The reference of every model the device itself runs."""
-    faces = [step.model for step in app.steps if isinstance(step, RedactStep) and step.redact == "faces"]
-    return [*(step.model for step in app.inferences), *faces]
 
 
 def _digest(app: DesiredApp) -> str:

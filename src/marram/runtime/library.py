@@ -131,6 +131,10 @@ def _sync(path: Path) -> None:
 def _unknown(name: str) -> Missing:
     if name in BUILDABLE:
         return Missing(f'model "{name}" is not on this machine yet', hint=f"`marram model build {name}` makes it.")
-    near = difflib.get_close_matches(name, [*names(), *BUILDABLE], n=1)
+    near = difflib.get_close_matches(name, {*names(), *BUILDABLE}, n=5)
+    if near:
+        # Of several that are equally near, the first by name: the smaller model of a family.
+        likeness = {each: difflib.SequenceMatcher(None, each, name).ratio() for each in near}
+        near.sort(key=lambda each: (-likeness[each], each))
     meant = f'; did you mean "{near[0]}"?' if near else "."
     return Missing(f'no model "{name}"{meant}', hint="`marram model list` shows all.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import yaml
@@ -57,19 +57,32 @@ class Page:
 
     def line(self, place: Place) -> int:
         """The line (from 1) of the deepest part of `place` that is there."""
-        node, line = self._root, 1
-        for part in place:
+        line = 1
+        for _, at, _ in self._walk(place):
+            line = at
+        return line
+
+    def span(self, place: Place) -> tuple[int, int] | None:
+        """Where in the text the value of `place` begins and ends; None where it is not there."""
+        found = [(node.start_mark.index, node.end_mark.index) for depth, _, node in self._walk(place)
+                 if depth == len(place)]  # fmt: skip
+        return found[0] if found else None
+
+    def _walk(self, place: Place) -> Iterator[tuple[int, int, yaml.Node]]:
+        """How deep, on which line, and the value, for each part of `place` as far as it is there."""
+        node = self._root
+        for depth, part in enumerate(place, start=1):
             if isinstance(node, yaml.MappingNode):
                 pair = next(((k, v) for k, v in node.value if k.value == str(part)), None)
                 if pair is None:
-                    break
+                    return
                 line, node = pair[0].start_mark.line + 1, pair[1]
             elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
                 node = node.value[part]
                 line = node.start_mark.line + 1
             else:
-                break
-        return line
+                return
+            yield depth, line, node
 
     def where(self, place: Place) -> str:
         """`gate.yaml:5  steps[0].classify`."""

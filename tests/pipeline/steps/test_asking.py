@@ -133,7 +133,6 @@ def test_a_budget_fills_again_to_a_day_and_no_more() -> None:
     ("app", "says"),
     [
         (CAMERA + "raw: never\n", "nothing of the input leave"),
-        (CAMERA + "raw: redacted\n", "no step before this one redacts"),
         (SERIES + "raw: redacted\n", "readings cannot be redacted"),
     ],
 )
@@ -141,6 +140,14 @@ def test_keeping_what_may_not_leave_is_refused_at_the_start(last_step: Make, app
     with pytest.raises(Invalid, match=says) as refused:
         last_step(app + "steps: [{keep: 'true'}]")
     assert "raw: allowed" in str(refused.value)
+
+
+def test_keeping_needs_no_written_redact_step_where_raw_says_it(last_step: Make, heard: Any) -> None:
+    step = last_step(CAMERA + "raw: redacted\nsteps: [{keep: 'true'}]")
+    list(step(frame(0.9, image=photo(), redacted=False)))
+    assert heard.events == []
+    list(step(frame(0.9, image=photo(), redacted=True)))
+    assert len(heard.events) == 1
 
 
 def test_only_redacted_pictures_leave(last_step: Make, heard: Any) -> None:

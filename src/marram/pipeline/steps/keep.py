@@ -1,7 +1,8 @@
 """`keep: CONDITION`: the input itself becomes a sample for the cloud where the condition holds, within `budget`.
 
 `raw` is enforced here, where the input would leave the worker: `never` is refused when the app starts, `redacted` lets
-only pictures pass that a `redact` step has been over, `allowed` lets everything pass.
+only pictures pass that a `redact` step has been over (one that the app has, or the one that `raw: redacted` itself puts
+before all others), `allowed` lets everything pass. What is not marked as redacted stays, whatever the app looks like.
 
 `budget: 50 MB/day` is a token bucket (RFC 2697, one rate): it fills at 50 MB a day and holds at most one day's worth,
 so a quiet day may be followed by a burst of two days' worth at most. It starts full, and at each start of the app anew.
@@ -20,7 +21,7 @@ from PIL import Image as Pillow
 from marram.pipeline.conditions import Condition, condition_of, field_of
 from marram.pipeline.contract import Frame, Image, Step, StepContext
 from marram.pipeline.plain import plain
-from marram.schema.app import App, FunctionStep, KeepStep, MqttSource, RedactStep, SeriesSource
+from marram.schema.app import App, FunctionStep, KeepStep, RedactStep, running_steps
 from marram.schema.errors import Invalid
 from marram.schema.event import Event, EventKind
 from marram.schema.units import format_size
@@ -33,34 +34,36 @@ _DAY_S = 86_400
 
 def make_step(spec: KeepStep, context: StepContext) -> Step:
     """Raises Invalid where the condition cannot be compiled, or where the app's `raw` forbids keeping anything."""
-    _check_raw(spec, context.app)
+    check_step(spec, context.app)
     budget = None if spec.budget is None else TokenBucket(spec.budget)
     return Keep(condition_of(spec, context), budget, context)
 
 
-def _check_raw(spec: KeepStep, app: App) -> None:
+def check_step(spec: KeepStep, app: App) -> None:
+    """Raises Invalid where the app's `raw` forbids keeping anything."""
     where = field_of(spec, app)
     if app.raw == "never":
         raise Invalid(
             "`raw: never` lets nothing of the input leave the device, so there is nothing to keep",
             where=where,
-            hint="Write `raw: redacted` (with `- redact: faces` before it), `raw: allowed`, or take the step out.",
+            hint="Write `raw: redacted` (faces are covered then), `raw: allowed`, or take the step out.",
         )
     if app.raw == "allowed":
         return
-    if isinstance(app.source, (SeriesSource, MqttSource)):
+    if app.gives_readings:
         raise Invalid(
             "`raw: redacted` is for pictures; readings cannot be redacted",
             where=where,
             hint="Write `raw: allowed` where these readings may leave the device.",
         )
-    before = app.steps[: next(i for i, step in enumerate(app.steps) if step is spec)]
+    steps = [step for _, step in running_steps(app)]
+    before = steps[: next(i for i, step in enumerate(steps) if step is spec)]
     # A function may redact in its own way, and then says so by setting `frame.redacted`.
     if not any(isinstance(step, RedactStep | FunctionStep) for step in before):
         raise Invalid(
-            "`raw: redacted` lets only redacted pictures leave the device, and no step before this one redacts",
+            "`raw: redacted` lets only redacted pictures leave the device, and the step that redacts comes after this",
             where=where,
-            hint="Add `- redact: faces` before it, or write `raw: allowed`.",
+            hint="Put it before this one, or write `raw: allowed`.",
         )
 
 

@@ -8,6 +8,9 @@ squares of 0.6 of its shorter side: with BlazeFace (128 px) this finds faces fro
 video, a place stays covered for half a second after the last face was found there: detectors miss single frames.
 A face that no detector finds is not covered; who must be certain keeps `raw: never`.
 
+Where `raw: redacted` is to let something leave and the app has no such step, this one runs before all others without
+being written (`schema.app.running_steps`): then every step sees the picture with faces covered.
+
 `redact: detections` covers the boxes that a `detect` step before it found, in the same way.
 """
 
@@ -24,9 +27,9 @@ from PIL import Image as Pillow
 from marram.pipeline.conditions import field_of
 from marram.pipeline.contract import Frame, Image, Step, StepContext
 from marram.runtime.model import Model, Options
-from marram.schema.app import CameraSource, DetectStep, FunctionStep, MqttSource, RedactStep, SeriesSource, VideoSource
+from marram.schema.app import App, CameraSource, DetectStep, FunctionStep, RedactStep, VideoSource
 from marram.schema.errors import Invalid, Permanent
-from marram.schema.model import Task
+from marram.schema.model import ModelCard, Task
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the frame
 
@@ -44,23 +47,34 @@ _HOLD_S = 0.5
 
 def make_step(spec: RedactStep, context: StepContext) -> Step:
     """Load the detector. Raises Missing (no such model), Invalid (it detects nothing, or there are no pictures)."""
-    where = field_of(spec, context.app)
-    if isinstance(context.app.source, (SeriesSource, MqttSource)):
-        raise Invalid("only pictures can be redacted, and the source gives readings", where=where)
+    check_step(spec, context.app)
     hold_s = _HOLD_S if isinstance(context.app.source, (CameraSource, VideoSource)) else 0.0
     if spec.redact == "detections":
-        before = context.app.steps[: next(i for i, step in enumerate(context.app.steps) if step is spec)]
+        return Redact(None, hold_s)
+    bundle = context.resolve(spec.model)
+    check_detector(spec, bundle.card)
+    return Redact(Model.load(bundle), hold_s)
+
+
+def check_step(spec: RedactStep, app: App) -> None:
+    """Raises Invalid where there are no pictures, or no detections, to redact."""
+    where = field_of(spec, app)
+    if app.gives_readings:
+        raise Invalid("only pictures can be redacted, and the source gives readings", where=where)
+    if spec.redact == "detections":
+        before = app.steps[: next(i for i, step in enumerate(app.steps) if step is spec)]
         if not any(isinstance(step, (DetectStep, FunctionStep)) for step in before):
             raise Invalid(
                 "covers what a `detect` step before it found, and there is none",
                 where=where,
                 hint="Put `- detect: MODEL` before it, or write `redact: faces`.",
             )
-        return Redact(None, hold_s)
-    bundle = context.resolve(spec.model)
-    if bundle.card.task is not Task.DETECTION:
-        raise Invalid(f"{spec.model} does {bundle.card.task.value}, and faces need a detector", where=f"{where}.model")
-    return Redact(Model.load(bundle), hold_s)
+
+
+def check_detector(spec: RedactStep, card: ModelCard) -> None:
+    """Raises Invalid where the model finds nothing."""
+    if card.task is not Task.DETECTION:
+        raise Invalid(f"{spec.model} does {card.task.value}, and faces need a detector")
 
 
 class Redact:
