@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -158,3 +160,145 @@ def test_a_reader_that_goes_away_ends_it(folder: Path) -> None:
         process.wait(60)
     assert process.returncode == 0
     assert "Traceback" not in errors and "Broken" not in errors
+
+
+# ---------------------------------------------------------------- what is wrong is one line, with its place
+
+
+def fault(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line that a run which must fail says."""
+    assert command(["run", *arguments]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "Traceback" not in shown.err and shown.err.count("\n") == 1
+    return shown.err.rstrip()
+
+
+@pytest.fixture
+def mine(folder: Path, tmp_path: Path) -> Path:
+    """A copy of the app, its model and its pictures, to spoil."""
+    shutil.copytree(folder, tmp_path / "mine")
+    return tmp_path / "mine"
+
+
+def page(mine: Path, text: str) -> str:
+    (mine / "app.yaml").write_text(text)
+    return str(mine / "app.yaml")
+
+
+def test_an_unknown_model_names_its_line(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    app = page(mine, "app: a\nsource: {images: photos}\nsteps:\n  - classify: efficientnet-lite9\n")
+    assert fault(capsys, app) == (
+        f'{app}:4  steps[0].classify: no model "efficientnet-lite9"; did you mean "efficientnet-lite0"? '
+        "`marram model list` shows all."
+    )
+
+
+def test_a_corrupt_model_names_its_file_and_line(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = mine / "colours" / "model.onnx"
+    model.write_bytes(model.read_bytes()[:40] + b"\x00garbage")
+    app = str(mine / "app.yaml")
+    assert fault(capsys, app).startswith(f"{app}:4  steps[0].classify: {model}: ")
+
+
+def test_a_card_that_does_not_fit_its_file_names_both_shapes(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (mine / "colours" / "model.yaml").write_text(CARD.replace("[8, 8]", "[9, 9]"))
+    app = str(mine / "app.yaml")
+    said = fault(capsys, app)
+    assert said.startswith(f"{app}:4  steps[0].classify: ")
+    assert "the card says [1, 3, 9, 9], the file [1, 3, 8, 8]" in said and "model.yaml" in said
+
+
+@pytest.fixture
+def readings(mine: Path) -> Path:
+    """A model of four numbers, and rows of three."""
+    helper, real = onnx.helper, onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        [helper.make_node("ReduceMean", ["x"], ["y"], axes=[1, 2], keepdims=0)],
+        "mean",
+        [helper.make_tensor_value_info("x", real, [1, 1, 4])],
+        [helper.make_tensor_value_info("y", real, [1])],
+    )
+    (mine / "mean").mkdir()
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, str(mine / "mean" / "model.onnx"))
+    (mine / "mean" / "model.yaml").write_text(
+        "model: mean\ntask: regression\ninput: {kind: tensor, size: [1, 4]}\noutput: {form: value}\n"
+        "variants: [{name: onnx, engine: onnx, file: model.onnx}]\nlicence: Apache-2.0\nsource: made by the tests\n"
+    )
+    (mine / "rows.csv").write_text("a,b,c\n" + "1,2,3\n" * 6)
+    return mine
+
+
+def test_numbers_of_a_wrong_shape_end_the_run_with_the_last_error(
+    readings: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = page(readings, "app: a\nsource: {series: rows.csv}\nsteps:\n  - estimate: ./mean\n")
+    said = fault(capsys, app)
+    assert said.startswith(f"{app}: nothing was answered (6 errors). The last: ")
+    assert "takes [1, 4] numbers, got [1, 3]" in said
+    (readings / "rows.csv").write_text("a,b,c,d\n" + "1,2,3,4\n" * 6)
+    assert command(["run", app, "--quiet"]) == 0
+    assert capsys.readouterr().err.startswith("6 frames")
+
+
+def test_readings_for_a_model_of_pictures_are_refused_at_once(
+    readings: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = page(readings, "app: a\nsource: {series: rows.csv}\nsteps:\n  - classify: ./colours\n")
+    assert f"{app}:4  steps[0].classify: colours takes pictures, and the source gives readings" in fault(capsys, app)
+
+
+def test_some_errors_among_answers_are_counted_not_a_fault(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (mine / "photos" / "1.png").write_bytes(b"no picture")
+    assert command(["run", str(mine / "app.yaml"), "--quiet"]) == 0
+    assert "4 frames" in capsys.readouterr().err
+
+
+def test_a_corrupt_video_names_itself(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("cv2")
+    (mine / "a.mp4").write_bytes(b"\x00\x00\x00\x20ftypisom" + bytes(5000))
+    app = page(mine, "app: a\nsource: {video: a.mp4}\nsteps: [{classify: ./colours}]\n")
+    assert fault(capsys, app).startswith(f"{app}:2  source.video: {mine / 'a.mp4'} is not a video that can be read")
+    assert fault(capsys, app, "--video", str(mine / "a.mp4")).startswith("--video: ")
+
+
+def test_a_truncated_video_names_itself(mine: Path, capsys: pytest.CaptureFixture[str], shared_data: Path) -> None:
+    pytest.importorskip("cv2")
+    whole = (shared_data / "video" / "car-detection.mp4").read_bytes()
+    (mine / "a.mp4").write_bytes(whole[: len(whole) // 2])
+    app = page(mine, "app: a\nsource: {video: a.mp4}\nsteps: [{classify: ./colours}]\n")
+    status = command(["run", app, "--quiet"])
+    shown = capsys.readouterr()
+    assert shown.out == "" and "Traceback" not in shown.err and shown.err.count("\n") == 1
+    # Where the index came last nothing plays; where it came first, what is there plays and the rest is told.
+    assert (status, "not a video that can be read" in shown.err) in [(2, True), (0, False)]
+    assert status == 2 or "damaged or cut off" in shown.err
+
+
+def test_an_absent_camera_names_itself(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("cv2")
+    app = page(mine, "app: a\nsource: {camera: 97}\nsteps: [{classify: ./colours}]\n")
+    said = fault(capsys, app)
+    assert "cannot open camera 97: no such device here (found: " in said
+    assert said.endswith("Is it plugged in? Try `source: {images: photos/}` meanwhile.")
+
+
+def test_a_broker_that_does_not_answer_names_itself(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:  # bound and not listening: nothing answers there
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        app = page(mine, f"app: a\nsource: {{mqtt: a/b, broker: '{address}'}}\nsteps: [{{filter: 'true'}}]\n")
+        assert fault(capsys, app) == (
+            f"no MQTT broker answers at {address} (connection refused). Is it running, and is the address right?"
+        )
+
+
+def test_what_may_not_leave_is_told_and_the_app_runs(mine: Path, caplog: pytest.LogCaptureFixture) -> None:
+    app = page(
+        mine,
+        "app: a\nsource: {images: photos}\nsteps: [{classify: ./colours, cloud: ./colours}]\nlimits: {power: 6 W}\n",
+    )
+    assert command(["run", app, "--quiet"]) == 0
+    assert "steps[0].cloud: is never asked: `raw: never`" in caplog.text
+    assert "limits.power: not enforced on this machine" in caplog.text
