@@ -111,6 +111,34 @@ async def test_why_it_ended(start: Start, files: dict[str, bytes], words: str, a
     assert "Traceback" not in ended.reason
 
 
+@pytest.mark.parametrize(
+    ("rest", "words"),
+    [
+        ("raw: redacted\nsteps: [{keep: 'true'}]\n", '3  raw: model "blazeface" did not come with the app'),
+        ("steps:\n  - redact: faces\n", '4  steps[0].redact: model "blazeface" did not come'),
+        ("steps:\n  - classify: zebra\n", '4  steps[0].classify: model "zebra" did not come'),
+        ("steps:\n  - filter: a b\n", "4  steps[0].filter: `a b` is not a condition"),
+    ],
+)
+async def test_what_is_wrong_with_a_deployed_app_names_its_line(start: Start, rest: str, words: str) -> None:
+    text = f"app: calling\nsource: {{images: .}}\n{rest}"
+    worker = await start({"app.yaml": text.encode()}, verify=True)
+    verified = asyncio.create_task(worker.verified.wait())
+    await asyncio.wait({verified, asyncio.ensure_future(worker.exited)}, return_when=asyncio.FIRST_COMPLETED)
+    verified.cancel()
+    worker.go()  # what only the run finds; models were found before
+    ended = await end(worker)
+    assert f"ticking/app.yaml:{words}" in ended.reason
+    assert not ended.again
+
+
+async def test_limits_that_nothing_enforces_are_in_the_log(start: Start, tmp_path: Path) -> None:
+    worker = await start(calling("pass", "limits: {power: 6 W}"))
+    await proven(worker)
+    await worker.stop()
+    assert "limits.power: not enforced on this machine" in (tmp_path / "app.log").read_text()
+
+
 async def test_a_missing_camera_may_come_later(start: Start) -> None:
     app = b"app: cam\nsource: {camera: 63}\nsteps:\n  - function: handler.py:handle\n"
     ended = await end(await start({**calling("pass"), "app.yaml": app}))

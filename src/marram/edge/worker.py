@@ -24,7 +24,7 @@ from marram.edge.channel import WorkerEnd
 from marram.edge.process import be_second, die_with, give_back_memory
 from marram.edge.remote import ChannelRemote
 from marram.pipeline.build import Around, Pipeline
-from marram.pipeline.check import at
+from marram.pipeline.check import at, rules
 from marram.runtime.bundle import CARD, Bundle
 from marram.runtime.library import parse_reference
 from marram.runtime.model import Model
@@ -161,6 +161,8 @@ class Run:
 
     def _verify(self, app: App) -> None:
         """Load every model the app brought, each as the app will: what does not load never replaces what runs."""
+        for fault in rules(app).faults:
+            raise fault
         try:
             for use in model_uses(app):
                 if not use.cloud:
