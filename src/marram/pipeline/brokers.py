@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -112,7 +113,8 @@ class Publisher:
     """Publishes in the background, at least once (QoS 1), through reconnections.
 
     Bounded: beyond `limit` unacknowledged messages new ones are given up and counted in `dropped`. `publish` never
-    blocks and never raises; `on_error` hears once of each outage and each overflow.
+    blocks and never raises; `on_error` hears once of each outage and each overflow. Messages keep their order, but for
+    those under way when a connection breaks: they are sent again, and may come after newer ones.
     """
 
     def __init__(self, broker: Broker, on_error: Callable[[str], None], limit: int = 1000) -> None:
@@ -120,6 +122,10 @@ class Publisher:
         self._broker = broker
         self._on_error = on_error
         self._changed = threading.Condition()
+        # What is published while there is no connection. Left to paho it would be overtaken by what is published
+        # between the socket's opening and the broker's word that we are in.
+        self._waiting: deque[tuple[str, bytes | str]] = deque()
+        self._in = False
         self._unacknowledged: set[int] = set()
         self._early: set[int] = set()
         self._limit = limit
@@ -137,26 +143,35 @@ class Publisher:
         """Whether the message was taken. Safe from any thread."""
         if self._closed:
             return False
+        with self._changed:
+            full = len(self._waiting) + len(self._unacknowledged) >= self._limit
+            if not full and not self._in:
+                self._waiting.append((topic, body))
+                return True
+        return self._send(topic, body) if not full else self._overflow()
+
+    def _send(self, topic: str, body: bytes | str) -> bool:
         try:
             info = self._client.publish(topic, body, qos=1)
         except ValueError as error:  # a topic or a payload that MQTT cannot carry
             self._drop(f"cannot publish to {topic}: {error}")
             return False
         if info.rc == MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:
-            if not self._full_told:
-                self._full_told = True
-                self._drop(
-                    f"{self._limit} messages wait for the MQTT broker at {self._broker}: newer ones are given up"
-                )
-            else:
-                self.dropped += 1
-            return False
+            return self._overflow()
         with self._changed:
             if info.mid in self._early:
                 self._early.discard(info.mid)
             else:
                 self._unacknowledged.add(info.mid)
         return True
+
+    def _overflow(self) -> bool:
+        if not self._full_told:
+            self._full_told = True
+            self._drop(f"{self._limit} messages wait for the MQTT broker at {self._broker}: newer ones are given up")
+        else:
+            self.dropped += 1
+        return False
 
     def close(self) -> None:
         """Give what waits two seconds to leave, then stop; what did not is dropped, told. Any number of times."""
@@ -166,12 +181,12 @@ class Publisher:
         with self._changed:
             until_s = time.monotonic() + _FLUSH_S
             # Also while it is still connecting for the first time: only a broker known to be away is not waited for.
-            while self._unacknowledged and not self._away_told:
+            while (self._waiting or self._unacknowledged) and not self._away_told:
                 if not self._changed.wait(until_s - time.monotonic()):
                     break
         self._client.disconnect()
         self._client.loop_stop()
-        left = len(self._unacknowledged)
+        left = len(self._waiting) + len(self._unacknowledged)
         if left:
             self._drop(f"{left:,} messages for the MQTT broker at {self._broker} were not sent before the end", left)
 
@@ -184,11 +199,23 @@ class Publisher:
             self._tell_away(str(refused(self._broker, reason)))
         else:
             self._away_told = self._full_told = False
+            self._send_waiting()
+
+    def _send_waiting(self) -> None:
+        """In order: what is published meanwhile waits too, until nothing does."""
+        while True:
+            with self._changed:
+                if not self._waiting:
+                    self._in = True
+                    return
+                topic, body = self._waiting.popleft()
+            self._send(topic, body)
 
     def _failed(self, client: paho.Client, data: Any) -> None:
         self._tell_away(f"no MQTT broker answers at {self._broker}; what is published waits")
 
     def _disconnected(self, client: paho.Client, data: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
+        self._in = False
         if reason.is_failure and not self._closed:
             self._tell_away(f"the MQTT broker at {self._broker} went away; what is published waits")
 
