@@ -11,6 +11,7 @@ from typing import Protocol
 import pytest
 
 from marram.bus.client import Bus, Timing
+from marram.bus.outbox import Outbox
 from marram.bus.server import EmbeddedServer
 
 SECRET = "secret-of-a-device-0123456789"
@@ -33,6 +34,14 @@ def broker(tmp_path: Path) -> Iterator[EmbeddedServer]:
     server.start({"d1": SECRET, "d2": SECRET})
     yield server
     server.stop()
+
+
+@pytest.fixture
+def outbox(tmp_path: Path) -> Iterator[Outbox]:
+    """An empty one."""
+    made = Outbox(tmp_path / "outbox.db")
+    yield made
+    made.close()
 
 
 @pytest.fixture

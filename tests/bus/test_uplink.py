@@ -63,13 +63,6 @@ def event(number: int, size: int = 0) -> Event:
 
 
 @pytest.fixture
-def outbox(tmp_path: Path) -> Iterator[Outbox]:
-    made = Outbox(tmp_path / "outbox.db")
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def sink(tmp_path: Path) -> Iterator[Sink]:
     made = Sink(tmp_path / "sink.db")
     yield made

@@ -21,13 +21,6 @@ def event(number: int = 0, kind: EventKind = EventKind.RESULT, size: int = 0) ->
     return Event(kind, "gate", 1.7e9, {"n": number}, bytes(size) or None)
 
 
-@pytest.fixture
-def outbox(tmp_path: Path) -> Iterator[Outbox]:
-    made = Outbox(tmp_path / "outbox.db")
-    yield made
-    made.close()
-
-
 @contextmanager
 def full_disk(outbox: Outbox) -> Iterator[None]:
     """No file of this process may grow beyond what the outbox's log has by now."""
