@@ -261,6 +261,25 @@ async def test_damaged_credentials_end_with_a_message(cloud: Cloud, device: Devi
     assert "Traceback" not in device.words() and "hidden" not in device.words()
 
 
+async def test_a_bug_of_ours_shows_no_traceback(cloud: Cloud, device: Device, tmp_path: Path) -> None:
+    spoilt = tmp_path / "spoilt"
+    spoilt.mkdir()
+    # The interpreter imports it at its start: the agent's life ends in an exception that nobody expects.
+    (spoilt / "sitecustomize.py").write_text(
+        "from marram.edge import agent\n\nasync def run(self):\n    return {}['a bug']\n\nagent.Agent.run = run\n"
+    )
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "marram", "edge", "run", "--folder", str(device.folder.path)),
+        env={**os.environ, "PYTHONPATH": str(spoilt)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    words, _ = await asyncio.wait_for(process.communicate(), LONG_S)
+    assert process.returncode == 70
+    line = words.decode()
+    kept = device.folder.path / "fault.log"
+    assert line.count("\n") == 1 and "Traceback" not in line and "KeyError: 'a bug'" in line and str(kept) in line
+    assert "Traceback" in kept.read_text()
+
+
 async def test_a_full_disk_is_waited_for(cloud: Cloud, device_disk: Path) -> None:
     device = Device(device_disk / "device", cloud.server.url)
     filler = device_disk / "filler"

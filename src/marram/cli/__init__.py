@@ -9,16 +9,13 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import tempfile
-import traceback
-from pathlib import Path
 from typing import Any
 
 import typer
 from rich.console import Console
 
 from marram import __version__
-from marram.schema.errors import MarramError
+from marram.last_resort import ended
 
 COMMANDS: dict[str, str] = {
     "demo": "See it all work: real models, three devices, three links, a cut.",
@@ -48,25 +45,11 @@ def execute(arguments: list[str]) -> int:
 
     Not named `run`: `marram.cli.run` is the module of that command, and importing it would take the name.
     """
-    try:
-        return _dispatch(arguments)
-    except MarramError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(str(error), style="red", markup=False)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        # The reader of a pipe (`| head`) went away: not a fault. Nothing more can be written, the exit flush included.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except Exception as error:  # noqa: BLE001 - the outermost supervisor: a person gets a line, the trace goes to a file
-        with tempfile.NamedTemporaryFile("w", prefix="marram-", suffix=".log", delete=False) as log:
-            traceback.print_exc(file=log)
-        name = Path(log.name)
-        print(
-            f"unexpected {type(error).__name__}: {error}. This is a fault of Marram's; details: {name}", file=sys.stderr
-        )
-        return 70
+    return ended(lambda: _dispatch(arguments), tell=_in_red)
+
+
+def _in_red(message: str) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(message, style="red", markup=False)
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console as Terminal
 
+from marram.last_resort import OneLine
 from marram.schema import paths
 from marram.schema.errors import Invalid, Missing
 
@@ -28,6 +30,9 @@ except ModuleNotFoundError as error:
     ) from error
 
 app = typer.Typer(add_completion=False)
+
+# In the cloud's folder.
+LOG, LOG_BYTES = "cloud.log", 2_000_000
 
 
 @app.command()
@@ -64,12 +69,10 @@ def cloud(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False,
 ) -> None:
     """Start the cloud. Ctrl-C stops it; nothing is lost."""
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    place = (folder or paths.cloud()).absolute()
+    _log(place / LOG, verbose)
     settings = Settings(
-        folder=(folder or paths.cloud()).absolute(),
+        folder=place,
         host=host,
         port=port,
         broker_port=broker_port,
@@ -81,6 +84,18 @@ def cloud(
         brokers=tuple(broker or ()),
     )
     asyncio.run(_run(settings))
+
+
+def _log(file: Path, verbose: bool) -> None:
+    """A line for each fault on the terminal; more of it, with its traceback, in a file that never grows for ever."""
+    terminal = logging.StreamHandler()
+    terminal.setLevel(logging.INFO if verbose else logging.WARNING)
+    terminal.setFormatter(OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"))
+    # Opened with its first line: whether the folder can be used at all is said by who uses it.
+    kept = RotatingFileHandler(file, maxBytes=LOG_BYTES, backupCount=3, encoding="utf-8", delay=True)
+    kept.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[terminal, kept])
+    logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
 def _roles(names: list[str]) -> frozenset[Role]:

@@ -28,6 +28,7 @@ import numpy as np
 from marram.bus import subjects
 from marram.bus.client import Bus, Message
 from marram.bus.codec import InferReply, InferRequest
+from marram.last_resort import ended
 from marram.runtime import image as pictures
 from marram.runtime.model import Model, Prepared
 from marram.schema.errors import Invalid, MarramError
@@ -165,15 +166,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--user", default="")
     parser.add_argument("--threads", type=int, default=1, help="threads of the engine")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format=f"replica {options.model}@{options.version}: %(message)s")
+    name = f"replica {options.model}@{options.version}"
+    logging.basicConfig(level=logging.INFO, format=f"{name}: %(message)s")
     _end_with_parent()
-    try:
-        model = Model.load(options.bundle, threads=options.threads)
-        asyncio.run(_serve(model, options))
-    except MarramError as error:
-        print(f"replica {options.model}@{options.version}: {error}", file=sys.stderr, flush=True)
-        return 2
-    return 0
+
+    def live() -> int:
+        asyncio.run(_serve(Model.load(options.bundle, threads=options.threads), options))
+        return 0
+
+    def tell(message: str) -> None:
+        print(f"{name}: {message}", file=sys.stderr, flush=True)
+
+    return ended(live, tell=tell, details=options.bundle.parent / f"{options.bundle.name}.fault.log")
 
 
 async def _serve(model: Model, options: argparse.Namespace) -> None:

@@ -228,7 +228,10 @@ class Cloud:
         app = create_app(state)
         if self._mount is not None:
             self._mount(app, state)
-        config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=3)
+        # Without a configuration of its own, uvicorn logs where everybody does.
+        config = uvicorn.Config(
+            app, log_config=None, log_level="warning", access_log=False, timeout_graceful_shutdown=3
+        )
         server = _Server(config)
         serving = asyncio.create_task(server.serve(sockets=[listener]), name="api")
         serving.add_done_callback(self._ended)

@@ -10,22 +10,24 @@ from pathlib import Path
 from marram.edge import _lean as _lean  # before anything that imports nats
 from marram.edge.agent import Agent, Settings
 from marram.edge.state import Folder
-from marram.schema.errors import MarramError
+from marram.last_resort import OneLine, ended
 
 
 def main(arguments: list[str]) -> int:
-    """Run until SIGTERM or SIGINT; exit status 2 where a message on stderr says what is wrong."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    """Run until SIGTERM or SIGINT; the exit status, see `last_resort.ended`."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(OneLine("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("marram").setLevel(logging.INFO)
-    folder, every_s, *brokers = arguments
-    try:
-        asyncio.run(_run(Folder(Path(folder)), float(every_s), brokers))
-    except MarramError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    place, every_s, *brokers = arguments
+    folder = Folder(Path(place))
+
+    def live() -> int:
+        asyncio.run(_run(folder, float(every_s), brokers))
+        return 0
+
+    # Whatever starts it again and again (an init system) must not fill the disk with its last words.
+    return ended(live, details=folder.path / "fault.log")
 
 
 async def _run(folder: Folder, every_s: float, brokers: list[str]) -> None:
