@@ -42,8 +42,13 @@ def test_a_good_file_is_one_line_and_what_is_still_to_be_built_a_note(page: Path
     shown = capsys.readouterr()
     assert shown.out == "gate.yaml: ok, gate-camera: 3 steps\n"
     notes = shown.err.splitlines()
-    assert [note.split(":")[1] for note in notes] == ["9  raw", "5  steps[1].classify", "6  steps[1].cloud"]
-    assert all(note.startswith("note  gate.yaml:") and "`marram model build " in note for note in notes)
+    assert [note.split(": ")[0] for note in notes] == [
+        "note  gate.yaml:5  steps[1].classify",
+        "note  gate.yaml:6  steps[1].cloud",
+        "note  gate.yaml:9  raw",
+    ]
+    assert "`marram model build efficientnet-lite0` makes it" in notes[0]
+    assert "`redact: faces` runs before all others" in notes[2]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from marram.schema.app import App, RedactStep, app_on, model_uses
 from marram.schema.errors import Invalid, MarramError, Missing
 from marram.schema.page import Page
 
-_DETECTOR = RedactStep().model
+DETECTOR = RedactStep().model
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +57,13 @@ def build_detector(app: App, there: Collection[str] = ()) -> None:
 
     Raises what `recipes.build` raises: Retryable where PyPI cannot be reached.
     """
-    needed = any(use.reference == _DETECTOR and not use.cloud for use in model_uses(app))
-    if not needed or _DETECTOR in there or library.versions(_DETECTOR):
+    needed = any(use.reference == DETECTOR and not use.cloud for use in model_uses(app))
+    if not needed or DETECTOR in there or library.versions(DETECTOR):
         return
-    print(f"building {_DETECTOR}, the face detector of `redact: faces` (once) …", file=sys.stderr)
+    print(f"building {DETECTOR}, the face detector of `redact: faces` (once) …", file=sys.stderr)
     try:
-        recipes.build(_DETECTOR)
+        recipes.build(DETECTOR)
     except MarramError as error:
-        error.what = f'model "{_DETECTOR}", which covers faces, cannot be built: {error}'
-        error.where, error.hint = None, f"`marram model build {_DETECTOR}` tries again."
+        error.what = f'model "{DETECTOR}", which covers faces, cannot be built: {error}'
+        error.where, error.hint = None, f"`marram model build {DETECTOR}` tries again."
         raise

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from marram.cli._appfile import AppFile
+from marram.cli._appfile import DETECTOR, AppFile
 from marram.pipeline.check import look_ahead
 from marram.schema.app import app_json_schema
 from marram.schema.errors import Invalid, MarramError
@@ -36,7 +36,9 @@ def check(
         except MarramError as error:
             faults.append(str(error))
             continue
-        for note in (*found.unbuilt, *found.notes):
+        # What a command makes by itself on first use is nobody's to build.
+        unbuilt = [error for error in found.unbuilt if DETECTOR not in error.what]
+        for note in (*unbuilt, *found.notes):
             notes.print(f"note  {read.page.locate(note)}", style="yellow", markup=False)
         if found.faults:
             faults += [str(read.page.locate(fault)) for fault in found.faults]

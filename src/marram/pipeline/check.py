@@ -129,6 +129,10 @@ def look_ahead(app: App, base: Path) -> Findings:
     """`examine`, and what only whoever writes the app needs: its files, source, sinks, functions, cloud models."""
     found = examine(app, base)
     found.faults[:0] = missing_files(app, base)
+    if any(place == ("raw",) for place, _ in running_steps(app)):
+        found.note(
+            ("raw",), "no step redacts, so `redact: faces` runs before all others: every step sees faces covered"
+        )
     _look_at_source(app, base, found)
     for use in model_uses(app):
         if use.cloud:
