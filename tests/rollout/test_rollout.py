@@ -147,6 +147,17 @@ def test_a_newer_model_makes_a_newer_app_version_only_when_deployed_again(world:
     assert (desired.version, [m.version for m in desired.models]) == (3, [1])
 
 
+def test_what_covers_faces_comes_along_where_raw_alone_asks_for_it(world: World) -> None:
+    world.device("pi-1")
+    with pytest.raises(Missing, match="blazeface"):
+        world.rollout.deploy(APP + "raw: redacted\n", NOTHING, {})
+    world.model("blazeface", b"3")
+    world.rollout.deploy(APP + "raw: redacted\n", NOTHING, {})
+    (app,) = world.store.states.desired("pi-1").apps
+    assert [model.name for model in app.models] == ["blazeface", "small"]
+    assert [model.name for model in app.cloud] == ["large"]
+
+
 def test_an_app_is_taken_off_where_the_selector_says(world: World) -> None:
     world.device("a", site="x")
     world.device("b", site="y")
