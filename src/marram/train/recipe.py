@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from marram.schema.errors import Invalid, Missing
 from marram.schema.ids import Name
 from marram.schema.model import Input, Strict
+from marram.schema.page import Page
 from marram.schema.units import Share
 
 
@@ -78,11 +78,13 @@ class Recipe(Strict):
 def read_recipe(path: Path) -> Recipe:
     """The recipe in the file `path`. Raises Missing, Invalid with every fault, one a line."""
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise Missing(f"no such file {path}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise Invalid(f"not YAML: {error}", where=str(path)) from error
+    except (OSError, UnicodeDecodeError) as error:
+        why = (error.strerror or str(error)).lower() if isinstance(error, OSError) else "not UTF-8 text"
+        raise Invalid(f"cannot be read: {why}", where=str(path)) from error
+    document = Page.read(text, str(path)).document
     try:
         return Recipe.model_validate(document)
     except ValidationError as error:
