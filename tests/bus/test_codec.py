@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import msgpack
 import pytest
@@ -115,6 +116,35 @@ def test_data_that_holds_itself_is_invalid() -> None:
     endless["again"] = endless
     with pytest.raises(Invalid):
         codec.encode_event(Event(EventKind.RESULT, "gate", 1.0, endless))
+
+
+def _nested(levels: int) -> dict[str, Any]:
+    data: dict[str, Any] = {}
+    for _ in range(levels - 1):
+        data = {"in": data}
+    return data
+
+
+def test_what_nests_too_deep_to_be_shown_is_invalid_on_both_ends() -> None:
+    deepest = Event(EventKind.RESULT, "gate", 1.0, _nested(codec.MAX_DEPTH))
+    assert codec.decode_event(codec.encode_event(deepest)) == deepest
+    for data in (_nested(codec.MAX_DEPTH + 1), {"list": [[_nested(codec.MAX_DEPTH - 2)]]}):
+        with pytest.raises(Invalid, match="deep"):
+            codec.encode_event(Event(EventKind.RESULT, "gate", 1.0, data))
+        row = [1, "result", "gate", 1.0, data, None, None]
+        with pytest.raises(Invalid, match="deep"):
+            codec.unpack_batch(codec.pack({"stream": "stream-0123", "events": [row]}))
+
+
+def _report(stats: dict[str, Any]) -> bytes:
+    return codec.pack({"apps": [{"name": "gate", "version": 1, "state": "committed", "stats": stats}]})
+
+
+@pytest.mark.parametrize("stats", [_nested(codec.MAX_DEPTH + 1), {"fps": b"\xff"}])
+def test_a_report_that_could_be_shown_to_nobody_is_invalid(stats: dict[str, Any]) -> None:
+    assert codec.unpack_report(_report({"fps": [{"now": 3.5}]})).apps[0].stats == {"fps": [{"now": 3.5}]}
+    with pytest.raises(Invalid, match=r"deep|not a report"):
+        codec.unpack_report(_report(stats))
 
 
 def test_an_acknowledgement_comes_back_as_it_was() -> None:

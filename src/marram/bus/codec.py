@@ -18,6 +18,8 @@ from marram.schema.errors import Invalid
 from marram.schema.event import Event, EventKind, Recorded
 
 MAX_MESSAGE_BYTES = 4_000_000
+# How deep what a device says may nest: somewhere beyond, those who read it later (JSON writers, people) give up.
+MAX_DEPTH = 64
 
 
 def pack(document: Any) -> bytes:
@@ -137,10 +139,26 @@ def _event(row: list[Any]) -> Event:
         and isinstance(media, str | None)
     ):
         raise Invalid("an event of the batch has fields of wrong types")
+    _check_depth(data)
     try:
         return Event(EventKind(kind), app, float(time_s), data, body, media)
     except (ValueError, OverflowError) as error:
         raise Invalid(f"not an event: {error}") from error
+
+
+def _check_depth(data: dict[str, Any]) -> None:
+    """Raises Invalid where `data` nests deeper than MAX_DEPTH."""
+    level: list[Any] = [data]
+    for _ in range(MAX_DEPTH):
+        level = [
+            part
+            for outer in level
+            for part in (outer.values() if type(outer) is dict else outer)
+            if type(part) is dict or type(part) is list
+        ]
+        if not level:
+            return
+    raise Invalid(f"data nested more than {MAX_DEPTH} levels deep")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,9 +197,15 @@ def pack_report(state: Reported) -> bytes:
 def unpack_report(message: bytes) -> Reported:
     """The inverse of `pack_report`. Raises Invalid."""
     try:
-        return Reported.model_validate(unpack_dict(message))
+        state = Reported.model_validate(unpack_dict(message))
+        for app in state.apps:
+            _check_depth(app.stats)
+        state.model_dump_json()  # `stats` may hold anything; what cannot be shown to anybody is no report
     except ValidationError as error:
         raise Invalid(f"not a report: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from error
+    except ValueError as error:
+        raise Invalid(f"not a report: {error}") from error
+    return state
 
 
 def pack_desired(desired: Desired | None) -> bytes:

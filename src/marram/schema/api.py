@@ -21,7 +21,8 @@ MAX_BLOB_BYTES = 2_000_000_000
 MAX_REQUEST_BYTES = 4_000_000
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Label = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+# No control characters: nothing that a database refuses (NUL) or a terminal obeys.
+Label = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Labels = Annotated[dict[Label, Label], Field(max_length=64)]
 
 

@@ -97,7 +97,7 @@ def test_failures_come_back_with_time_and_addresses_are_forgotten() -> None:
     "body",
     [b"", b"{", b"[]", b"null", b"1e999", b'"x"', b"\xff\xfe\x00", b"{}" * 9, b"[" * 100_000, b'{"labels": 5}',
      b'{"ttl_s": NaN}', b'{"ttl_s": Infinity}', b'{"uses": 1e400}', b'{"uses": ' + b"9" * 5000 + b"}",
-     b'{"labels": {"": ""}}', b'{"unknown": 1}', b'{"ttl_s": -1}',
+     b'{"labels": {"": ""}}', b'{"labels": {"a": "\\u0000"}}', b'{"unknown": 1}', b'{"ttl_s": -1}',
      '{"labels": {"a": "\ud800"}}'.encode("utf-8", "surrogatepass")],
 )  # fmt: skip
 def test_garbage_is_invalid(shared: Served, body: bytes) -> None:
