@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 from pathlib import Path
 
@@ -29,6 +30,18 @@ def test_events_come_out_as_they_went_in(outbox: Outbox) -> None:
     assert {record.stream for record in records} == {outbox.stream}
     assert outbox.depth() == 3
     assert outbox.size_bytes() == sum(len(encode(e)) + ROW_BYTES for e in events)
+
+
+def test_nobody_else_can_read_it_in_whatever_folder(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        outbox = Outbox(tmp_path / "outbox.db")
+        outbox.append([event(1)])
+        modes = {file.name: file.stat().st_mode & 0o077 for file in tmp_path.iterdir()}
+        outbox.close()
+    finally:
+        os.umask(before)
+    assert modes == dict.fromkeys(("outbox.db", "outbox.db-wal", "outbox.db-shm", "outbox.db.lock"), 0)
 
 
 def test_a_clock_that_jumps_back_changes_nothing(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:

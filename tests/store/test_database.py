@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
 import sqlite3
@@ -122,6 +123,21 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(Refused):
         Database(tmp_path / "file" / "cloud.db")
+
+
+def test_nobody_else_can_read_it_in_whatever_folder(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    before = os.umask(0o022)
+    try:
+        store = open_store(tmp_path / "cloud.db")
+        store.devices.add("gate", "0123456789abcdef0123", {}, DeviceInfo())
+        modes = {
+            file.name: file.stat().st_mode & 0o077 for file in tmp_path.glob("cloud.db*") if "lock" not in file.name
+        }
+        store.close()
+    finally:
+        os.umask(before)
+    assert modes == [0, 0, 0]
 
 
 # ---------------------------------------------------------------- PostgreSQL

@@ -36,6 +36,10 @@ def test_what_is_put_is_got_by_its_digest(objects: Objects) -> None:
     assert objects.get(digest(b"")) == b""
 
 
+def test_nobody_else_looks_into_the_folder(objects: Objects, tmp_path: Path) -> None:
+    assert (tmp_path / "objects").stat().st_mode & 0o077 == 0
+
+
 def test_many_are_put_at_once(objects: Objects) -> None:
     bodies = objects.put_many([b"a", b"b", b"a"])
     assert [objects.get(b.sha256) for b in bodies] == [b"a", b"b", b"a"]

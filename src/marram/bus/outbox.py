@@ -346,6 +346,9 @@ class Outbox:
             for suffix in ("-wal", "-shm"):
                 Path(f"{self.path}{suffix}").unlink(missing_ok=True)
             self._take_lease(0)
+            # For nobody else to read, in whatever folder; SQLite gives its log the same mode.
+            with contextlib.suppress(OSError):  # SQLite says why
+                os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
         database = sqlite3.connect(self.path, timeout=30, isolation_level=None, check_same_thread=False)
         try:
             # Before the first table: lets the file shrink again after a long time away.

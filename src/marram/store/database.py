@@ -6,7 +6,9 @@ errors live here. It must never acknowledge what is not on disk: SQLite runs WAL
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,6 +65,9 @@ class Database:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise Refused(f"cannot make the folder {self.path.parent}: {error.strerror}") from error
+            # It holds the devices' secrets, in a folder that may be open to others. SQLite gives its log the same mode.
+            with contextlib.suppress(OSError):  # there already; or not to be made: SQLite says why
+                os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             engine = create_engine(
                 self.url,
                 pool_size=8,

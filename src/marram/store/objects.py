@@ -46,7 +46,7 @@ class Objects:
         self._store: ObjectStore
         if self.folder is not None:
             try:
-                self.folder.mkdir(parents=True, exist_ok=True)
+                self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # pictures of places and people
                 shutil.rmtree(self.folder / "staging", ignore_errors=True)  # what a crash left half-written
                 (self.folder / "staging").mkdir(exist_ok=True)
             except OSError as error:
