@@ -135,7 +135,17 @@ async def test_a_replicas_fault_comes_as_ours(cloud: Cloud, pair: Pair) -> None:
         return InferReply(None, "not a picture", 0, 0).pack()
 
     await cloud.bus.subscribe(subjects.infer("lite2", 1), fails)
-    assert "not a picture" in str(await failure(pair.infer()))
+    fault = await failure(pair.infer())
+    assert "not a picture" in str(fault) and isinstance(fault, Invalid)
+
+
+async def test_a_busy_replica_is_nobodys_fault(cloud: Cloud, pair: Pair) -> None:
+    async def busy(message: Message) -> bytes:
+        return InferReply(None, "busy: 64 wait here already", 0.5, 0.01, 64, busy=True).pack()
+
+    await cloud.bus.subscribe(subjects.infer("lite2", 1), busy)
+    fault = await failure(pair.infer())
+    assert isinstance(fault, Retryable) and not isinstance(fault, NotReady)
 
 
 async def test_with_the_link_down_the_answer_comes_at_once(cloud: Cloud, pair: Pair) -> None:

@@ -291,13 +291,17 @@ class InferRequest:
 
 @dataclass(frozen=True, slots=True)
 class InferReply:
-    """A replica's answer: `result` or `error`, the seconds it queued and computed; `waiting`: others queued there."""
+    """A replica's answer: `result` or `error`, the seconds it queued and computed; `waiting`: others queued there.
+
+    `busy`: nothing is wrong with the question, too many wait; `queue_s` is then how long this one would have waited.
+    """
 
     result: dict[str, Any] | None
     error: str | None
     queue_s: float
     service_s: float
     waiting: int = 0
+    busy: bool = False
 
     def pack(self) -> bytes:
         return pack(
@@ -307,6 +311,7 @@ class InferReply:
                 "queue": self.queue_s,
                 "service": self.service_s,
                 "waiting": self.waiting,
+                "busy": self.busy,
             }
         )
 
@@ -321,6 +326,7 @@ class InferReply:
                 float(document["queue"]),
                 float(document["service"]),
                 int(document["waiting"]),
+                bool(document.get("busy", False)),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise Invalid(f"not a reply: {error!r}") from error

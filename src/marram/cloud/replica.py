@@ -89,7 +89,8 @@ class Replica:
             self.figures.refused += 1
             expected_s = self.figures.waiting * self.figures.service_s
             busy = f"busy: {self.figures.waiting} wait here already"
-            return self._reply(None, busy, expected_s, self.figures.service_s).pack()
+            waiting = self.figures.waiting
+            return InferReply(None, busy, expected_s, self.figures.service_s, waiting, busy=True).pack()
         self.figures.waiting += 1
         try:
             return (await self._infer(message.payload, arrived_s)).pack()

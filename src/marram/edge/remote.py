@@ -112,7 +112,7 @@ def _resolve(future: Future[Reply], message: dict[str, Any]) -> None:
     try:
         reply = InferReply.unpack(payload)
         if reply.error is not None:
-            raise Invalid(reply.error)
+            raise (Retryable if reply.busy else Invalid)(reply.error)
         answer = Reply(Result.from_dict(reply.result) if reply.result else None, reply.queue_s, reply.service_s)
     except MarramError as error:
         _fail(future, error)
