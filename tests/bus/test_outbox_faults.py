@@ -1,4 +1,4 @@
-"""The outbox under killed writers, a failing disk, a spoilt file: it has what it acknowledged, it tells what is lost."""
+"""The outbox under killed writers, a failing disk, a spoilt file: it has what it acknowledged, it tells the rest."""
 
 from __future__ import annotations
 

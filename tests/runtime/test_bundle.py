@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from marram.runtime import library
 from marram.runtime.bundle import Bundle, dump_card, parse_card
 from marram.schema.errors import Invalid, Missing
 
@@ -112,3 +113,18 @@ def test_reading_bundles_needs_no_numpy_and_no_engine() -> None:
         "sys.exit(any(m in sys.modules for m in ('numpy', 'onnxruntime', 'ai_edge_litert', 'torch', 'cv2', 'PIL')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_part_opens_as_a_part_and_nowhere_else(write_bundle: Write) -> None:
+    variants = [{"name": "a", "engine": "onnx", "file": "a.onnx"}, {"name": "b", "engine": "onnx", "file": "b.onnx"}]
+    folder = write_bundle(variants=variants, files={"b.onnx": b"1"})
+    part = Bundle.open(folder, partial=True)
+    assert [variant.name for variant in part.card.variants] == ["b"] and part.files() == ["model.yaml", "b.onnx"]
+    with pytest.raises(Missing, match='no variant "a"; it has b'):
+        part.variant("a")
+    for anywhere in (Bundle.open, library.add):
+        with pytest.raises(Missing, match=r'variants\[0\]\.file: no such file "a\.onnx"'):
+            anywhere(folder)
+    (folder / "b.onnx").unlink()
+    with pytest.raises(Missing, match=r"a\.onnx"):
+        Bundle.open(folder, partial=True)

@@ -33,7 +33,6 @@ from marram.edge.supervisor import Patience
 from marram.edge.tasks import cancelled
 from marram.schema.device import Desired, DesiredApp, Reported
 from marram.schema.errors import MarramError, Retryable
-from marram.schema.model import Manifest
 
 log = logging.getLogger("marram.edge")
 
@@ -217,10 +216,9 @@ class Agent:
                 # Changes come in flocks (fetched, verified, provisional): one report for those of one moment.
                 await asyncio.sleep(0.05)
 
-    def _needed(self) -> list[Manifest]:
+    def _needed(self) -> list[DesiredApp]:
         records = [keeper.record for keeper in self._keepers.values()]
-        apps = [*self._desired.apps, *(r.target for r in records), *(r.committed for r in records if r.committed)]
-        return [manifest for app in apps for manifest in (app.files, *(model.manifest for model in app.models))]
+        return [*self._desired.apps, *(r.target for r in records), *(r.committed for r in records if r.committed)]
 
     async def _report(self) -> None:
         try:

@@ -53,6 +53,15 @@ class Bundles:
         """Whether this file is not here."""
         return _size(self._blobs / file.sha256) != file.size_bytes
 
+    def content(self, file: File) -> bytes:
+        """What a file that is here holds, its digest checked. Raises Retryable where it is not here or was damaged."""
+        try:
+            if self._sound(file):
+                return (self._blobs / file.sha256).read_bytes()
+        except OSError as error:
+            raise disk_fault(error, self._blobs) from error
+        raise _damaged(file)
+
     def partial(self, file: File) -> Path:
         """Where the bytes of `file` gather until it is whole."""
         return self._partial / file.sha256
@@ -98,7 +107,7 @@ class Bundles:
             damaged = [file for file in manifest.files if not self._sound(file)]
             if damaged:
                 shutil.rmtree(folder, ignore_errors=True)
-                raise Retryable(f"{damaged[0].path} is missing or was damaged on disk; it is fetched again")
+                raise _damaged(damaged[0])
             if not self._whole(folder, manifest):
                 shutil.rmtree(folder, ignore_errors=True)
                 self._build(folder, manifest)
@@ -164,6 +173,10 @@ def check_size(manifest: Manifest, limit_bytes: int) -> None:
     """Raises Permanent where a bundle is larger than a device takes."""
     if manifest.size_bytes > limit_bytes:
         raise Permanent(f"the bundle has {format_size(manifest.size_bytes)}; a device takes {format_size(limit_bytes)}")
+
+
+def _damaged(file: File) -> Retryable:
+    return Retryable(f"{file.path} is missing or was damaged on disk; it is fetched again")
 
 
 def _link(blob: Path, place: Path) -> None:

@@ -12,7 +12,8 @@ from marram.edge.bundles import Bundles
 from marram.edge.fetch import Fetcher
 from marram.edge.state import Folder
 from marram.edge.supervisor import Patience
-from marram.schema.model import Manifest
+from marram.edge.variants import kept
+from marram.schema.device import DesiredApp
 
 
 @dataclass
@@ -41,9 +42,12 @@ class Ground:
         finally:
             self._using -= 1
 
-    async def sweep(self, keep: Callable[[], list[Manifest]]) -> None:
-        """Delete files that nobody needs, unless somebody is just bringing some."""
+    async def sweep(self, keep: Callable[[], list[DesiredApp]]) -> None:
+        """Delete files that none of these apps needs, unless somebody is just bringing some."""
         async with self._sweeping:
             if not self._using:
                 with contextlib.suppress(OSError):
-                    await asyncio.to_thread(self.bundles.sweep, keep())
+                    await asyncio.to_thread(self._sweep, keep())
+
+    def _sweep(self, apps: list[DesiredApp]) -> None:
+        self.bundles.sweep(kept(apps, self.bundles))

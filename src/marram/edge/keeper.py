@@ -24,8 +24,10 @@ from marram.edge.ground import Ground
 from marram.edge.relay import Relay
 from marram.edge.supervisor import Exit, Worker, WorkerSpec
 from marram.edge.tasks import cancelled, finished
+from marram.edge.variants import card_alone, needed
 from marram.schema.device import AppState, DesiredApp, ReportedApp
 from marram.schema.errors import MarramError, Permanent, Retryable
+from marram.schema.model import Manifest
 from marram.schema.units import format_duration, format_size, parse_size
 
 log = logging.getLogger("marram.edge")
@@ -137,34 +139,28 @@ class Keeper:
 
     async def _prepared(self, app: DesiredApp, *, proven: bool) -> WorkerSpec:
         """Fetch, check and install what `app` needs, however long the link makes it wait. Raises Permanent, Invalid."""
-        manifests = [app.files, *(model.manifest for model in app.models)]
-        for manifest in manifests:
-            check_size(manifest, LARGEST_BUNDLE_BYTES)
-        pause_s = FIRST_PAUSE_S
+        bundles, pause_s = self._ground.bundles, FIRST_PAUSE_S
         while True:
             async with self._ground.files():
-                missing = await asyncio.to_thread(self._ground.bundles.missing, manifests)
-                if missing:
-                    started_s = time.monotonic()
-                    await self._ground.fetcher.fetch(missing, self._waiting)
-                    size, took = sum(f.size_bytes for f in missing), time.monotonic() - started_s
-                    log.info("%s: fetched %s in %s", self.name, format_size(size), format_duration(took))
+                await self._bring([app.files, *map(card_alone, app.models)])
                 try:
-                    folders = [await asyncio.to_thread(self._ground.bundles.install, m) for m in manifests]
+                    models = [await asyncio.to_thread(needed, m, bundles, proven=proven) for m in app.models]
+                    await self._bring(models)
+                    folders = [await asyncio.to_thread(bundles.install, m) for m in (app.files, *models)]
                     self._waiting("")
                     break
                 except Retryable as error:
                     self._waiting(str(error))
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-        models = {f"{m.name}@{m.version}": folder for m, folder in zip(app.models, folders[1:], strict=True)}
+        places = {f"{m.name}@{m.version}": place for m, place in zip(app.models, folders[1:], strict=True)}
         folder = self._ground.folder
         return WorkerSpec(
             device=self._ground.device,
             app=app.name,
             version=app.version,
             folder=folders[0],
-            models=models,
+            models=places,
             cloud=[model.model_dump(mode="json") for model in app.cloud],
             outbox=folder.outbox,
             work=folder.work(app.name),
@@ -172,6 +168,17 @@ class Keeper:
             memory_bytes=_memory_limit(folders[0] / "app.yaml"),
             verify=not proven,
         )
+
+    async def _bring(self, manifests: list[Manifest]) -> None:
+        """Fetch what is not here of them. Raises Permanent, Invalid."""
+        for manifest in manifests:
+            check_size(manifest, LARGEST_BUNDLE_BYTES)
+        missing = await asyncio.to_thread(self._ground.bundles.missing, manifests)
+        if missing:
+            started_s = time.monotonic()
+            await self._ground.fetcher.fetch(missing, self._waiting)
+            size, took = sum(f.size_bytes for f in missing), time.monotonic() - started_s
+            log.info("%s: fetched %s in %s", self.name, format_size(size), format_duration(took))
 
     def _waiting(self, reason: str) -> None:
         if not self.record.settled and reason != self.record.reason:

@@ -142,7 +142,7 @@ class Run:
             raise Missing(
                 f'model "{reference}" did not come with the app (it brought: {brought})', hint="Deploy it again."
             )
-        return Bundle.open(found)
+        return Bundle.open(found, partial=True)  # the agent brought the variants that run here, and checked each file
 
     def _newest(self, name: str) -> Path | None:
         versions = [int(key.rpartition("@")[2]) for key in self._models if key.rpartition("@")[0] == name]

@@ -33,7 +33,6 @@ from marram.lab.demo_ground import (
     healthy,
     held,
     lines_of,
-    only,
     until,
     write_json,
 )
@@ -51,9 +50,8 @@ from marram.schema.errors import Invalid, MarramError, Missing, NotReady, Perman
 from marram.schema.units import format_duration, format_size
 
 EDGE_MODEL, CLOUD_MODEL = "efficientnet-lite0", "efficientnet-lite2"
-# The quantised variants alone: over 3G the others would take minutes to install, and this machine has to be a cloud
-# and three devices at once.
-MODELS = ((EDGE_MODEL, "int8"), (CLOUD_MODEL, "int8"))
+# In both, int8 comes first: devices fetch that alone, and this machine has to be a cloud and three devices at once.
+MODELS = (EDGE_MODEL, CLOUD_MODEL)
 # How much slower than this machine each device is: about a Raspberry Pi of the third generation.
 DEVICES = (Spec("gate-wifi", "wifi:1", 20.0), Spec("gate-lte", "lte:1", 26.0), Spec("gate-3g", "3g:1", 16.0))
 APP = f"""\
@@ -158,13 +156,12 @@ class Demo:
 
     def _models(self) -> list[Bundle]:
         bundles, begun_s, built = [], time.monotonic(), False
-        for name, precision in MODELS:
+        for name in MODELS:
             try:
-                bundle = library.get(name)
+                bundles.append(library.get(name))
             except Missing:
                 built = True
-                bundle = build(name, report=partial(self._building, name))
-            bundles.append(only(bundle, precision, self._folder / "models" / name))
+                bundles.append(build(name, report=partial(self._building, name)))
         what = " · ".join(
             f"{bundle.card.model} {bundle.card.variants[0].precision} {format_size(_weight(bundle))}"
             for bundle in bundles

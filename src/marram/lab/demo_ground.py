@@ -21,8 +21,7 @@ from typing import Any
 
 from marram.bus.http import CloudApi
 from marram.bus.server import find_server
-from marram.runtime.bundle import CARD, Bundle, dump_card
-from marram.schema.errors import Conflict, Missing, NotReady, Permanent, Retryable
+from marram.schema.errors import Conflict, NotReady, Permanent, Retryable
 
 _MARKER = ".marram-demo"
 # What has to be installed besides the device's own packages.
@@ -115,23 +114,6 @@ def command() -> str:
     if shutil.which("marram") or not here.exists():
         return "marram"
     return os.path.relpath(here) if here.is_relative_to(Path.cwd()) else str(here)
-
-
-def only(bundle: Bundle, precision: str, folder: Path) -> Bundle:
-    """A copy of the bundle in `folder` with the variants of one precision alone. Raises Missing where it has none."""
-    variants = [variant for variant in bundle.card.variants if variant.precision == precision]
-    if not variants:
-        raise Missing(
-            f"has no {precision} variant", where=bundle.reference, hint=f"marram model build {bundle.card.model}"
-        )
-    left_out = {variant.file for variant in bundle.card.variants} - {variant.file for variant in variants}
-    card = bundle.card.model_copy(update={"variants": variants})
-    for name in bundle.files():
-        if name not in left_out:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(bundle.folder / name, folder / name)
-    (folder / CARD).write_text(dump_card(card), encoding="utf-8")
-    return Bundle.open(folder)
 
 
 def lines_of(file: Path) -> list[str]:

@@ -47,10 +47,7 @@ class Rollout:
             name=app.app,
             version=0,
             files=manifest,
-            models=[
-                ModelRef(name=row.name, version=row.version, manifest=row.manifest)
-                for row in self._resolve([use.reference for use in model_uses(app) if not use.cloud])
-            ],
+            models=self._edge_models(app),
             cloud=[
                 CloudModel(name=row.name, version=row.version, card=row.card)
                 for row in self._resolve([use.reference for use in model_uses(app) if use.cloud])
@@ -146,6 +143,31 @@ class Rollout:
             if name not in listed:
                 raise Invalid(f'the app names "{name}", which was not sent along', where=app.app)
         return Manifest(files=[listed[path] for path in sorted(listed)])
+
+    def _edge_models(self, app: App) -> list[ModelRef]:
+        """What the device itself runs, each model once, with the variants that its steps name."""
+        rows: dict[tuple[str, int], ModelRow] = {}
+        variants: dict[tuple[str, int], set[str | None]] = {}
+        for use in model_uses(app):
+            if use.cloud:
+                continue
+            row = self._model(use.reference)
+            known = [variant.name for variant in row.card.variants]
+            if use.variant is not None and use.variant not in known:
+                raise Invalid(
+                    f'{row.card.reference} has no variant "{use.variant}"; it has {", ".join(known)}', where=app.app
+                )
+            rows[row.name, row.version] = row
+            variants.setdefault((row.name, row.version), set()).add(use.variant)
+        return [
+            ModelRef(
+                name=row.name,
+                version=row.version,
+                manifest=row.manifest,
+                variants=sorted(variants[key], key=lambda name: (name is not None, name or "")),
+            )
+            for key, row in sorted(rows.items())
+        ]
 
     def _resolve(self, references: list[str]) -> list[ModelRow]:
         """Each model once, in name order."""

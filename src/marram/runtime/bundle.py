@@ -37,8 +37,12 @@ class Bundle:
     labels: tuple[str, ...]
 
     @classmethod
-    def open(cls, folder: Path) -> Bundle:
-        """Read and check `folder`. Raises Missing where it or a file of it is absent, Invalid naming file and field."""
+    def open(cls, folder: Path, *, partial: bool = False) -> Bundle:
+        """Read and check `folder`. Raises Missing where it or a file of it is absent, Invalid naming file and field.
+
+        `partial`: a folder that a device installed for itself, with some of the variants alone. The bundle's card then
+        has only those whose file is here, one at least. Anywhere else an absent file is a fault.
+        """
         path = folder / CARD
         if not folder.is_dir():
             raise Missing("no such folder", where=str(folder), hint="A model is a folder with a model.yaml in it.")
@@ -49,6 +53,9 @@ class Bundle:
         except (OSError, UnicodeDecodeError) as error:
             raise Invalid(f"cannot be read ({_why(error)})", where=str(path)) from error
         card = parse_card(text, str(path))
+        if partial:
+            here = [variant for variant in card.variants if (folder / variant.file).is_file()]
+            card = card.model_copy(update={"variants": here or card.variants})
         for index, variant in enumerate(card.variants):
             if not (folder / variant.file).is_file():
                 raise Missing(f'no such file "{variant.file}"', where=f"{path}  variants[{index}].file")

@@ -56,11 +56,16 @@ TRANSITIONS: dict[AppState, frozenset[AppState]] = {
 
 
 class ModelRef(Strict):
-    """One model version an app needs on the device, and its files by content."""
+    """One model version an app needs on the device, and its files by content.
+
+    `variants`: those that its steps name; None stands for a step that leaves the choice to the device. The device
+    fetches no other.
+    """
 
     name: Name
     version: int
     manifest: Manifest
+    variants: list[Name | None] = [None]
 
 
 class CloudModel(Strict):
