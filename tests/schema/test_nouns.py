@@ -64,9 +64,14 @@ def test_the_worth_of_events() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["a", "gate-wifi", "pump_7", "x" * 63, new_id("pi")])
+@pytest.mark.parametrize("name", ["a", "gate-wifi", "pump_7", "x" * 63])
 def test_names(name: str) -> None:
     assert check_name(name) == name
+
+
+def test_a_new_id_is_a_name_of_its_own() -> None:
+    made = {check_name(new_id("pi")) for _ in range(20)}
+    assert len(made) == 20 and all(name.startswith("pi-") for name in made)
 
 
 @pytest.mark.parametrize("name", ["", "-a", "a-", "A", "a.b", "a*", "a>", "a b", "x" * 64, "../a", "a\n", "é"])
