@@ -79,7 +79,7 @@ def postgres_server() -> Iterator[str]:
         with log.open("wb") as output:
             server = subprocess.Popen(serve, stdout=output, stderr=output, user=user, cwd="/")
         try:
-            while not _listens(port):
+            while not _answers(f"postgresql://postgres@127.0.0.1:{port}/postgres"):
                 if server.poll() is not None:
                     pytest.skip(f"PostgreSQL does not start here: {log.read_text()[-500:]}")
                 time.sleep(0.02)
@@ -103,9 +103,15 @@ def postgres_url(postgres_server: str) -> str:
     return f"{postgres_server}/{name}"
 
 
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+def _answers(url: str) -> bool:
+    """Whether the server takes sessions: it listens before it does."""
+    import psycopg
+
+    try:
+        psycopg.connect(url).close()
+    except psycopg.OperationalError:
+        return False
+    return True
 
 
 class Mosquitto:
