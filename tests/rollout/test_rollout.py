@@ -158,6 +158,18 @@ def test_what_covers_faces_comes_along_where_raw_alone_asks_for_it(world: World)
     assert [model.name for model in app.cloud] == ["large"]
 
 
+def test_the_variants_that_steps_name_go_with_the_model(world: World) -> None:
+    world.device("pi-1")
+    world.rollout.deploy(APP, NOTHING, {})
+    assert world.store.states.desired("pi-1").apps[0].models[0].variants == [None]
+    twice = APP + "  - {classify: small, variant: fp32}\n"
+    world.rollout.deploy(twice, NOTHING, {})
+    (model,) = world.store.states.desired("pi-1").apps[0].models
+    assert model.variants == [None, "fp32"]
+    with pytest.raises(Invalid, match='small@1 has no variant "int8"; it has fp32'):
+        world.rollout.deploy(twice.replace("fp32", "int8"), NOTHING, {})
+
+
 def test_an_app_is_taken_off_where_the_selector_says(world: World) -> None:
     world.device("a", site="x")
     world.device("b", site="y")

@@ -75,6 +75,8 @@ class Bus:
     def __init__(self, urls: Sequence[str], login: Login, timing: Timing) -> None:
         """Use `connect`."""
         self.refused: str | None = None
+        # The broker tried last, and in a few words why it did not work; "" while connected, and before it is known.
+        self.url, self.why = "", ""
         self.reconnects = 0
         self._urls = itertools.cycle(urls)
         self._login = login
@@ -255,13 +257,14 @@ class Bus:
         while not self._closing.is_set():
             session = self._session = Session(self._login, self._timing)
             try:
-                await session.open(next(self._urls))
+                self.url = next(self._urls)
+                await session.open(self.url)
                 for subscription in self._subscriptions:
                     await self._listen(session, subscription)
                 await session.settle()  # connected means that everything is heard, too
                 if self._closing.is_set():
                     return
-                self.refused = None
+                self.refused, self.why = None, ""
                 self._become(BusState.CONNECTED)
                 failures = 0
                 await session.lost.wait()
@@ -272,13 +275,13 @@ class Bus:
             except Refused as error:
                 if self.refused != str(error):
                     log.warning("%s", error)
-                self.refused = str(error)
+                self.refused, self.why = str(error), session.why
                 failures += 1
                 self._become(BusState.REFUSED)
             except MarramError as error:
                 log.debug("%s", error)
                 failures += 1
-                self.refused = None
+                self.refused, self.why = None, session.why or error.what
                 if self._state is BusState.REFUSED:
                     self._become(BusState.CONNECTING)
             finally:

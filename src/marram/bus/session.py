@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import secrets
+import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -70,7 +72,7 @@ class Session:
 
     def __init__(self, login: Login, timing: Timing) -> None:
         self.lost = asyncio.Event()
-        self.why = ""  # it was lost
+        self.why = ""  # it was lost, or did not open
         self.rtt_s: float | None = None
         self._login = login
         self._timing = timing
@@ -110,7 +112,7 @@ class Session:
                 await self._client.subscribe(f"{self._inbox}.*", cb=self._on_reply)
         except (nats_errors.Error, OSError, TimeoutError, EOFError, ValueError, AttributeError) as error:
             # ValueError: a line too long, so not a NATS server. AttributeError: closed in mid-handshake.
-            text = str(error).removeprefix("nats: ").strip("'\" ") or type(error).__name__
+            text = self.why = _plain(error)
             if "authorization" in text.lower() or "authentication" in text.lower():
                 raise Refused(f"the broker refuses {self._login.user}: {text}") from error
             raise Retryable(f"no connection to the broker: {text}") from error
@@ -277,3 +279,18 @@ class Session:
             if silent_s >= self._timing.dead_after_s + carried_s:
                 self._lose(f"no sign of life for {silent_s:.1f} s")
                 return
+
+
+def _plain(error: Exception) -> str:
+    """In words what a connection met: `connection refused`, `no route to host`, `timed out` …"""
+    if isinstance(error, socket.gaierror):
+        return "no such host is known here"
+    if isinstance(error, TimeoutError) and error.errno is None:
+        return "timed out"
+    # Of a host with several addresses asyncio joins what each said into one text, without a number of its own.
+    told = re.search(r"\[Errno (\d+)\]", str(error)) if isinstance(error, OSError) else None
+    if told:
+        return os.strerror(int(told[1])).lower()
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno).lower()
+    return str(error).removeprefix("nats: ").strip("'\" ") or type(error).__name__

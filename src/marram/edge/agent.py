@@ -21,6 +21,7 @@ from marram.bus.client import Bus, BusState, Message
 from marram.bus.codec import pack_report, unpack_desired
 from marram.bus.outbox import Outbox
 from marram.bus.uplink import Uplink
+from marram.edge.away import away
 from marram.edge.bundles import Bundles
 from marram.edge.deploy import AppRecord
 from marram.edge.fetch import Fetcher
@@ -38,6 +39,8 @@ log = logging.getLogger("marram.edge")
 
 _AGAIN_S = 5.0
 _DISK_PAUSE_S = 2.0
+# While the cloud stays away, that is said so often.
+_SAY_AGAIN_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +137,17 @@ class Agent:
         """For `marram edge status`."""
         return {
             "device": self._device,
-            "link": self._link or "connecting",
+            "link": self._away() or self._link or "connecting",
             "rtt_s": self._bus.rtt_s,
             "reported": self._reported().model_dump(mode="json"),
         }
+
+    def _away(self) -> str:
+        """What is to be said of a cloud that does not answer; "" where it does, or where it refuses us."""
+        if self._bus.connected or self._bus.refused or not self._bus.why:
+            return ""
+        running = sum(keeper.running for keeper in self._keepers.values())
+        return away(self._bus.url, self._bus.why, running, self._uplink.status(), self._outbox.limit_bytes)
 
     # ------------------------------------------------------------ desired
 
@@ -202,10 +212,15 @@ class Agent:
 
     async def _report_for_ever(self) -> None:
         swept: list[AppRecord] | None = None
+        told_s = float("-inf")
         while True:
             self._changed.clear()
             if self._bus.connected:
+                told_s = float("-inf")
                 await self._report()
+            elif (words := self._away()) and time.monotonic() - told_s > _SAY_AGAIN_S:
+                told_s = time.monotonic()
+                log.warning("%s", words)
             records = [keeper.record for keeper in self._keepers.values()]
             if records != swept and all(record.settled for record in records):
                 await self._ground.sweep(self._needed)

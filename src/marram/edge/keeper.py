@@ -62,6 +62,11 @@ class Keeper:
         """Memory of its worker."""
         return self._worker.resident_bytes if self._worker else 0
 
+    @property
+    def running(self) -> bool:
+        """Whether its worker is there."""
+        return self._worker is not None and not self._worker.exited.done()
+
     def want(self, target: DesiredApp | None) -> None:
         """What the cloud wants of this app; None: nothing any more. Takes effect soon."""
         if target is None:
