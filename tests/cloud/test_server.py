@@ -150,6 +150,17 @@ def test_a_killed_cloud_leaves_no_process_behind_and_a_restart_finds_everything(
     assert third.end() == 0
 
 
+def test_it_prints_the_line_that_joins_one_device(start: Callable[..., Any], tmp_path: Path) -> None:
+    first = start("cloud", "--port", "0", "--folder", str(tmp_path / "cloud"))
+    first.wait_for("data ")
+    line = next(line for line in first.output.splitlines() if line.startswith("join "))
+    assert "(once, within 60 min" in line
+    arguments = line.removeprefix("join").partition("(")[0].split()
+    assert arguments[:3] == ["marram", "edge", "join"] and arguments[3] == first.context()["url"]
+    for name, status in (("one", 0), ("two", 2)):
+        assert run_command([*arguments[1:], "--folder", str(tmp_path / name)]) == status
+
+
 def test_wrong_arguments_are_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, words in (
         (("--role", "nonsense"), "'nonsense' is not a role"),

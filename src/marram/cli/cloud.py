@@ -14,7 +14,9 @@ from rich.console import Console as Terminal
 
 from marram.last_resort import OneLine
 from marram.schema import paths
+from marram.schema.api import TokenAsk
 from marram.schema.errors import Invalid, Missing
+from marram.schema.units import format_duration
 
 try:
     from fastapi import FastAPI
@@ -33,6 +35,8 @@ app = typer.Typer(add_completion=False)
 
 # In the cloud's folder.
 LOG, LOG_BYTES = "cloud.log", 2_000_000
+# How long the line it prints at its start lets a device join.
+JOIN_S = 3600.0
 
 
 @app.command()
@@ -119,7 +123,11 @@ async def _run(settings: Settings) -> None:
         consoles.append(mount(api, state))
 
     async with Cloud(settings, put_console).running() as cloud:
-        _say(cloud, consoles[0].link(cloud.url) if consoles else None)
+        if consoles:
+            token = await asyncio.to_thread(cloud.state.create_token, TokenAsk(ttl_s=JOIN_S))
+            _say(cloud, consoles[0].link(cloud.url), token.join)
+        else:
+            _say(cloud)
         failing = asyncio.create_task(cloud.wait())
         stopping = asyncio.create_task(stopped.wait())
         await asyncio.wait({failing, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -129,16 +137,17 @@ async def _run(settings: Settings) -> None:
         failing.cancel()
 
 
-def _say(cloud: Cloud, sign_in: str | None) -> None:
+def _say(cloud: Cloud, sign_in: str = "", join: str = "") -> None:
     """What a person needs next."""
-    out = Terminal(highlight=False, soft_wrap=True)
-    lines = []
-    if sign_in is not None:
-        lines.append(f"console  {cloud.url}   first sign-in: {sign_in}")
-        lines.append("join     marram token create   prints the line to type on a device")
-        lines.append(f"signed in on this machine: {paths.context()}")
+    if sign_in:
+        lines = [
+            f"console  {cloud.url}   first sign-in: {sign_in}",
+            f"join     {join}   (once, within {format_duration(JOIN_S)}; more: marram token create)",
+            f"signed in on this machine: {paths.context()}",
+        ]
     else:
-        lines.append(f"running  {', '.join(sorted(cloud.settings.roles))}")
+        lines = [f"running  {', '.join(sorted(cloud.settings.roles))}"]
     lines.append(f"data     {cloud.settings.folder}   Ctrl-C stops; nothing is lost")
+    out = Terminal(highlight=False, soft_wrap=True)
     for line in lines:
         out.print(line, markup=False)
