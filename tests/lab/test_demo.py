@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import psutil
 import pytest
 from PIL import Image
 
+from marram.cli import execute
 from marram.lab.demo import CLOUD_MODEL, DEVICES, EDGE_MODEL, Demo, Options
 from marram.lab.demo_device import Reading, Spec
 from marram.lab.demo_ground import free_port
-from marram.lab.demo_report import account, verdict
-from marram.lab.demo_view import View, devices
+from marram.lab.demo_report import account, nothing_lost, silent, verdict
+from marram.lab.demo_view import Still, View, devices
 from marram.lab.ledger import Ledger
 from marram.lab.photos import SIZE, write_photos
 from marram.lab.traces import parse_trace
@@ -149,6 +151,9 @@ def test_the_figures_are_those_of_the_events() -> None:
     assert [style for _, style in verdict(figures)] == ["green", "green"]
     bad = account(Ledger(recorded=11, stored=10, lost=1, events={"gate": []}), [Reading("gate", {}, {})], Span())
     assert [style for _, style in verdict(bad)] == ["red", "red"]
+    assert (nothing_lost(figures), nothing_lost(bad)) == (True, False)
+    assert (silent(figures), silent(bad)) == ([], ["gate"])
+    assert "but none of gate" in verdict(bad)[0][0]
     assert bad["devices"][0]["p50_ms"] is None
 
 
@@ -162,6 +167,41 @@ def test_the_table_shows_what_is_known_and_nothing_else() -> None:
     assert "✂ cut" in written.get()
     assert "88 ms" in written.get()
     assert "75%" in written.get()
+
+
+def test_without_a_terminal_a_long_wait_is_no_silence() -> None:
+    said: list[str] = []
+    often = threading.Semaphore(0)
+
+    def say(line: str) -> None:
+        said.append(line)
+        often.release()
+
+    still = Still(say, every_s=0.01)
+    still.waits("models", "fetching weights")
+    still.waits("models", "calibrating")
+    for _ in range(4):
+        assert often.acquire(timeout=30)
+    still.stop()
+    heard = len(said)
+    assert said[0] == "models    fetching weights …" and said[-1].startswith("models    calibrating … (")
+    still.waits("cloud", "starting")
+    assert said[heard] == "cloud     starting …"
+    still.stop()
+    still.stop()
+
+
+@pytest.mark.parametrize(("lost", "answers", "status"), [(0, 3, 0), (1, 3, 1), (0, 0, 1)])
+def test_the_exit_status_is_whether_the_promises_held(
+    lost: int, answers: int, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = {
+        "events_lost": lost,
+        "events_duplicated": 0,
+        "devices": [{"name": "a", "results_during_outage": 5}, {"name": "b", "results_during_outage": answers}],
+    }
+    monkeypatch.setattr("marram.lab.demo.Demo.run", lambda self: figures)
+    assert execute(["demo"]) == status
 
 
 def test_the_cast_has_the_links_it_names() -> None:

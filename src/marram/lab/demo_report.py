@@ -72,13 +72,25 @@ def _quantile(results: Sequence[dict[str, Any]], share: float) -> float | None:
     return delays[min(len(delays) - 1, int(share * len(delays)))] if delays else None
 
 
+def nothing_lost(figures: dict[str, Any]) -> bool:
+    """Whether each event recorded is stored, once."""
+    return bool(figures["events_lost"] == 0 and figures["events_duplicated"] == 0)
+
+
+def silent(figures: dict[str, Any]) -> list[str]:
+    """The devices that answered nothing while the links were cut."""
+    return [device["name"] for device in figures["devices"] if not device["results_during_outage"]]
+
+
 def verdict(figures: dict[str, Any]) -> list[tuple[str, str]]:
     """The last lines, each with its style."""
     away = sum(device["results_during_outage"] for device in figures["devices"])
     outage = f"{figures['outage_s']:.0f} s without links: {away:,} answers all the same"
-    good = figures["events_lost"] == 0 and figures["events_duplicated"] == 0
+    without = silent(figures)
+    if without:
+        outage += f", but none of {', '.join(without)}"
     count = (
         f"recorded {figures['events_recorded']:,} · stored {figures['events_stored']:,} · "
         f"lost {figures['events_lost']:,} · twice {figures['events_duplicated']:,}"
     )
-    return [(outage, "green" if away else "red"), (count, "green" if good else "red")]
+    return [(outage, "red" if without else "green"), (count, "green" if nothing_lost(figures) else "red")]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,47 @@ from rich.text import Text
 
 from marram.lab.demo_device import Reading
 from marram.schema.errors import Permanent
-from marram.schema.units import format_rate
+from marram.schema.units import format_duration, format_rate
 
 _PLAIN_EVERY_S = 15.0
+# Where there is no terminal, what takes long says so this often: a log that stands still looks like a demo that does.
+STILL_EVERY_S = 5.0
+
+
+class Still:
+    """Says again, every few seconds, what is being waited for, until told to stop; in a thread of its own.
+
+    Whoever waits may be deep in a computation that reports nothing.
+    """
+
+    def __init__(self, say: Callable[[str], None], every_s: float) -> None:
+        self._say, self._every_s = say, every_s
+        self._name, self._what = "", ""
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def waits(self, name: str, what: str) -> None:
+        """Said at once where `name` is new, and from then on the newest words every few seconds."""
+        self._what = what
+        if name == self._name:
+            return
+        self.stop()
+        self._name, self._over = name, threading.Event()
+        self._say(f"{name:<9} {what} …")
+        self._thread = threading.Thread(target=self._go_on, name="still", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """It came, or will not come; any number of times."""
+        self._over.set()
+        if self._thread is not None:
+            self._thread.join()
+        self._name, self._thread = "", None
+
+    def _go_on(self) -> None:
+        begun_s = time.monotonic()
+        while not self._over.wait(self._every_s):
+            self._say(f"{self._name:<9} {self._what} … ({format_duration(round(time.monotonic() - begun_s))})")
 
 
 class View:
@@ -31,19 +70,24 @@ class View:
         self.out, self._picture = out, picture
         self._live: Live | None = None
         self._plain_due_s = 0.0
+        self._still = Still(lambda line: self.out.print(Text(line), soft_wrap=True), STILL_EVERY_S)
 
     def say(self, line: str, style: str = "") -> None:
         """A line that stays."""
+        self._still.stop()
         self.out.print(Text.from_markup(line) if not style else Text(line, style=style), soft_wrap=True)
 
     def step(self, name: str, what: str) -> None:
         """One step of setting up: `cloud     console http://…`."""
+        self._still.stop()
         self.out.print(Text(f"{name:<9} ", style="bold").append(what, style="not bold"), soft_wrap=True)
 
     def wait(self, name: str, what: str) -> None:
-        """What is being waited for: shown on a terminal only, gone with the next line."""
+        """What is being waited for: gone with the next line on a terminal, said every few seconds anywhere else."""
         if self._live_terminal:
             self._show(Text(f"{name:<9} {what} …", style="dim"))
+        else:
+            self._still.waits(name, what)
 
     def table(self, readings: Sequence[Reading], note: str = "") -> None:
         """The devices now."""
@@ -55,6 +99,7 @@ class View:
 
     def done(self) -> None:
         """End the changing part and leave nothing of it. Any number of times."""
+        self._still.stop()
         if self._live is not None:
             self._live.update(Text(""), refresh=True)
             self._live.stop()
