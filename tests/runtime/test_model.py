@@ -52,6 +52,23 @@ def test_the_first_variant_that_runs_here_is_taken(write_bundle: Write, monkeypa
         Model.load(folder, variant="first")
 
 
+@pytest.mark.parametrize(
+    ("labels", "offset", "says"),
+    [
+        (["ant", "bee"], 0, r"has 3 classes, its labels name 2\. Mend labels in model\.yaml"),
+        (["background", "ant", "bee", "cat"], 0, r"its labels name 4\. .*output\.label_offset: 1"),
+        (["ant", "bee", "cat"], 1, r"its labels name 2 from line 1 on"),
+    ],
+)
+def test_as_many_labels_as_classes(write_bundle: Write, labels: list[str], offset: int, says: str) -> None:
+    """Else every name could be another's: nobody would see that the answers are wrong."""
+    Model.load(write_bundle(labels=["background", "ant", "bee", "cat"], output={"label_offset": 1})).close()
+    Model.load(write_bundle(labels=None)).close()
+    with pytest.raises(Invalid, match=says) as caught:
+        Model.load(write_bundle(labels=labels, output={"label_offset": offset}))
+    assert "model.tflite" in str(caught.value.where)
+
+
 def test_a_damaged_file_is_named_and_no_other_variant_hides_it(write_bundle: Write) -> None:
     folder = write_bundle(
         files={"a.onnx": b"junk", "b.tflite": probe.tflite()},

@@ -52,6 +52,7 @@ class Model:
         if len(session.inputs) != 1:
             raise Invalid(f"has {len(session.inputs)} inputs; Marram feeds models that have one", where=where)
         self._preprocessor = Preprocessor(self.card.input, session.inputs[0], where)
+        _check_labels(bundle, session, where)
         self._form = FORMS[self.card.output.form]
 
     @classmethod
@@ -124,6 +125,24 @@ class Model:
     def close(self) -> None:
         """Free the engine's memory."""
         self.session.close()
+
+
+def _check_labels(bundle: Bundle, session: Session, where: str) -> None:
+    """Raises Invalid where a classifier's labels are not as many as its classes: every name could be another's."""
+    output = bundle.card.output
+    if output.form not in ("logits", "softmax") or not bundle.labels or len(session.outputs) != 1:
+        return
+    classes, named = session.outputs[0].shape[-1:], len(bundle.labels) - output.label_offset
+    if classes and classes[0] > 0 and classes[0] != named:
+        at = f" from line {output.label_offset} on" if output.label_offset else ""
+        one_more = named == classes[0] + 1 and not output.label_offset
+        raise Invalid(
+            f"has {classes[0]} classes, its labels name {named}{at}",
+            where=where,
+            hint="If the first label is a background that it does not answer, set output.label_offset: 1 in model.yaml."
+            if one_more
+            else "Mend labels in model.yaml.",
+        )
 
 
 def fit_for(card: ModelCard, image: Image) -> Image:
