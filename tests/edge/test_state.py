@@ -171,6 +171,14 @@ def test_a_place_that_is_no_folder_is_named(tmp_path: Path) -> None:
         Folder(tmp_path / "file" / "edge").make()
 
 
+def test_what_stands_where_a_part_of_the_folder_belongs_is_named(folder: Folder) -> None:
+    (folder.path / "work").rmdir()
+    (folder.path / "work").write_text("")
+    with pytest.raises(Permanent) as caught:
+        folder.make()
+    assert caught.value.where == str(folder.path / "work")
+
+
 def test_records_of_removed_apps_are_gone(folder: Folder) -> None:
     folder.save_record(AppRecord(target=APP))
     assert set(folder.records()) == {"gate"}

@@ -61,9 +61,10 @@ class Folder:
 
     def make(self) -> None:
         """Create the folder, for nobody else to read. Raises Permanent or Retryable where it cannot be written."""
-        with _translated(self.path):
-            for part in (self.path, self._apps, self.path / "logs", self.path / "work"):
+        for part in (self.path, self._apps, self.path / "logs", self.path / "work"):
+            with _translated(part):
                 part.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with _translated(self.path):
             for leftover in (*self.path.glob(".*.tmp"), *self._apps.glob(".*.tmp")):
                 leftover.unlink()
 
