@@ -6,12 +6,11 @@
 - From `desired` set (the cloud is told to deploy) to the first result in the cloud's database: bundle fetched, checked,
   model loaded, worker running, event delivered.
 
-Resident memory counts shared pages in each process, so sums are upper bounds. The last line is JSON.
+Resident memory counts shared pages in each process, so sums are upper bounds. `ratio` is the worst of goal ÷ measured.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import subprocess
@@ -23,6 +22,7 @@ from typing import Any
 
 import yaml
 
+from bench._verdict import at_least, conclude, skip
 from bench.pipeline import CARD
 from marram.bus.http import CloudApi
 from marram.edge import status
@@ -118,10 +118,8 @@ class World:
 
 def main() -> None:
     model = SHARED / "models/tf2_mobilenet_v2_1.0_224_ptq.tflite"
-    figures: dict[str, Any] = {"bench": "footprint", "goal": GOALS}
     if not model.is_file():
-        print(f"needs the data folder {SHARED}, which is absent here")
-        print(json.dumps(figures | {"skipped": "no data folder", "ratio": None, "ok": None}))
+        skip("footprint", 1.0, f"it needs the data folder {SHARED}, which is absent here")
         return
     measured = {"help_s": help_s()}
     print(f"marram --help            {measured['help_s']:.2f} s")
@@ -153,12 +151,9 @@ def main() -> None:
             print(f"agent and one worker     {measured['with_worker_mb']:.1f} MB (agent {agent_mb:.1f} MB)")
         finally:
             world.close()
-    # How much of each allowance is used: 1 is all of it.
-    ratio = max(measured[name] / goal for name, goal in GOALS.items())
-    figures |= {"ratio": round(ratio, 3), "ok": ratio <= 1}
-    figures |= {name: round(value, 3) for name, value in measured.items()}
-    figures["tasks_a_core"] = round(os.getloadavg()[0] / (os.cpu_count() or 1), 1)
-    print(json.dumps(figures))
+    ratio = at_least(**{name: (measured[name], goal) for name, goal in GOALS.items()})
+    figures = {name: round(value, 3) for name, value in measured.items()}
+    conclude("footprint", ratio, 1.0, figures | {f"goal_{name}": goal for name, goal in GOALS.items()})
 
 
 if __name__ == "__main__":
