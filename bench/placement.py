@@ -1,7 +1,7 @@
 """What a decision costs, and how near the policy comes to the better of the two fixed places.
 
 `python -m bench.placement`. `ratio` is the worse of two: the goal's 100 µs over the median decision's time, and the
-goal's 1.10 over the policy's median delay relative to the better of the two fixed places, on the worst simulated
+goal's 1.10 over the policy's median delay relative to the better of both fixed places, on the worst simulated
 link.
 """
 
