@@ -363,6 +363,24 @@ async def test_a_device_speaks_and_hears_only_as_itself(
     assert one.connected and one.reconnects == 0
 
 
+async def test_no_answer_goes_where_only_we_may_speak(cloud: Bus, connect: Connect, until: Until) -> None:
+    heard: list[bytes] = []
+
+    async def note(message: Message) -> None:
+        heard.append(message.payload)
+
+    one, two = await connect("d1"), await connect("d2")
+    await one.wait_connected(5)
+    await two.wait_connected(5)
+    await two.subscribe("d.d2.desired", note)
+    assert one._session is not None
+    await one._session.publish("d.d1.events", b"with our rights", reply="d.d2.desired")
+    assert await one.request("d.d1.events", b"x", 5) == b"x"  # what came before has been answered, or not
+    await cloud.publish("d.d2.desired", b"ours")
+    await until(lambda: heard)
+    assert heard == [b"ours"]
+
+
 async def test_a_handshake_with_slow_auth_is_finished(until: Until) -> None:
     """As a broker with slow auth does: its own PING comes before the PONG that ends the handshake."""
     answered = asyncio.Event()

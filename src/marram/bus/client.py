@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 __all__ = ["Bus", "BusState", "Handler", "Message", "Timing"]
 
 _SUBJECT = re.compile(r"[^\s.]+(\.[^\s.]+)*")
+# Where answers are heard, whoever asks. The broker checks what a device publishes, not where it wants the answer: one
+# sent elsewhere would be a device speaking on another's subjects with our rights.
+_INBOX = "_INBOX"
 CLOSE_S = 2.0  # how long `close` waits for handlers at work
 
 
@@ -229,23 +232,24 @@ class Bus:
     async def _handle(self, session: Session, subscription: _Subscription, message: Msg) -> None:
         """Run the handler on one message; whatever it does, the subscription lives on."""
         headers: dict[str, str] | None = None
+        answer_to = message.reply if message.reply.startswith(_INBOX) else ""
         try:
-            reply = await subscription.handler(Message(message.subject, message.data, bool(message.reply)))
+            reply = await subscription.handler(Message(message.subject, message.data, bool(answer_to)))
         except MarramError as error:
             headers, reply = {ERROR_HEADER: type(error).__name__}, str(error).encode()
-            if not message.reply:
+            if not answer_to:
                 log.warning("%s: %s", message.subject, error)
         except Exception as error:
             log.exception("the handler of %s failed", message.subject)
             headers, reply = {ERROR_HEADER: "Retryable"}, f"the service failed: {type(error).__name__}".encode()
-        if not message.reply or reply is None:
+        if not answer_to or reply is None:
             return
         try:
             try:
-                await session.publish(message.reply, reply, headers=headers)
+                await session.publish(answer_to, reply, headers=headers)
             except Invalid as error:
                 log.error("the reply on %s cannot be sent: %s", message.subject, error)
-                await session.publish(message.reply, str(error).encode(), headers={ERROR_HEADER: "Invalid"})
+                await session.publish(answer_to, str(error).encode(), headers={ERROR_HEADER: "Invalid"})
         except MarramError as error:
             log.debug("a reply on %s was lost: %s", message.subject, error)  # the asker asks again
 
