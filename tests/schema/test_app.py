@@ -200,6 +200,11 @@ def test_a_function_stays_beside_the_app(function: str) -> None:
         parse_app(f"app: x\nsource: {{mqtt: t}}\nsteps: [{{function: '{function}'}}]\n")
 
 
+def test_half_a_character_is_named_with_its_line() -> None:
+    with pytest.raises(Invalid, match=r"app\.yaml:2: .*half a character"):
+        parse_app('source: {camera: 0}\napp: "\\ud800\\udc00"\nsteps: [{classify: m}]\n')
+
+
 def test_cloud_placement_needs_a_cloud_model() -> None:
     with pytest.raises(Invalid, match="needs a cloud model"):
         parse_app("app: x\nsource: {camera: 0}\nsteps: [{classify: m, place: cloud}]\n")

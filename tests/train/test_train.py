@@ -113,6 +113,12 @@ def test_what_is_worse_at_one_site_is_refused_though_better_at_another(
     assert accuracy(new, at_b)["b"] > accuracy(old, at_b)["b"]
     assert not verdict.accepted and verdict.reason.startswith("on base it falls from")
     assert judge(new, old, at_b, tolerance=0.01).accepted
+    # A fall by one example alone proves nothing; by two it does.
+    kept = [e for e in at_b if e.label == 0]
+    base = [e for e in examples.held_out if accuracy(old, [e])["base"] == 1]
+    wrong_now = [e for e in base if accuracy(new, [e])["base"] == 0]
+    assert judge(new, old, [*kept, wrong_now[0]], tolerance=0.01).accepted
+    assert not judge(new, old, [*kept, *wrong_now[:2]], tolerance=0.01).accepted
 
 
 def test_what_only_guesses_is_no_first_version(first: tuple[Outcome, Path, Path]) -> None:

@@ -119,6 +119,13 @@ class _Twice(yaml.YAMLError):
 class _Loader(yaml.SafeLoader):
     """Plain data only, and no key twice in one mapping."""
 
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        """An escape (`"\\ud800"`) can make half a character, which no file, subject or message can hold."""
+        value: Any = super().construct_scalar(node)
+        if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+            raise yaml.constructor.ConstructorError(None, None, "half a character (a surrogate)", node.start_mark)
+        return value
+
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         lines: dict[str, int] = {}

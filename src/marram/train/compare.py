@@ -52,8 +52,9 @@ def accuracy(bundle: Bundle, examples: list[Example]) -> dict[str, float]:
 def judge(new: Bundle, old: Bundle | None, held_out: list[Example], tolerance: float) -> Verdict:
     """Compare `new` with `old` on `held_out`.
 
-    Refused where a slice falls by more than `tolerance` (0–1), or where no slice gains: a version that changes nothing
-    only costs its devices a download. Without an old model the first is accepted where it beats guessing.
+    Refused where a slice falls by more than `tolerance` (0–1) and by more than one example (one alone proves nothing),
+    or where no slice gains: a version that changes nothing only costs its devices a download. Without an old model the
+    first is accepted where it beats guessing.
     """
     after = accuracy(new, held_out)
     before = accuracy(old, held_out) if old is not None else {}
@@ -65,7 +66,10 @@ def judge(new: Bundle, old: Bundle | None, held_out: list[Example], tolerance: f
         if weak:
             return Verdict(False, f"on {weak[0].slice} it is hardly better than guessing ({weak[0].new:.1%})", scores)
         return Verdict(True, "the first version", scores)
-    fallen = [s for s in scores if s.old is not None and s.new < s.old - tolerance]
+    # Halves keep counts of examples, which are whole, off the edge that rounding makes.
+    fallen = [
+        s for s in scores if s.old is not None and (s.old - s.new) * s.examples > max(1.5, tolerance * s.examples)
+    ]
     if fallen:
         worst = min(fallen, key=lambda s: s.new - (s.old or 0))
         return Verdict(False, f"on {worst.slice} it falls from {worst.old:.1%} to {worst.new:.1%}", scores)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -83,8 +84,10 @@ def export_onnx(recipe: Recipe, model: Any, path: Path) -> None:
     torch = _torch()
     rows, columns = recipe.input.size
     example = torch.zeros(1, 1 if recipe.input.colour == "gray" else 3, rows, columns)
+    # The exporter warns of its own deprecated insides, and of torchvision, which nothing here uses.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter warns of its own deprecated insides
+        warnings.simplefilter("ignore")
         program = torch.onnx.export(
             model, (example,), dynamo=True, verbose=False, input_names=["input"], output_names=["logits"]
         )

@@ -39,7 +39,7 @@ class Samples(Strict):
 
 
 class Accept(Strict):
-    """A candidate is refused where any slice's held-out accuracy falls by more than `tolerance`, or none gains."""
+    """A candidate is refused where a slice's held-out accuracy falls by more than `tolerance`, or none gains."""
 
     tolerance: Share = 0.01
 
