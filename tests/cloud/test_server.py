@@ -100,6 +100,37 @@ async def test_the_whole_comes_back_where_it_was(tmp_path: Path, device: Any) ->
         assert ack.stored == 1
 
 
+async def test_those_who_stand_in_the_door_keep_nobody_out(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("marram.cloud.door.most_connections", lambda: 8)
+    port = int(cloud.url.rpartition(":")[2])
+    standing = []
+    heads = (b"GET /", b"POST /api/v1/join HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+    for number in range(12):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(heads[number % 2])  # and never more
+        standing.append((reader, writer))
+    async with httpx.AsyncClient(base_url=cloud.url, trust_env=False) as client:
+        assert (await client.get("/openapi.json")).status_code == 200
+    for reader, writer in standing[:5]:  # those that stood longest made room
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+        writer.close()
+    for _, writer in standing[5:]:
+        writer.close()
+
+
+async def test_a_connection_that_asks_nothing_is_closed(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("marram.cloud.door.PATIENCE_S", 0.2)
+    port = int(cloud.url.rpartition(":")[2])
+    join = b"POST /api/v1/join HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{"
+    for begun in (b"", b"GET / HTTP/1.1\r\nHost:", join, b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\nGET / HT"):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(begun)
+        with contextlib.suppress(ConnectionError):
+            assert (b"200 OK" in await reader.read()) == (b"openapi" in begun)
+        writer.close()
+
+
 async def test_the_api_answers_and_needs_the_token(cloud: Cloud) -> None:
     async with httpx.AsyncClient(base_url=cloud.url, trust_env=False) as client:
         health = await client.get("/healthz")

@@ -22,6 +22,7 @@ from marram.cloud import fleet as fleet_role
 from marram.cloud import ingest as ingest_role
 from marram.cloud.access import write_context
 from marram.cloud.api import create_app
+from marram.cloud.door import BACKLOG, Door
 from marram.cloud.fleet import Fleet
 from marram.cloud.folder import FolderLock, make_folder
 from marram.cloud.ingest import Ingest
@@ -230,7 +231,13 @@ class Cloud:
             self._mount(app, state)
         # Without a configuration of its own, uvicorn logs where everybody does.
         config = uvicorn.Config(
-            app, log_config=None, log_level="warning", access_log=False, timeout_graceful_shutdown=3
+            app,
+            http=Door,
+            backlog=BACKLOG,
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=3,
         )
         server = _Server(config)
         serving = asyncio.create_task(server.serve(sockets=[listener]), name="api")
