@@ -4,6 +4,8 @@ import asyncio
 import os
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -273,6 +275,20 @@ async def test_it_sees_no_secret_and_no_terminal(start: Start, tmp_path: Path, m
     seen = (tmp_path / "work" / "seen").read_text()
     assert "do-not-tell" not in seen
     assert str(tmp_path / "work") in seen
+
+
+def test_a_worker_loads_only_what_every_app_needs_and_user_code_all_it_wants() -> None:
+    program = """
+import sys
+import marram.edge.worker
+print([name for name in ("asyncio", "nats", "httpx", "paho", "ssl", "_hashlib", "cv2", "torch") if name in sys.modules])
+import hashlib, hmac, secrets, ssl
+assert hashlib.pbkdf2_hmac("sha256", b"x", b"y", 1).hex() and hmac.new(b"k", b"m", "sha256").hexdigest()
+assert hashlib.new("sha256", b"x").hexdigest() and secrets.compare_digest(secrets.token_hex(4), "no") is False
+assert "_hashlib" in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
 
 
 def test_the_environment_is_a_short_list() -> None:

@@ -18,6 +18,9 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from marram.edge import _small as _small  # before anything that imports secrets
+
+# isort: split
 from marram.bus.outbox import Outbox
 from marram.bus.writer import OutboxWriter
 from marram.edge.channel import WorkerEnd

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from marram.pipeline import plugins
-from marram.pipeline.brokers import check_topic, parse_broker
+from marram.pipeline.addresses import check_topic, parse_broker
 from marram.pipeline.conditions import Condition
 from marram.pipeline.functions import check_requirements
 from marram.pipeline.infer import check_task

@@ -13,7 +13,8 @@ import pytest
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
-from marram.pipeline.brokers import Publisher, parse_broker
+from marram.pipeline.addresses import parse_broker
+from marram.pipeline.brokers import Publisher
 from marram.pipeline.contract import Frame
 from marram.pipeline.sinks.mqtt import open_sink
 from marram.schema.app import MqttSink

@@ -13,7 +13,7 @@ import pytest
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
-from marram.pipeline.brokers import parse_broker
+from marram.pipeline.addresses import parse_broker
 from marram.pipeline.contract import Frame
 from marram.pipeline.sources.mqtt import Mqtt, open_source
 from marram.schema.app import MqttSource

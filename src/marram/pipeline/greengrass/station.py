@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from marram.pipeline.brokers import Publisher, check_topic
+from marram.pipeline.addresses import check_topic
+from marram.pipeline.brokers import Publisher
 from marram.pipeline.contract import StepContext
 from marram.pipeline.greengrass.shadow import Shadows
 from marram.pipeline.plain import parse_payload, plain

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from marram.pipeline.brokers import Publisher, check_topic, parse_broker
+from marram.pipeline.addresses import check_topic, parse_broker
+from marram.pipeline.brokers import Publisher
 from marram.pipeline.contract import Frame, Sink
 from marram.pipeline.records import line
 from marram.schema.app import MqttSink

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from paho.mqtt import client as paho
 from paho.mqtt.reasoncodes import ReasonCode
 
-from marram.pipeline.brokers import check_topic, make_client, parse_broker, refused, unreachable
+from marram.pipeline.addresses import check_topic, parse_broker
+from marram.pipeline.brokers import make_client, refused, unreachable
 from marram.pipeline.contract import Frame, Source
 from marram.pipeline.pace import following
 from marram.pipeline.plain import parse_payload

@@ -23,7 +23,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from marram.pipeline.brokers import Publisher, parse_broker
+from marram.pipeline.addresses import parse_broker
+from marram.pipeline.brokers import Publisher
 from marram.pipeline.conditions import field_of
 from marram.pipeline.contract import Frame, Step, StepContext
 from marram.pipeline.functions import Loading, Style, argument_count, check_requirements, explain, style_of
