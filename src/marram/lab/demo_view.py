@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -70,7 +71,8 @@ class View:
         self.out, self._picture = out, picture
         self._live: Live | None = None
         self._plain_due_s = 0.0
-        self._still = Still(lambda line: self.out.print(Text(line), soft_wrap=True), STILL_EVERY_S)
+        # Past the console, which would keep these lines for the picture.
+        self._still = Still(lambda line: print(line, file=out.file, flush=True), STILL_EVERY_S)
 
     def say(self, line: str, style: str = "") -> None:
         """A line that stays."""
@@ -95,6 +97,7 @@ class View:
             self._show(Group(Text(""), devices(readings), Text(note, style="dim")))
         elif time.monotonic() >= self._plain_due_s:
             self._plain_due_s = time.monotonic() + _PLAIN_EVERY_S
+            self.out.print()
             self.out.print(devices(readings))
 
     def done(self) -> None:
@@ -114,8 +117,11 @@ class View:
         """Write what was shown as a picture (SVG), where one was asked for. Raises Permanent."""
         if self._picture is None:
             return
+        svg = self.out.export_svg(title="marram demo", theme=MONOKAI, font_aspect_ratio=0.61)
+        # Rich's picture asks a font of a server elsewhere; any monospaced one does.
+        svg = re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL)
         try:
-            self.out.save_svg(str(self._picture), title="marram demo", theme=MONOKAI, font_aspect_ratio=0.61)
+            self._picture.write_text(svg, encoding="utf-8")
         except OSError as error:
             raise Permanent(f"cannot write it: {error.strerror}", where=str(self._picture)) from error
 
