@@ -53,6 +53,11 @@ def test_a_fault_is_one_line_and_status_2(tmp_path: Path) -> None:
     assert done.stderr == f'{tmp_path}/gate.yaml:2  source: no source "camra"; did you mean "camera"?\n'
 
 
+def test_a_file_without_end_is_no_app_file() -> None:
+    done = marram_program("app", "check", "/dev/zero")
+    assert done.returncode == 2 and done.stderr.startswith("/dev/zero: is too large for an app file")
+
+
 def test_a_fault_of_our_own_shows_no_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,6 +20,10 @@ from marram.schema.page import Page
 DETECTOR = RedactStep().model
 
 
+# A page of YAML; what is named by mistake (a video, a device) may have no end.
+MAX_APP_BYTES = 1_000_000
+
+
 @dataclass(frozen=True, slots=True)
 class AppFile:
     """An app file. `page` knows on which line each field stands."""
@@ -33,7 +37,11 @@ class AppFile:
     def read(cls, path: Path) -> AppFile:
         """Raises Missing or Invalid, every fault on a line of its own."""
         try:
-            text = path.read_text(encoding="utf-8")
+            with path.open("rb") as file:
+                content = file.read(MAX_APP_BYTES + 1)
+            if len(content) > MAX_APP_BYTES:
+                raise Invalid("is too large for an app file", where=str(path), hint="Is this an app file (YAML)?")
+            text = content.decode("utf-8").replace("\r\n", "\n")
         except FileNotFoundError as error:
             raise Missing(f"no such file {path}", hint="Name an app file, such as app.yaml.") from error
         except IsADirectoryError as error:
