@@ -49,7 +49,8 @@ class Stage:
         command = marram(*map(str, arguments))
         done = subprocess.run(command, capture_output=True, text=True, env=self._environment(who), check=False)
         if done.returncode != 0:
-            raise Permanent(f"exit status {done.returncode}: {done.stderr or done.stdout}", where=" ".join(command[2:]))
+            words = (done.stdout + done.stderr).strip()
+            raise Permanent(f"exit status {done.returncode}: {words}", where=" ".join(command[2:]))
         return done.stdout
 
     def ask(self, *arguments: str | Path) -> Any:

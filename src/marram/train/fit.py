@@ -38,8 +38,9 @@ def inputs(recipe: Recipe, examples: list[Example]) -> NDArray[np.float32]:
 def fit(recipe: Recipe, examples: list[Example], progress: Progress | None = None) -> Any:
     """Train the recipe's network on `examples`; returns the torch module, in eval mode.
 
-    Every slice weighs the same, however many examples it has: a few labelled samples of a changed site count as much as
-    the whole base set. Adam with a cosine learning rate. Raises NotReady where PyTorch is not installed.
+    A slice weighs as the square root of its size (sampling with temperature 2, as in multilingual training: Arivazhagan
+    et al. 2019, section 4.2): a changed site's few samples are heard, and a handful does not drown the base set. Adam
+    with a cosine learning rate. Raises NotReady where PyTorch is not installed.
     """
     torch = _torch()
     generator = torch.Generator().manual_seed(recipe.seed)
@@ -48,9 +49,8 @@ def fit(recipe: Recipe, examples: list[Example], progress: Progress | None = Non
     x = torch.from_numpy(inputs(recipe, examples))  # (N, C, H, W)
     y = torch.tensor([e.label for e in examples])  # (N,)
     sizes = Counter(e.slice for e in examples)
-    weights = torch.tensor([1.0 / sizes[e.slice] for e in examples], dtype=torch.double)
-    largest = max(sizes.values())
-    batches = max(1, -(-largest * len(sizes) // recipe.batch))
+    weights = torch.tensor([sizes[e.slice] ** -0.5 for e in examples], dtype=torch.double)
+    batches = max(1, -(-max(sizes.values()) * len(sizes) // recipe.batch))
     optimiser = torch.optim.Adam(model.parameters(), lr=recipe.rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, recipe.epochs * batches)
     model.train()
