@@ -34,8 +34,11 @@ class Example:
 
     def held_out(self, share: float) -> bool:
         """Whether it is kept for judging: decided by content alone, for about `share` of all pictures."""
-        digest = hashlib.sha256(np.ascontiguousarray(self.image).tobytes()).digest()
-        return int.from_bytes(digest[:8], "big") < share * 2**64
+        return int.from_bytes(self.digest()[:8], "big") < share * 2**64
+
+    def digest(self) -> bytes:
+        """What tells its picture from every other."""
+        return hashlib.sha256(np.ascontiguousarray(self.image).tobytes()).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +67,16 @@ def gather(
     if api is not None and recipe.samples is not None:
         found, skipped = _samples(recipe.samples, recipe.labels, api, progress)
         examples += found
+    # A device that sees one thing for long keeps it again and again: the same picture is one example.
+    examples = list({(e.slice, e.digest()): e for e in examples}.values())
     held = [e for e in examples if e.held_out(recipe.hold_out)]
     train = [e for e in examples if not e.held_out(recipe.hold_out)]
-    for name in dict.fromkeys(e.slice for e in examples):
-        for what, part in (("trained on", train), ("held out", held)):
-            if not any(e.slice == name for e in part):
-                raise Invalid(
-                    f'nothing of "{name}" is {what} ({sum(e.slice == name for e in examples)} examples in all)',
-                    hint="Give it more examples, or change hold_out.",
-                )
+    for what, part in (("trained on", train), ("held out", held)):
+        if not any(e.slice == recipe.data.name for e in part):
+            raise Invalid(
+                f'nothing of "{recipe.data.name}" is {what} ({len(examples)} examples in all)',
+                hint="Give it more examples, or change hold_out.",
+            )
     return Examples(train, held, skipped)
 
 
