@@ -55,7 +55,7 @@ def test_rows_become_readings(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("a.csv.gz", gzip.compress(CSV.encode())),
+        ("a.csv.gz", gzip.compress(CSV.encode(), mtime=0)),
         ("a.tsv", CSV.replace(",", "\t")),
         ("a.csv", CSV.replace(",", ";")),
         ("a.csv", "\ufeff" + CSV),
