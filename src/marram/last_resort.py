@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 import logging
 import os
 import sys
@@ -34,17 +35,25 @@ def ended(program: Callable[[], int], *, tell: Callable[[str], None] | None = No
     """
     with _in_a_line():
         try:
-            return program()
+            status = program()
+            if sys.stdout is not None:
+                sys.stdout.flush()  # what cannot be written is found out here, not by the interpreter as it ends
+            return status
         except MarramError as error:
-            (tell or _to_stderr)(str(error))
+            # Where nobody reads what is told (rich then ends the program), the status still tells.
+            with contextlib.suppress(OSError, SystemExit):
+                (tell or _to_stderr)(str(error))
             return FAULT
         except KeyboardInterrupt:
             return INTERRUPTED
         except BrokenPipeError:
-            # The reader of a pipe (`| head`) went away: no fault. Nothing more can be written, the exit flush included.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _silence()  # the reader of a pipe (`| head`) went away: no fault
             return 0
         except Exception as error:  # noqa: BLE001 - the outermost supervisor: a person gets a line, the trace goes to a file
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                _to_stderr(f"cannot write: {error.strerror}. Make room.")
+                _silence()
+                return FAULT
             where = _kept(error, details)
             _to_stderr(
                 f"unexpected {type(error).__name__}: {_first_line(error)}. This is a fault of Marram's"
@@ -72,6 +81,15 @@ def in_a_line(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {_first_line(error)}{place}"
+
+
+def _silence() -> None:
+    """Whichever of our two outputs takes nothing more leads nowhere now: the interpreter's last flush fails no more."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _first_line(error: BaseException) -> str:

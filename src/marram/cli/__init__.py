@@ -7,14 +7,17 @@ Every MarramError becomes one line on stderr and exit status 2; Ctrl-C exits 130
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 import sys
 from typing import Any
 
 import typer
 from rich.console import Console
+from typer.main import get_command
 
 from marram import __version__
+from marram.cli._signatures import without_bodies
 from marram.last_resort import ended
 
 COMMANDS: dict[str, str] = {
@@ -37,7 +40,13 @@ COMMANDS: dict[str, str] = {
 
 def main() -> None:
     """The `marram` program."""
-    sys.exit(execute(sys.argv[1:]))
+    arguments = sys.argv[1:]
+    if "--help" in arguments:
+        # What stands between the command's words and --help would change nothing, and must not be taken for a value.
+        arguments = [*itertools.takewhile(lambda word: not word.startswith("-"), arguments), "--help"]
+    if "--help" in arguments or _completing():
+        without_bodies()
+    sys.exit(execute(arguments))
 
 
 def execute(arguments: list[str]) -> int:
@@ -53,15 +62,22 @@ def _in_red(message: str) -> None:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    if arguments and arguments[0] in COMMANDS and "_MARRAM_COMPLETE" not in os.environ:
-        app, name, rest = _noun(arguments[0]), f"marram {arguments[0]}", arguments[1:]
+    if arguments and arguments[0] in COMMANDS and not _completing():
+        command, name, rest = get_command(_noun(arguments[0])), f"marram {arguments[0]}", arguments[1:]
     else:
-        app, name, rest = _overview(), "marram", arguments
+        command, name, rest = _overview(), "marram", arguments
     try:
-        status: Any = app(args=rest, prog_name=name, standalone_mode=True)
+        status: Any = command(args=rest, prog_name=name)
     except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):
+            raise end.__context__ from None  # rich and typer make a fault of it; see `ended`
         status = end.code
     return status if isinstance(status, int) else 0
+
+
+def _completing() -> bool:
+    """Whether a shell asks what may come next."""
+    return "_MARRAM_COMPLETE" in os.environ
 
 
 def _noun(name: str) -> typer.Typer:
@@ -69,7 +85,7 @@ def _noun(name: str) -> typer.Typer:
     return app
 
 
-def _overview() -> typer.Typer:
+def _overview() -> Any:
     """`marram --help`, `--version`, unknown commands; every real command only where a shell asks for completion."""
     app = typer.Typer(
         no_args_is_help=True,
@@ -83,11 +99,11 @@ def _overview() -> typer.Typer:
         pass
 
     for name, line in COMMANDS.items():
-        if "_MARRAM_COMPLETE" in os.environ:
-            app.add_typer(_noun(name), name=name, help=line)
-        else:
-            app.command(name, help=line)(_never)
-    return app
+        app.command(name, help=line)(_never)
+    overview: Any = get_command(app)
+    if _completing():
+        overview.commands |= {name: get_command(_noun(name)) for name in COMMANDS}
+    return overview
 
 
 def _version(wanted: bool) -> None:

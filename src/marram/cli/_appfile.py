@@ -16,6 +16,7 @@ from marram.runtime.build import recipes
 from marram.schema.app import App, RedactStep, app_on, model_uses
 from marram.schema.errors import Invalid, MarramError, Missing
 from marram.schema.page import Page
+from marram.schema.words import file_fault
 
 DETECTOR = RedactStep().model
 
@@ -49,8 +50,9 @@ class AppFile:
             hint = f"Name the file in it: {path / there[0]}" if there else "An app is a file, such as app.yaml."
             raise Invalid("is a folder, not an app file", where=str(path), hint=hint) from error
         except (OSError, UnicodeDecodeError) as error:
-            why = (error.strerror or str(error)).lower() if isinstance(error, OSError) else "not UTF-8 text"
-            raise Invalid(f"cannot be read: {why}", where=str(path), hint="Is this an app file (YAML)?") from error
+            raise Invalid(
+                f"cannot be read: {file_fault(error)}", where=str(path), hint="Is this an app file (YAML)?"
+            ) from error
         page = Page.read(text, str(path))
         return cls(path, text, page, app_on(page))
 

@@ -6,7 +6,6 @@ bundle folder means nothing on a device, so the deployed text names the version 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 
 from marram.bus.http import CloudApi, Progress
@@ -19,6 +18,7 @@ from marram.schema.app import ModelUse, model_uses, parse_app
 from marram.schema.errors import Invalid, MarramError, Missing
 from marram.schema.model import Manifest
 from marram.schema.page import Place
+from marram.schema.words import did_you_mean
 
 
 def files_of(file: AppFile) -> list[str]:
@@ -96,10 +96,9 @@ def _unknown(text: str, name: str, there: list[ModelView], where: str) -> Missin
     try:
         library.get(name)
     except Missing as error:
-        known = {m.name for m in there}
-        near = difflib.get_close_matches(name, known, n=1)
-        if near and "did you mean" not in error.what and "not on this machine" not in error.what:
-            return Missing(f'no model "{name}"; did you mean "{near[0]}"?', where=where, hint="`marram model list`")
+        meant = did_you_mean(name, {m.name for m in there})
+        if meant and "did you mean" not in error.what and "not on this machine" not in error.what:
+            return Missing(f'no model "{name}"{meant}', where=where, hint="`marram model list`")
         return Missing(error.what, where=where, hint=error.hint)
     return Missing(f'no model "{text}"', where=where, hint="`marram model list` shows all.")
 

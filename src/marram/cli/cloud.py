@@ -19,11 +19,8 @@ from marram.schema.errors import Invalid, Missing
 from marram.schema.units import format_duration
 
 try:
-    from fastapi import FastAPI
-
     from marram.cloud.server import Cloud
     from marram.cloud.settings import Role, Settings
-    from marram.cloud.state import CloudState
     from marram.console import Console, mount
 except ModuleNotFoundError as error:
     # A device's install has neither SQL nor a web server.
@@ -118,11 +115,7 @@ async def _run(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     consoles: list[Console] = []
-
-    def put_console(api: FastAPI, state: CloudState) -> None:
-        consoles.append(mount(api, state))
-
-    async with Cloud(settings, put_console).running() as cloud:
+    async with Cloud(settings, lambda api, state: consoles.append(mount(api, state))).running() as cloud:
         if consoles:
             token = await asyncio.to_thread(cloud.state.create_token, TokenAsk(ttl_s=JOIN_S))
             _say(cloud, consoles[0].link(cloud.url), token.join)

@@ -11,7 +11,7 @@ from marram.lab.demo import Demo, Options
 from marram.lab.demo_report import nothing_lost, silent
 from marram.lab.demo_view import View
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command(help="See it all work: real models, three devices, three links, a cut.")

@@ -23,7 +23,7 @@ from marram.schema.errors import Invalid, Permanent, Retryable
 from marram.schema.ids import parse_labels
 from marram.schema.units import parse_duration
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 _LOOK_S = 0.3
 _ROAD = [AppState.PENDING, AppState.FETCHED, AppState.VERIFIED, AppState.PROVISIONAL, AppState.COMMITTED]

@@ -20,7 +20,9 @@ from marram.schema.errors import Invalid
 from marram.schema.ids import parse_labels
 from marram.schema.units import format_duration, format_size
 
-app = typer.Typer(no_args_is_help=True, help="Join this machine to a cloud as a device, and run it.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Join this machine to a cloud as a device, and run it."
+)
 
 FolderOption = Annotated[
     Path | None, typer.Option("--folder", help="The device's folder (default: $MARRAM_HOME/edge).", show_default=False)

@@ -18,7 +18,7 @@ from marram.runtime.bundle import Bundle
 from marram.schema.errors import MarramError
 from marram.schema.units import format_size
 
-app = typer.Typer(no_args_is_help=True, help="Build, add and list models.")
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Build, add and list models.")
 
 _Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
 

@@ -18,7 +18,7 @@ from marram.schema.errors import Invalid, Retryable
 from marram.schema.event import EventKind
 from marram.schema.units import parse_duration
 
-app = typer.Typer(no_args_is_help=True, help="Follow or query what devices answered.")
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Follow or query what devices answered.")
 
 App = Annotated[str | None, typer.Option("--app", help="Only of this app.")]
 Device = Annotated[str | None, typer.Option("--device", help="Only from this device.")]
@@ -112,6 +112,7 @@ def _print(out: Console, events: list[EventView], json: bool) -> None:
             print(json_.dumps(event.model_dump(mode="json"), ensure_ascii=False))
         else:
             out.print(_line(event))
+    out.file.flush()  # a program that reads our lines (`tail --follow --json | …`) gets them as they come
 
 
 def _line(event: EventView) -> Text:

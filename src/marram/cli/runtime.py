@@ -15,7 +15,7 @@ from marram.runtime.contract import Accelerator
 from marram.runtime.engines import PLUGINS
 from marram.schema.units import format_size
 
-app = typer.Typer(help="Show which engines and accelerators this machine has.")
+app = typer.Typer(add_completion=False, help="Show which engines and accelerators this machine has.")
 
 
 @app.callback(invoke_without_command=True)

@@ -18,7 +18,7 @@ from marram.schema.errors import Invalid, Missing, Permanent
 from marram.schema.figures import figure_of
 from marram.schema.units import format_size
 
-app = typer.Typer(no_args_is_help=True, help="List, export and label the samples devices kept.")
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="List, export and label the samples devices kept.")
 
 App = Annotated[str | None, typer.Option("--app", help="Only of this app.")]
 Device = Annotated[str | None, typer.Option("--device", help="Only from this device.")]

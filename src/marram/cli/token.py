@@ -14,7 +14,7 @@ from marram.schema.ids import parse_labels
 from marram.schema.units import format_duration, parse_duration
 
 _T = TypeVar("_T")
-app = typer.Typer(no_args_is_help=True, help="Make tokens that let devices join.")
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Make tokens that let devices join.")
 
 
 @app.command()

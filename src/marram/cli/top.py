@@ -19,7 +19,7 @@ from marram.schema.errors import Invalid, Retryable
 from marram.schema.figures import figure_of
 from marram.schema.units import format_rate, parse_duration
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command(help="Watch the fleet live.")
