@@ -13,6 +13,7 @@ from tests.bus.filling import event, numbers
 
 from marram.bus import codec
 from marram.bus.outbox import MAX_EVENT_BYTES, ROW_BYTES, Outbox, encode
+from marram.bus.progress import Progress
 from marram.schema.errors import Invalid, Permanent
 from marram.schema.event import Event, EventKind
 
@@ -149,3 +150,19 @@ def test_the_mark_changes_when_another_writes(outbox: Outbox) -> None:
     other.append([event()])
     assert outbox.mark() not in before
     other.close()
+
+
+def test_how_far_each_version_came_outlives_the_process_and_is_forgotten_when_asked(tmp_path: Path) -> None:
+    path = tmp_path / "outbox.db"
+    name = os.fsdecode(b"caf\xe9.jpg")
+    outbox = Outbox(path)
+    outbox.append_encoded([], progress=Progress("gate", 1, 7, name))
+    outbox.append_encoded([], progress=Progress("gate", 2, 3))
+    outbox.append_encoded([], progress=Progress("door", 1, 9))
+    outbox.close()
+    outbox = Outbox(path)
+    assert outbox.progress("gate", 1, [1, 2]) == Progress("gate", 1, 7, name)
+    assert outbox.progress("gate", 2, [1]) is None
+    assert outbox.progress("gate", 1, [1]) == Progress("gate", 1, 7, name)
+    assert outbox.progress("door", 1, [1]) == Progress("door", 1, 9)
+    outbox.close()

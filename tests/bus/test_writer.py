@@ -9,10 +9,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from marram.bus.outbox import MAX_EVENT_BYTES, Outbox
+from marram.bus.progress import Progress
 from marram.bus.writer import OutboxWriter
 from marram.schema.event import Event, EventKind
 
@@ -150,3 +152,81 @@ def test_closing_on_a_full_disk_ends(outbox: Outbox, monkeypatch: pytest.MonkeyP
         writer.emit(event(1, size=1_000_000))
         writer.close()
     assert writer.waiting() == 1
+
+
+def mark(frame: int) -> Progress:
+    return Progress("gate", 1, frame, f"{frame}.jpg")
+
+
+def test_records_and_how_far_the_source_came_never_disagree(outbox: Outbox) -> None:
+    writer = OutboxWriter(outbox)
+    commits: list[tuple[int, int]] = []
+    append = outbox.append_encoded
+
+    def seen(records: Any, lost: Any = (), progress: Progress | None = None) -> int:
+        last = append(records, lost, progress)
+        reached = outbox.progress("gate", 1, [1])
+        commits.append((outbox.depth(), -1 if reached is None else reached.frame))
+        return last
+
+    outbox.append_encoded = seen  # type: ignore[method-assign]  # looks between any two commits
+    for frame in range(2000):  # two events a frame: no commit may end between them
+        writer.record((event(frame), event(frame)), mark(frame))
+    writer.close()
+    assert len(commits) > 1
+    assert all(depth == 2 * (frame + 1) for depth, frame in commits)
+    assert outbox.progress("gate", 1, [1]) == mark(1999)
+
+
+def test_frames_without_events_cost_no_commit_each(outbox: Outbox) -> None:
+    writer = OutboxWriter(outbox)
+    writer.record((), mark(0))
+    writer.record((), mark(1))
+    writer.record((event(),), mark(2))
+    assert writer.flush(30)
+    commits = outbox.mark()
+    for frame in range(3, 2000):
+        writer.record((), mark(frame))
+    assert outbox.mark() == commits
+    assert outbox.progress("gate", 1, [1]) == mark(2)
+    # An event that belongs to no frame takes along how far the source has come; so does the end.
+    writer.emit(event())
+    assert writer.flush(30)
+    assert outbox.progress("gate", 1, [1]) == mark(1999)
+    writer.record((), mark(2000))
+    writer.close()
+    assert outbox.progress("gate", 1, [1]) == mark(2000)
+
+
+def test_how_far_a_silent_source_came_is_written_after_a_while(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("marram.bus.writer.PROGRESS_S", 0.0)
+    written = threading.Event()
+    append = outbox.append_encoded
+
+    def seen(records: Any, lost: Any = (), progress: Progress | None = None) -> int:
+        last = append(records, lost, progress)
+        written.set()
+        return last
+
+    outbox.append_encoded = seen  # type: ignore[method-assign]  # tells of the commit
+    writer = OutboxWriter(outbox)
+    writer.record((), mark(7))
+    assert written.wait(30)
+    assert outbox.progress("gate", 1, [1]) == mark(7)
+    writer.close()
+
+
+def test_events_given_up_while_the_disk_fails_leave_the_rest_in_order(outbox: Outbox) -> None:
+    writer = OutboxWriter(outbox, capacity=4)
+    with full_disk(outbox):
+        for frame in range(20):
+            writer.record((event(frame), event(frame, EventKind.ALERT)), mark(frame))
+        writer.record((), mark(20))
+    assert writer.flush(30)
+    kept = [r.event for r in outbox.read(100, 1 << 40) if r.event.kind is not EventKind.DROPPED]
+    assert all(each.kind is EventKind.ALERT for each in kept)
+    assert [each.data["n"] for each in kept] == sorted(each.data["n"] for each in kept)
+    assert outbox.given_up()["result"] == 20
+    assert len(kept) + sum(outbox.given_up().values()) == 40
+    writer.close()
+    assert outbox.progress("gate", 1, [1]) == mark(20)

@@ -39,6 +39,7 @@ from marram.schema.device import Device, DeviceInfo
 from marram.schema.errors import Conflict, Invalid, MarramError, Missing, NotReady, Permanent, Refused, Retryable
 from marram.schema.event import EventKind
 from marram.schema.model import File, Manifest, ModelCard
+from marram.schema.words import field_fault
 
 if TYPE_CHECKING:
     import httpx
@@ -397,8 +398,7 @@ def _valid(ask: type[_T], **fields: Any) -> _T:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        message = str(first["ctx"]["error"]) if first["type"] == "value_error" else str(first["msg"])
-        raise Invalid(message, where=field) from error
+        raise Invalid(field_fault(first, echo=False), where=field) from error
 
 
 def _params(**query: Any) -> dict[str, Any]:

@@ -17,12 +17,15 @@ import sqlite3
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from marram.bus import progress as marks
+from marram.bus import totals
 from marram.bus.codec import decode_event, encode_event, pack_encoded
+from marram.bus.progress import Progress
 from marram.schema.errors import Conflict, Invalid, MarramError, Permanent, Refused, Retryable
 from marram.schema.event import Event, EventKind, Recorded
 
@@ -34,18 +37,12 @@ CHECK_BYTES = 32_000_000  # a file up to this size is checked whole at the start
 SPARE_PAGES = 2_000  # free pages (of 4 KB) kept for what comes next; more are given back to the disk
 REFUSED_ROWS = 1_000  # how many refused records are kept for a person to look at
 
-_KINDS = list(EventKind)
 _LEASE = struct.Struct("<q")
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS events (
     sequence INTEGER PRIMARY KEY AUTOINCREMENT, worth INTEGER NOT NULL, bytes INTEGER NOT NULL, record BLOB NOT NULL);
 CREATE INDEX IF NOT EXISTS by_worth ON events (worth, sequence);
--- What is in `events`, and since the file was made given up, reported as given up, refused: by kind (its worth).
-CREATE TABLE IF NOT EXISTS totals (
-    worth INTEGER PRIMARY KEY, rows INTEGER NOT NULL DEFAULT 0, bytes INTEGER NOT NULL DEFAULT 0,
-    given_up INTEGER NOT NULL DEFAULT 0, given_up_told INTEGER NOT NULL DEFAULT 0,
-    refused INTEGER NOT NULL DEFAULT 0, refused_told INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE IF NOT EXISTS refused (sequence INTEGER PRIMARY KEY, reason TEXT NOT NULL, record BLOB NOT NULL);
 """
 
@@ -102,19 +99,29 @@ class Outbox:
         """
         return self.append_encoded([(event.kind, encode(event)) for event in events])
 
-    def append_encoded(self, records: Sequence[tuple[EventKind, bytes]], lost: Sequence[EventKind] = ()) -> int:
-        """Like `append`, for records made by `encode`. `lost`: events given up before they got here, to be counted."""
+    def append_encoded(
+        self,
+        records: Sequence[tuple[EventKind, bytes]],
+        lost: Sequence[EventKind] = (),
+        progress: Progress | None = None,
+    ) -> int:
+        """Like `append`, for records made by `encode`. `lost`: events given up before they got here, to be counted.
+
+        `progress`: how far the source has come with them.
+        """
         rows = [(kind.worth, len(record) + ROW_BYTES, record) for kind, record in records]
 
         def work(database: sqlite3.Connection) -> int:
             database.executemany("INSERT INTO events (worth, bytes, record) VALUES (?, ?, ?)", rows)
-            _add_up(database, ((worth, 1, size) for worth, size, _ in rows))
+            totals.add_up(database, ((worth, 1, size) for worth, size, _ in rows))
             for kind in lost:
-                _count(database, "given_up", kind.worth, 1)
+                totals.count(database, "given_up", kind.worth, 1)
+            if progress is not None:
+                marks.write(database, progress)
             self._evict(database)
             return _last_sequence(database)
 
-        return self._guarded(work) if rows or lost else 0
+        return self._guarded(work) if rows or lost or progress else 0
 
     def _evict(self, database: sqlite3.Connection) -> None:
         """Give up the least worth, and of that the oldest, until all is within the limit again.
@@ -122,13 +129,13 @@ class Outbox:
         Goes a little further within a kind (2 %), so as not to do it at every append. Never touches what is under way
         to the cloud: it would be both stored and counted as given up.
         """
-        size = _sum(database, "bytes")
+        size = totals.total(database, "bytes")
         if size <= self.limit_bytes:
             return
         lease, slack = self._lease(), self.limit_bytes // 50
         if lease > _last_sequence(database):
             lease = 0  # of another file, or garbage
-        for worth in range(len(_KINDS) - 1, EventKind.DROPPED.worth, -1):
+        for worth in range(len(totals.KINDS) - 1, EventKind.DROPPED.worth, -1):
             if size <= self.limit_bytes:
                 return
             excess, gone, freed, last = size - (self.limit_bytes - slack), 0, 0, 0
@@ -141,9 +148,18 @@ class Outbox:
                 database.execute(
                     "DELETE FROM events WHERE worth = ? AND sequence > ? AND sequence <= ?", (worth, lease, last)
                 )
-                _add_up(database, [(worth, -gone, -freed)])
-                _count(database, "given_up", worth, gone)
+                totals.add_up(database, [(worth, -gone, -freed)])
+                totals.count(database, "given_up", worth, gone)
                 size -= freed
+
+    def progress(self, app: str, version: int, but: Collection[int]) -> Progress | None:
+        """How far this version came; its other versions but these, and it itself unless it is one, are forgotten."""
+
+        def work(database: sqlite3.Connection) -> Progress | None:
+            marks.forget(database, app, but)
+            return marks.read(database, app, version)
+
+        return self._guarded(work)
 
     # ------------------------------------------------------------ draining
 
@@ -186,8 +202,10 @@ class Outbox:
         rows = [row for row in database.execute(query) if row[1] or row[2]]
         if not rows:
             return
-        data: dict[str, Any] = {"counts": {_KINDS[worth].value: given_up for worth, given_up, _ in rows if given_up}}
-        if refused := {_KINDS[worth].value: count for worth, _, count in rows if count}:
+        data: dict[str, Any] = {
+            "counts": {totals.KINDS[worth].value: given_up for worth, given_up, _ in rows if given_up}
+        }
+        if refused := {totals.KINDS[worth].value: count for worth, _, count in rows if count}:
             data["refused"] = refused
         database.execute("SAVEPOINT tell")
         try:
@@ -211,7 +229,7 @@ class Outbox:
                     for worth, size in database.execute("SELECT worth, bytes FROM events WHERE sequence = ?", key)
                 ]
             database.executemany("DELETE FROM events WHERE sequence = ?", wanted)
-            _add_up(database, gone)
+            totals.add_up(database, gone)
             if database.execute("PRAGMA freelist_count").fetchone()[0] > SPARE_PAGES:
                 database.execute(f"PRAGMA incremental_vacuum({SPARE_PAGES // 4})").fetchall()
 
@@ -236,10 +254,10 @@ class Outbox:
                 "(SELECT sequence FROM refused ORDER BY sequence DESC LIMIT ?)",
                 (REFUSED_ROWS,),
             )
-            _add_up(database, [(worth, -1, -size)])
+            totals.add_up(database, [(worth, -1, -size)])
             # A count that is refused is not counted again: that would never end.
             if worth != EventKind.DROPPED.worth:
-                _count(database, "refused", worth, 1)
+                totals.count(database, "refused", worth, 1)
 
         self._guarded(work)
 
@@ -247,19 +265,19 @@ class Outbox:
 
     def depth(self) -> int:
         """How many events wait."""
-        return self._glance(lambda database: _sum(database, "rows"))
+        return self._glance(lambda database: totals.total(database, "rows"))
 
     def size_bytes(self) -> int:
         """How many bytes wait."""
-        return self._glance(lambda database: _sum(database, "bytes"))
+        return self._glance(lambda database: totals.total(database, "bytes"))
 
     def given_up(self) -> dict[str, int]:
         """How many events were given up since the file was made, by kind."""
-        return self._glance(lambda database: _by_kind(database, "given_up"))
+        return self._glance(lambda database: totals.by_kind(database, "given_up"))
 
     def refused(self) -> dict[str, int]:
         """How many events the cloud refused since the file was made, by kind."""
-        return self._glance(lambda database: _by_kind(database, "refused"))
+        return self._glance(lambda database: totals.by_kind(database, "refused"))
 
     def mark(self) -> tuple[int, int]:
         """Cheap (no SQL, no lock): differs from the last one if anything was written in between, by any process."""
@@ -361,11 +379,11 @@ class Outbox:
                 if found != "ok":
                     raise sqlite3.DatabaseError(f"malformed: {found}")
             database.execute("BEGIN IMMEDIATE")
-            for statement in _SCHEMA.split(";"):
+            for statement in (*_SCHEMA.split(";"), totals.SCHEMA, marks.SCHEMA):
                 database.execute(statement)
             database.execute("INSERT OR IGNORE INTO meta VALUES ('stream', ?)", (secrets.token_hex(16),))
             database.execute("INSERT OR IGNORE INTO meta VALUES ('format', '1')")
-            database.executemany("INSERT OR IGNORE INTO totals (worth) VALUES (?)", [(k.worth,) for k in _KINDS])
+            database.executemany("INSERT OR IGNORE INTO totals (worth) VALUES (?)", [(k.worth,) for k in totals.KINDS])
             about = dict(database.execute("SELECT key, value FROM meta"))
             database.execute("COMMIT")
             if about["format"] != "1":
@@ -408,7 +426,7 @@ class Outbox:
         size = len(record) + ROW_BYTES
         row = (event.kind.worth, size, record)
         database.execute("INSERT INTO events (worth, bytes, record) VALUES (?, ?, ?)", row)
-        _add_up(database, [(event.kind.worth, 1, size)])
+        totals.add_up(database, [(event.kind.worth, 1, size)])
 
     def _inode_now(self) -> int:
         try:
@@ -439,32 +457,6 @@ def encode(event: Event) -> bytes:
     if len(record) > MAX_EVENT_BYTES:
         raise Invalid(f"an event of {len(record)} bytes: {MAX_EVENT_BYTES} fit", where=event.app)
     return record
-
-
-def _add_up(database: sqlite3.Connection, changes: Iterable[tuple[int, int, int]]) -> None:
-    """Apply (worth, rows, bytes) to the totals."""
-    sums: dict[int, list[int]] = {}
-    for worth, rows, size in changes:
-        total = sums.setdefault(worth, [0, 0])
-        total[0] += rows
-        total[1] += size
-    database.executemany(
-        "UPDATE totals SET rows = rows + ?, bytes = bytes + ? WHERE worth = ?",
-        [(rows, size, worth) for worth, (rows, size) in sums.items()],
-    )
-
-
-def _count(database: sqlite3.Connection, column: str, worth: int, count: int) -> None:
-    database.execute(f"UPDATE totals SET {column} = {column} + ? WHERE worth = ?", (count, worth))
-
-
-def _sum(database: sqlite3.Connection, column: str) -> int:
-    return int(database.execute(f"SELECT sum({column}) FROM totals").fetchone()[0] or 0)
-
-
-def _by_kind(database: sqlite3.Connection, column: str) -> dict[str, int]:
-    rows = database.execute(f"SELECT worth, {column} FROM totals WHERE {column} > 0")
-    return {_KINDS[worth].value: count for worth, count in rows}
 
 
 def _last_sequence(database: sqlite3.Connection) -> int:
