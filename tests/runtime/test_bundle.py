@@ -78,6 +78,16 @@ def test_a_wrong_card_names_file_field_and_fault(write_bundle: Write, card: dict
     assert str(raised.value).startswith(str(folder / "model.yaml"))
 
 
+def test_a_fault_in_a_card_names_its_line(write_bundle: Write) -> None:
+    text = "model: m\ntask: regression\nlicence: x\nsource: y\noutput: {form: value}\ninput:\n  sise: [4]\n"
+    with pytest.raises(Invalid) as raised:
+        parse_card(f"{text}variants:\n  - {{name: a, engine: onnx, file: a.onnx}}\n", "m.yaml")
+    assert 'm.yaml:7  input.sise: no such field; did you mean "size"?' in str(raised.value).splitlines()
+    with pytest.raises(Invalid, match=r"m\.yaml:7  input\.size: lengths are 1 or more"):
+        text = text.replace("sise: [4]", "size: [0]")
+        parse_card(f"{text}variants:\n  - {{name: a, engine: onnx, file: a.onnx}}\n", "m.yaml")
+
+
 def test_every_fault_is_named_at_once(write_bundle: Write) -> None:
     with pytest.raises(Invalid) as raised:
         Bundle.open(write_bundle(task="x", licence=None))

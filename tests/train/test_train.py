@@ -180,7 +180,7 @@ def test_about_the_asked_share_is_held_out() -> None:
         (("hold_out: 30 %", "hold_out: 100 %"), "hold_out"),
         (("hold_out: 30 %", "hold_out: 30"), "has no unit"),
         (("data: {images: pictures}", "data: {}"), "give either dataset"),
-        (("epochs: 6", "epoch: 6"), "epoch"),
+        (("epochs: 6", "epoch: 6"), ':7  epoch: no such field; did you mean "epochs"?'),
         (("width: 4", "width: 1"), "width"),
     ],
 )

@@ -27,6 +27,7 @@ from marram.schema.device import Desired
 from marram.schema.errors import Conflict, Invalid, MarramError, Missing, Permanent, Retryable
 from marram.schema.ids import Name, check_name
 from marram.schema.model import Strict
+from marram.schema.words import file_fault
 
 log = logging.getLogger("marram.edge")
 _M = TypeVar("_M", bound=BaseModel)
@@ -235,7 +236,7 @@ def disk_fault(error: OSError, path: Path) -> MarramError:
     """A file system's fault in our words: Retryable where the disk is full, else Permanent."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return Retryable("the disk is full", where=str(path), hint="Free some space; it goes on by itself.")
-    return Permanent(f"{(error.strerror or str(error)).lower()}", where=str(path), hint="See its owner and rights.")
+    return Permanent(file_fault(error), where=str(path), hint="See its owner and rights.")
 
 
 @contextlib.contextmanager

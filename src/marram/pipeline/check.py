@@ -49,6 +49,7 @@ from marram.schema.app import (
 )
 from marram.schema.errors import Invalid, MarramError, Missing, NotReady
 from marram.schema.page import Place
+from marram.schema.words import did_you_mean
 
 Resolve = Callable[[str, Path], Bundle]
 
@@ -339,8 +340,7 @@ def _look_at_function(base: Path, place: Place, step: FunctionStep, found: Findi
         return
     names = _names(tree)
     if names is not None and name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        found.note(place, f'no "{name}" is seen in {step.file}' + (f'; did you mean "{near[0]}"?' if near else ""))
+        found.note(place, f'no "{name}" is seen in {step.file}{did_you_mean(name, names)}')
 
 
 def _names(tree: ast.Module) -> set[str] | None:

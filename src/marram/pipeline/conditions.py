@@ -25,6 +25,7 @@ from marram.schema.app import App, Step
 from marram.schema.errors import Invalid
 from marram.schema.model import Task
 from marram.schema.units import parse_duration
+from marram.schema.words import did_you_mean, first_line
 
 EXAMPLE = 'result.label == "person" && result.confidence > 0.6'
 
@@ -143,10 +144,9 @@ class Condition:
         bound = set(_BOUND.findall(expression))
         for name in references["variables"]:
             if name not in known and name not in bound and name not in _BUILT_IN_TYPES:
-                near = difflib.get_close_matches(name, known, n=1)
-                help_ = f'did you mean "{near[0]}"?' if near else f'a text is written "{name}"'
+                help_ = did_you_mean(name, known) or f'; a text is written "{name}"'
                 raise Invalid(
-                    f'no variable "{name}" in `{self.text}`; {help_}',
+                    f'no variable "{name}" in `{self.text}`{help_}',
                     where=self._where,
                     hint=f"Conditions see {', '.join(known)}, as in: {EXAMPLE}",
                 )
@@ -275,7 +275,7 @@ def _explain(error: Exception) -> str:
         return f"has no {error.args[0]} here"
     if isinstance(error, TypeError):
         return "compares or adds values of different types; convert with double(…), int(…) or string(…)"
-    return f"cannot be answered: {str(error).splitlines()[0]:.120}"
+    return f"cannot be answered: {first_line(error):.120}"
 
 
 _loaded: ModuleType | None = None

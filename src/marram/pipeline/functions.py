@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from marram.schema.errors import Invalid, MarramError, Missing, NotReady
+from marram.schema.words import did_you_mean
 
 Style = Literal["greengrass", "frame"]
 
@@ -108,9 +109,8 @@ class Loading:
             return found if callable(found) else None
         if found is None:
             names = [key for key, value in vars(self._module).items() if inspect.isfunction(value)]
-            near = difflib.get_close_matches(attribute, names, n=1)
-            has = f'did you mean "{near[0]}"?' if near else f"it has {', '.join(names) or 'no functions'}"
-            raise Invalid(f'{self._path.name} has no function "{attribute}"; {has}', where=self._name)
+            has = did_you_mean(attribute, names) or f"; it has {', '.join(names) or 'no functions'}"
+            raise Invalid(f'{self._path.name} has no function "{attribute}"{has}', where=self._name)
         if not callable(found):
             raise Invalid(f'"{attribute}" in {self._path.name} is not a function', where=self._name)
         return found  # type: ignore[no-any-return]

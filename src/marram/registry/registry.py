@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import shutil
 import tempfile
@@ -14,6 +13,7 @@ from marram.registry.pickles import is_pickle
 from marram.runtime.bundle import CARD, Bundle, parse_card
 from marram.schema.errors import Conflict, Invalid, Missing, Retryable
 from marram.schema.model import Manifest, ModelCard
+from marram.schema.words import did_you_mean
 from marram.store import ModelRow, Models, Objects
 
 _MAX_CARD_BYTES = 1_000_000
@@ -91,8 +91,7 @@ class Registry:
                 f'model "{name}" has no version {version}; there is {", ".join(map(str, sorted(versions)))}',
                 hint="`marram model list` shows all.",
             )
-        near = difflib.get_close_matches(name, sorted({r.name for r in self._models.list()}), n=1)
-        meant = f'; did you mean "{near[0]}"?' if near else ""
+        meant = did_you_mean(name, sorted({r.name for r in self._models.list()}))
         raise Missing(f'no model "{name}" in the cloud{meant}', hint="`marram model list` shows all.")
 
     def list(self, name: str | None = None) -> list[ModelRow]:

@@ -5,7 +5,6 @@ It must import neither NumPy nor an engine: the device's agent and the command l
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ import yaml
 from pydantic import ValidationError
 
 from marram.schema.errors import Invalid, Missing
-from marram.schema.model import ModelCard, Task, Variant
+from marram.schema.model import Input, ModelCard, Output, Strict, Task, Variant
 from marram.schema.page import Page
+from marram.schema.words import did_you_mean, field_fault, file_fault
 
 CARD = "model.yaml"
 
@@ -26,6 +26,8 @@ _FORMS = {
     Task.REGRESSION: {"value"},
     Task.ANOMALY: {"reconstruction", "score"},
 }
+# The parts of a card that have fields of their own.
+_PARTS: dict[str, type[Strict]] = {"input": Input, "output": Output, "variants": Variant}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +53,16 @@ class Bundle:
         except FileNotFoundError as error:
             raise Missing(f"has no {CARD}", where=str(folder), hint="A model is a folder with a card in it.") from error
         except (OSError, UnicodeDecodeError) as error:
-            raise Invalid(f"cannot be read ({_why(error)})", where=str(path)) from error
-        card = parse_card(text, str(path))
+            raise Invalid(f"cannot be read ({file_fault(error)})", where=str(path)) from error
+        page = Page.read(text, str(path))
+        card = _card_on(page)
         if partial:
             here = [variant for variant in card.variants if (folder / variant.file).is_file()]
             card = card.model_copy(update={"variants": here or card.variants})
         for index, variant in enumerate(card.variants):
             if not (folder / variant.file).is_file():
-                raise Missing(f'no such file "{variant.file}"', where=f"{path}  variants[{index}].file")
-        return cls(folder, card, _labels(folder, card))
+                raise Missing(f'no such file "{variant.file}"', where=page.where(("variants", index, "file")))
+        return cls(folder, card, _labels(page, folder, card))
 
     @property
     def reference(self) -> str:
@@ -89,24 +92,26 @@ class Bundle:
             if variant.name == name:
                 return variant
         names = [v.name for v in self.card.variants]
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f'did you mean "{near[0]}"?' if near else f"it has {', '.join(names)}"
-        raise Missing(f'no variant "{name}"; {hint}', where=str(self.folder / CARD))
+        which = did_you_mean(name, names) or f"; it has {', '.join(names)}"
+        raise Missing(f'no variant "{name}"{which}', where=str(self.folder / CARD))
 
 
 def parse_card(text: str, name: str = CARD) -> ModelCard:
     """The card that `text` (YAML) describes; `name` is the file's name, for messages.
 
-    Raises Invalid with every fault found, one a line: `name  field: fault`.
+    Raises Invalid with every fault found, one a line: `name:line  field: fault`.
     """
-    document = Page.read(text, name).document
-    if not isinstance(document, dict):
-        raise Invalid("a card is a mapping with model, task, input, output and variants", where=name)
+    return _card_on(Page.read(text, name))
+
+
+def _card_on(page: Page) -> ModelCard:
+    if not isinstance(page.document, dict):
+        raise Invalid("a card is a mapping with model, task, input, output and variants", where=page.name)
     try:
-        card = ModelCard.model_validate(document)
+        card = ModelCard.model_validate(page.document)
     except ValidationError as error:
-        raise Invalid("\n".join(_fault(name, e) for e in error.errors())) from error
-    _check(card, name)
+        raise Invalid("\n".join(_fault(page, e) for e in error.errors())) from error
+    _check(card, page)
     return card
 
 
@@ -121,31 +126,32 @@ def dump_card(card: ModelCard) -> str:
     return text
 
 
-def _check(card: ModelCard, name: str) -> None:
+def _check(card: ModelCard, page: Page) -> None:
     """What the schema alone cannot say."""
     forms = _FORMS[card.task]
     if card.output.form not in forms:
         raise Invalid(
             f'"{card.output.form}" does not answer {card.task.value}; use one of {", ".join(sorted(forms))}',
-            where=f"{name}  output.form",
+            where=page.where(("output", "form")),
         )
     entry = card.input
     if any(length < 1 for length in entry.size):
-        raise Invalid("lengths are 1 or more", where=f"{name}  input.size")
+        raise Invalid("lengths are 1 or more", where=page.where(("input", "size")))
     if entry.kind == "image" and len(entry.size) != 2:
-        raise Invalid("an image has two: height, width", where=f"{name}  input.size")
+        raise Invalid("an image has two: height, width", where=page.where(("input", "size")))
     channels = entry.size[-1] if entry.kind == "tensor" else 1 if entry.colour == "gray" else 3
     for field, values in (("mean", entry.mean), ("std", entry.std)):
         if len(values) not in (1, channels):
-            raise Invalid(f"one number, or one for each of {channels} channels", where=f"{name}  input.{field}")
+            what = f"one number, or one for each of {channels} channels"
+            raise Invalid(what, where=page.where(("input", field)))
     if any(value == 0 for value in entry.std):
-        raise Invalid("0 would divide by zero", where=f"{name}  input.std")
+        raise Invalid("0 would divide by zero", where=page.where(("input", "std")))
     names = [v.name for v in card.variants]
     if len(set(names)) != len(names):
-        raise Invalid("two variants have one name", where=f"{name}  variants")
+        raise Invalid("two variants have one name", where=page.where(("variants",)))
 
 
-def _labels(folder: Path, card: ModelCard) -> tuple[str, ...]:
+def _labels(page: Page, folder: Path, card: ModelCard) -> tuple[str, ...]:
     if card.labels is None:
         return ()
     if not isinstance(card.labels, str):
@@ -154,35 +160,18 @@ def _labels(folder: Path, card: ModelCard) -> tuple[str, ...]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError as error:
-        raise Missing(f'no such file "{card.labels}"', where=f"{folder / CARD}  labels") from error
+        raise Missing(f'no such file "{card.labels}"', where=page.where(("labels",))) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise Invalid(f"cannot be read ({_why(error)})", where=str(path)) from error
+        raise Invalid(f"cannot be read ({file_fault(error)})", where=str(path)) from error
     while lines and not lines[-1].strip():
         lines.pop()
     return tuple(line.strip() for line in lines)
 
 
-def _fault(name: str, error: Any) -> str:
-    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).lstrip(".")
+def _fault(page: Page, error: Any) -> str:
+    location = error["loc"]
+    message = field_fault(error)
     if error["type"] == "extra_forbidden":
-        model = {"input": "Input", "output": "Output"}.get(str(error["loc"][0]) if len(error["loc"]) > 1 else "")
-        known = _fields(model, error["loc"])
-        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
-        message = "no such field" + (f'; did you mean "{near[0]}"?' if near else "")
-    elif error["type"] == "missing":
-        message = "is missing"
-    elif error["type"] == "value_error":
-        message = str(error["ctx"]["error"])
-    else:
-        message = f"{error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
-    return f"{name}  {field}: {message}"
-
-
-def _fields(model: str | None, location: tuple[str | int, ...]) -> list[str]:
-    if model is not None:
-        return list(ModelCard.model_fields[model.lower()].annotation.model_fields)  # type: ignore[union-attr]
-    return list(Variant.model_fields if location[0] == "variants" and len(location) > 1 else ModelCard.model_fields)
-
-
-def _why(error: OSError | UnicodeDecodeError) -> str:
-    return error.strerror or type(error).__name__ if isinstance(error, OSError) else "not UTF-8 text"
+        inside = _PARTS.get(str(location[0]), ModelCard) if len(location) > 1 else ModelCard
+        message += did_you_mean(str(location[-1]), inside.model_fields)
+    return f"{page.where(location)}: {message}"

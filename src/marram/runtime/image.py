@@ -20,6 +20,7 @@ from PIL import ImageOps, UnidentifiedImageError
 
 from marram.runtime.fit import Fit
 from marram.schema.errors import Invalid
+from marram.schema.words import first_line
 
 Image = NDArray[np.uint8]  # uint8 [H, W, 3], RGB
 
@@ -132,7 +133,7 @@ def _decode_jpeg(data: bytes, where: str) -> Image:
     except ValueError as error:
         if "unsupported" in str(error).lower() or "conver" in str(error).lower():
             return _decode_pillow(data, where)  # CMYK and other rarities
-        raise Invalid(f"not a whole JPEG: {_plain(error)}", where=where) from error
+        raise Invalid(f"not a whole JPEG: {first_line(error)}", where=where) from error
     # Cameras write how they were held into EXIF; only then is Pillow asked, since it costs 0.1 ms.
     if b"Exif\0\0" in data[:4096]:
         return _upright(data, image)
@@ -171,7 +172,7 @@ def _decode_pillow(data: bytes, where: str) -> Image:
     # Pillow's decoders raise all of these on broken files; each means the same to the caller.
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, KeyError, OverflowError,
             MemoryError, Pillow.DecompressionBombError) as error:  # fmt: skip
-        raise Invalid(f"a broken picture: {_plain(error)}", where=where) from error
+        raise Invalid(f"a broken picture: {first_line(error)}", where=where) from error
 
 
 def _check_pixels(height: int, width: int, where: str) -> None:
@@ -179,7 +180,3 @@ def _check_pixels(height: int, width: int, where: str) -> None:
         raise Invalid(
             f"{width}×{height} pixels are more than {MAX_PIXELS // 1_000_000} million", where=where, hint="Shrink it."
         )
-
-
-def _plain(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

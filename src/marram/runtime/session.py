@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from marram.runtime.contract import Tensor, TensorInfo
 from marram.schema.errors import Invalid, MarramError, Permanent
+from marram.schema.words import first_line
 
 _FLOAT32 = np.dtype(np.float32)
 
@@ -87,7 +88,7 @@ class CheckedSession(ABC):
             except MarramError:
                 raise
             except (RuntimeError, ValueError, TypeError, MemoryError) as error:
-                raise Permanent(f"the engine failed: {_first_line(error)}", where=self._where) from error
+                raise Permanent(f"the engine failed: {first_line(error)}", where=self._where) from error
             return [dequantise(a, info) for a, info in zip(answered, self.outputs, strict=True)]
         finally:
             self._busy.release()
@@ -121,8 +122,3 @@ class CheckedSession(ABC):
     @abstractmethod
     def _free(self) -> None:
         """Let go of the engine's memory."""
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

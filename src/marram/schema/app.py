@@ -5,8 +5,6 @@ The YAML text itself is the canonical form: it is what travels to devices and wh
 
 from __future__ import annotations
 
-import difflib
-import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
@@ -18,6 +16,7 @@ from marram.schema.ids import Name
 from marram.schema.model import RelativePath, Strict, Task
 from marram.schema.page import Page, Place
 from marram.schema.units import Budget, Duration, Power, Share, Size
+from marram.schema.words import did_you_mean, field_fault
 
 # ---------------------------------------------------------------- sources
 
@@ -420,7 +419,7 @@ def _message(error: Any, location: list[str | int]) -> str:
         if not isinstance(given, dict):
             return f'a {what} is a mapping, such as "{next(iter(table))}: …"'
         key = str(next(iter(given), ""))
-        return f'no {what} "{key}"{_did_you_mean(key, list(table))}'
+        return f'no {what} "{key}"{_one_of_these(key, list(table))}'
     if kind == "extra_forbidden":
         model: type[Any] = App
         if location[0] in _TABLES and len(location) > 1:
@@ -428,15 +427,11 @@ def _message(error: Any, location: list[str | int]) -> str:
             model = table.get(str(error["loc"][1 if location[0] == "source" else 2]), App)
         elif location[0] == "limits":
             model = Limits
-        return f"no such option{_did_you_mean(str(location[-1]), list(model.model_fields))}"
-    if kind == "missing":
-        return "is missing; an app has app, source and steps" if len(location) == 1 else "is missing"
-    if kind == "value_error":
-        return str(error["ctx"]["error"])
-    message = str(error["msg"])
-    return f"{message[0].lower()}{message[1:]}, got {reprlib.repr(given)}"
+        return f"no such option{_one_of_these(str(location[-1]), list(model.model_fields))}"
+    if kind == "missing" and len(location) == 1:
+        return "is missing; an app has app, source and steps"
+    return field_fault(error)
 
 
-def _did_you_mean(word: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f'; did you mean "{near[0]}"?' if near else f"; use one of {', '.join(known)}"
+def _one_of_these(word: str, known: list[str]) -> str:
+    return did_you_mean(word, known) or f"; use one of {', '.join(known)}"

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,12 +34,16 @@ from sqlalchemy.exc import (
 )
 
 from marram.schema.errors import Conflict, Invalid, MarramError, Permanent, Refused, Retryable
+from marram.schema.units import format_size
+from marram.schema.words import first_line
 
 # One writer at a time takes this: ids then become visible in the order they were given out, so that a reader who
 # asks for everything after an id misses nothing. The number is arbitrary, its own for Marram.
 _WRITE_LOCK_KEY = 0x6D6172
 _MIGRATE_LOCK_KEY = 0x6D6173
 _BUSY_TIMEOUT_MS = 10_000
+# With less, SQLite's log (16 MB between two checkpoints) cannot grow and be folded into the file.
+ROOM_BYTES = 32_000_000
 
 
 class Database:
@@ -112,10 +118,30 @@ class Database:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _WRITE_LOCK_KEY})
 
     def check(self) -> str:
-        """Ask the database something real; returns its version. Raises Retryable where it does not answer."""
-        with self.read() as connection:
-            query = "SELECT sqlite_version()" if self.dialect == "sqlite" else "SHOW server_version"
-            return f"{self.dialect} {connection.execute(text(query)).scalar_one()}"
+        """Commit something real to the disk; returns the database's version.
+
+        Raises Retryable where it does not answer, is locked, or its disk is full or nearly so; Refused where it may not
+        be written; Invalid where it is damaged.
+        """
+        if self.path is not None:
+            # SQLite writes its log again from the start each few MB: one small commit finds room on a full disk.
+            try:
+                free = shutil.disk_usage(self.path.parent).free
+            except OSError as error:
+                raise Retryable(f"its folder cannot be looked at: {error.strerror}", where=self.name) from error
+            if free < ROOM_BYTES:
+                raise Retryable(f"the disk is full: {format_size(free)} are free", where=self.name, hint="Make room.")
+        # A change of nobody's data that still has to reach the disk: the file's header, a record in the server's log.
+        change = (
+            f"PRAGMA user_version={int(time.time())}"
+            if self.dialect == "sqlite"
+            else "SELECT pg_logical_emit_message(true, 'marram', 'check')"
+        )
+        query = "SELECT sqlite_version()" if self.dialect == "sqlite" else "SHOW server_version"
+        with self.write() as connection:
+            version = connection.execute(text(query)).scalar_one()
+            connection.execute(text(change))
+        return f"{self.dialect} {version}"
 
     def close(self) -> None:
         """Give every connection back. SQLite folds its write-ahead log into the file."""
@@ -162,13 +188,13 @@ class Database:
         except MarramError:
             raise
         except IntegrityError as error:
-            raise Conflict(f"it exists already: {_first_line(error)}", where=self.name) from error
+            raise Conflict(f"it exists already: {_driver_words(error)}", where=self.name) from error
         except (DBAPIError, SQLAlchemyError, CommandError) as error:
             raise self._fault(error) from error
 
     def _fault(self, error: Exception) -> MarramError:
         """A driver's error, named by what the caller should do next."""
-        line = _first_line(error)
+        line = _driver_words(error)
         low = line.lower()
         if "disk is full" in low or "no space" in low or "disk full" in low:
             return Retryable(
@@ -246,6 +272,6 @@ def _begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 
 
-def _first_line(error: Exception) -> str:
-    cause = getattr(error, "orig", None) or error
-    return (str(cause).strip() or type(cause).__name__).splitlines()[0]
+def _driver_words(error: Exception) -> str:
+    """What the driver itself says: SQLAlchemy's own words repeat the whole statement."""
+    return first_line(getattr(error, "orig", None) or error)

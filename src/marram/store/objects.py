@@ -21,6 +21,7 @@ from obstore import exceptions as faults
 from obstore.store import LocalStore, ObjectStore, from_url
 
 from marram.schema.errors import Invalid, MarramError, Missing, Refused, Retryable
+from marram.schema.words import first_line
 
 _CHUNK_BYTES = 1 << 20
 
@@ -59,7 +60,8 @@ class Objects:
                 self._store = from_url(self.name, client_options={"allow_http": True} if plain else None)
             except (faults.BaseError, ValueError) as error:
                 raise Invalid(
-                    f'"{self.name}" is not an object store: {_line(error)}', hint="Use a folder or s3://BUCKET/PREFIX."
+                    f'"{self.name}" is not an object store: {first_line(error)}',
+                    hint="Use a folder or s3://BUCKET/PREFIX.",
                 ) from error
 
     def put(self, data: bytes) -> Body:
@@ -229,7 +231,7 @@ class _Translated:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if error is None or isinstance(error, MarramError) or not isinstance(error, (faults.BaseError, OSError)):
             return
-        line = _line(error)
+        line = first_line(error)[:300]
         low = line.lower()
         if isinstance(error, (faults.NotFoundError, FileNotFoundError)):
             raise Missing(f"no object {self._what}", where=self._store) from error
@@ -249,7 +251,3 @@ def _path(sha256: str) -> str:
 def _chunks(file: IO[bytes]) -> Iterator[bytes]:
     while chunk := file.read(_CHUNK_BYTES):
         yield chunk
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -12,6 +12,7 @@ from marram.schema.ids import Name
 from marram.schema.model import Input, Strict
 from marram.schema.page import Page
 from marram.schema.units import Share
+from marram.schema.words import did_you_mean, field_fault, file_fault
 
 
 class Data(Strict):
@@ -76,23 +77,24 @@ class Recipe(Strict):
 
 
 def read_recipe(path: Path) -> Recipe:
-    """The recipe in the file `path`. Raises Missing, Invalid with every fault, one a line."""
+    """The recipe in the file `path`. Raises Missing; Invalid with every fault, one a line: `file:line  field: fault`."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise Missing(f"no such file {path}") from error
     except (OSError, UnicodeDecodeError) as error:
-        why = (error.strerror or str(error)).lower() if isinstance(error, OSError) else "not UTF-8 text"
-        raise Invalid(f"cannot be read: {why}", where=str(path)) from error
-    document = Page.read(text, str(path)).document
+        raise Invalid(f"cannot be read: {file_fault(error)}", where=str(path)) from error
+    page = Page.read(text, str(path))
+    if not isinstance(page.document, dict):
+        raise Invalid("a recipe is a mapping with recipe, labels, data, input, licence and source", where=page.name)
     try:
-        return Recipe.model_validate(document)
+        return Recipe.model_validate(page.document)
     except ValidationError as error:
-        raise Invalid("\n".join(_fault(path, fault) for fault in error.errors())) from error
+        raise Invalid("\n".join(_fault(page, fault) for fault in error.errors())) from error
 
 
-def _fault(path: Path, fault: object) -> str:
-    assert isinstance(fault, dict)
-    field = ".".join(str(part) for part in fault["loc"]) or "recipe"
-    message = str(fault["ctx"]["error"]) if fault["type"] == "value_error" else str(fault["msg"])
-    return f"{path}  {field}: {message[0].lower()}{message[1:]}"
+def _fault(page: Page, fault: Any) -> str:
+    message = field_fault(fault)
+    if fault["type"] == "extra_forbidden" and len(fault["loc"]) == 1:
+        message += did_you_mean(str(fault["loc"][0]), Recipe.model_fields)
+    return f"{page.where(fault['loc']) if fault['loc'] else page.name}: {message}"

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from marram.schema.api import ErrorReply, Fault
 from marram.schema.errors import Conflict, Invalid, MarramError, Missing, NotReady, Permanent, Refused, Retryable
+from marram.schema.words import field_fault
 
 _log = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ async def _wrong(request: Request, error: Exception) -> JSONResponse:
     lines = []
     for fault in error.errors()[:20]:
         where = ".".join(str(part)[:80] for part in fault["loc"] if part not in ("body", "query", "path"))
-        what = str(fault["ctx"]["error"]) if fault["type"] == "value_error" else str(fault["msg"])
+        what = field_fault(fault, echo=False)
         if fault["type"] == "json_invalid":
             where, what = "", f"the body is not JSON: {fault.get('ctx', {}).get('error', what)}"
         lines.append(f"{where}: {what}"[:500] if where else what[:500])

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from marram.schema.words import file_fault
+
 _THING = re.compile(r"[A-Za-z0-9:_-]{1,128}")
 # The service's own limit for a shadow document.
 _MAX_BYTES = 8192
@@ -94,7 +96,7 @@ class Shadows:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 yield self._folder / f"{thing}.json"
         except OSError as error:
-            raise ShadowFault(500, f"The shadow cannot be kept ({(error.strerror or str(error)).lower()})") from error
+            raise ShadowFault(500, f"The shadow cannot be kept ({file_fault(error)})") from error
 
 
 def _parse(payload: str | bytes) -> dict[str, Any]:

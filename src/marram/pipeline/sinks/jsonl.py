@@ -17,6 +17,7 @@ from marram.pipeline.contract import Frame, Sink
 from marram.pipeline.records import line
 from marram.schema.app import JsonlSink
 from marram.schema.errors import Invalid, Retryable
+from marram.schema.words import file_fault
 
 _LIMIT_LINES = 10_000
 _CLOSE_S = 5.0
@@ -46,8 +47,7 @@ class Jsonl:
         try:
             self._file = self._open()
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise Invalid(f"cannot write {path} ({reason})", where="sinks.jsonl") from error
+            raise Invalid(f"cannot write {path} ({file_fault(error)})", where="sinks.jsonl") from error
         self._thread = threading.Thread(target=self._write_all, name="marram-jsonl", daemon=True)
         self._thread.start()
 
@@ -95,7 +95,7 @@ class Jsonl:
                 self._append(b"".join(lines))
             except OSError as error:
                 with self._changed:
-                    self._lose(len(lines), (error.strerror or str(error)).lower())
+                    self._lose(len(lines), file_fault(error))
                     # A full disk stays full for a while: do not spin on it.
                     if not self._closed:
                         self._changed.wait(0.2)

@@ -20,6 +20,7 @@ from marram.pipeline import opencv
 from marram.pipeline.contract import Frame, Image
 from marram.schema.app import VideoSink
 from marram.schema.errors import Invalid, Missing, Permanent, Retryable
+from marram.schema.words import file_fault
 
 # Containers by their suffix, with a codec that OpenCV's own wheels can write.
 CODECS = {".mp4": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG"}
@@ -109,7 +110,7 @@ class Video:
             # Moved or deleted: what OpenCV still holds open ends here, and the next picture makes it anew.
             self._writer.release()
             self._writer = None
-            return (error.strerror or str(error)).lower()
+            return file_fault(error)
         if file.st_size != self._file_bytes:
             self._file_bytes, self._owed_bytes = file.st_size, 0.0
         picture_bytes = 3 * self._size[0] * self._size[1]

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import csv
 import datetime
-import difflib
 import gzip
 import io
 import json
@@ -31,6 +30,7 @@ from marram.pipeline.pace import Pace
 from marram.pipeline.windows import Row, Timed, Window, columns_of, tensor_of
 from marram.schema.app import SeriesSource
 from marram.schema.errors import Invalid, Missing
+from marram.schema.words import did_you_mean, file_fault
 
 _TIME_NAMES = ("time", "timestamp", "datetime", "date", "ts", "time_s")
 # Unix times are told apart by their size: 1e11 s is the year 5138, 1e11 ms is 1973.
@@ -122,9 +122,8 @@ class Series:
         names = list(sample[0])
         for wanted in [*(self._spec.columns or ()), *([self._spec.time] if self._spec.time else ())]:
             if wanted not in names:
-                near = difflib.get_close_matches(wanted, names, n=1)
-                help_ = f'did you mean "{near[0]}"?' if near else f"it has {', '.join(names[:20])}"
-                raise Invalid(f'{self._path.name} has no column "{wanted}"; {help_}', where="source")
+                help_ = did_you_mean(wanted, names) or f"; it has {', '.join(names[:20])}"
+                raise Invalid(f'{self._path.name} has no column "{wanted}"{help_}', where="source")
         self._time = self._spec.time or next(
             (name for name in names if name.strip().lower() in _TIME_NAMES and _time_of(sample[0][name]) is not None),
             None,
@@ -279,4 +278,4 @@ def _time_of(value: Any) -> float | None:
 def _unreadable(path: Path, error: OSError) -> Invalid | Missing:
     if isinstance(error, FileNotFoundError):
         return Missing(f"no such file: {path}", where="source.series", hint="Paths are relative to the app file.")
-    return Invalid(f"cannot read {path} ({(error.strerror or str(error)).lower()})", where="source.series")
+    return Invalid(f"cannot read {path} ({file_fault(error)})", where="source.series")

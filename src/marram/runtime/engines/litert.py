@@ -17,6 +17,7 @@ from marram.runtime import probe
 from marram.runtime.contract import Accelerator, Session, Tensor, TensorInfo
 from marram.runtime.session import CheckedSession
 from marram.schema.errors import Invalid, NotReady
+from marram.schema.words import first_line
 
 _EDGE_TPU_LIBRARIES = ("libedgetpu.so.1", "libedgetpu.1.dylib", "edgetpu.dll")
 
@@ -45,7 +46,7 @@ class LitertSession(CheckedSession):
                 self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise Invalid(
-                f"not a model LiteRT can load: {_reason(error)}", where=str(file), hint="Is the file complete?"
+                f"not a model LiteRT can load: {first_line(error)}", where=str(file), hint="Is the file complete?"
             ) from error
         inputs = self._interpreter.get_input_details()
         outputs = self._interpreter.get_output_details()
@@ -140,7 +141,7 @@ def _edge_tpu() -> Any:
         try:
             return load_delegate(library)
         except (ValueError, OSError) as error:
-            raise NotReady(f"the Edge TPU does not answer: {_reason(error)}", hint="Is it plugged in?") from error
+            raise NotReady(f"the Edge TPU does not answer: {first_line(error)}", hint="Is it plugged in?") from error
     raise NotReady("no Edge TPU library here", hint="Install libedgetpu1-std to use one.")
 
 
@@ -152,8 +153,3 @@ def _describe_edge_tpu() -> Accelerator:
     return probe.attempt(
         "litert", "Edge TPU", lambda file, threads=1: LitertSession(file, threads, [delegate]), probe.tflite, _version
     )
-
-
-def _reason(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -15,6 +15,7 @@ from marram.runtime import probe
 from marram.runtime.contract import Accelerator, Session, Tensor, TensorInfo
 from marram.runtime.session import CheckedSession
 from marram.schema.errors import Invalid, NotReady
+from marram.schema.words import first_line
 
 # A file that takes or gives integers says their scale here (as JSON {tensor: [scale, zero_point]}): ONNX keeps it in
 # the graph, where ONNX Runtime does not show it. `build/quantize.py` writes it.
@@ -165,5 +166,4 @@ def _version() -> str:
 
 
 def _reason(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].removeprefix("[ONNXRuntimeError] : ").rstrip(".") if lines else type(error).__name__
+    return first_line(error).removeprefix("[ONNXRuntimeError] : ")

@@ -22,6 +22,7 @@ from marram.runtime import probe
 from marram.runtime.contract import Accelerator, Session, Tensor, TensorInfo
 from marram.runtime.session import CheckedSession
 from marram.schema.errors import Invalid, MarramError, NotReady
+from marram.schema.words import first_line
 
 _OPERATORS = ("torch.ops.aten.", "torch.ops.quantized_decomposed.", "torch.ops.prims.")
 _ARITHMETIC = frozenset(
@@ -206,6 +207,4 @@ def _version() -> str:
 
 
 def _reason(error: BaseException) -> str:
-    if isinstance(error, MarramError):
-        return error.what
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return error.what if isinstance(error, MarramError) else first_line(error)
