@@ -169,6 +169,47 @@ async def test_health_is_ingest_really_answering(cloud: Cloud) -> None:
     assert checks["database"].ok
 
 
+async def test_health_tells_of_batches_that_were_not_stored(
+    cloud: Cloud, device: Any, make_batch: Callable[..., list[Recorded]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bus = await device(cloud, "pi")
+    subject, whole = subjects.events("pi"), pack_batch(STREAM, make_batch(STREAM, 1, 10))
+
+    async def said() -> str:
+        checks = {check.name: check for check in await asyncio.to_thread(cloud.state.checks)}
+        return "" if checks["ingest"].ok else checks["ingest"].detail
+
+    with pytest.raises(Invalid):
+        await bus.request(subject, b"rubbish", 5)
+    assert await said() == ""  # what a device does wrong is no fault of the cloud's
+    big = [Recorded(STREAM, n, Event(EventKind.RESULT, "gate", 1.0, {"fill": "x" * 4000})) for n in range(11, 311)]
+    with _full_disk(800_000), pytest.raises(Retryable):
+        await bus.request(subject, pack_batch(STREAM, big), 20)
+    # A small commit would find room again; the batch that was not stored is told all the same.
+    assert "the last batch was not stored" in await said()
+    await bus.request(subject, whole, 5)
+    assert await said() == ""
+    with _full_disk(800_000), pytest.raises(Retryable):
+        await bus.request(subject, pack_batch(STREAM, big), 20)
+    monkeypatch.setattr("marram.cloud.ingest.FAILED_KEEP_S", 0.0)
+    assert await said() == ""  # long ago
+
+
+async def test_health_fails_while_the_disk_is_full(cloud: Cloud, tmp_path: Path) -> None:
+    await asyncio.to_thread(cloud.state.checks)
+    log = tmp_path / "cloud" / "marram.db-wal"
+    with _full_disk(log.stat().st_size):
+        checks = {check.name: check.ok for check in await asyncio.to_thread(cloud.state.checks)}
+    assert checks == {"database": False, "objects": True, "broker": True, "ingest": False}
+    assert all(check.ok for check in await asyncio.to_thread(cloud.state.checks))
+
+
+async def test_those_who_ask_for_health_at_once_share_one_look(cloud: Cloud) -> None:
+    first = await asyncio.to_thread(cloud.state.checks, 60.0)
+    assert await asyncio.to_thread(cloud.state.checks, 60.0) is first
+    assert await asyncio.to_thread(cloud.state.checks) is not first
+
+
 @contextmanager
 def _full_disk(size_bytes: int) -> Iterator[None]:
     """No file of this process may grow past `size_bytes`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -137,6 +138,44 @@ def test_nobody_else_can_read_it_in_whatever_folder(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert modes == [0, 0, 0]
+
+
+# ---------------------------------------------------------------- is it well?
+
+
+def test_a_database_that_works_says_which_it_is(store: Store, url: str) -> None:
+    assert store.check().startswith(url.partition(":")[0])
+
+
+def test_the_check_fails_where_a_commit_would(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "cloud.db")
+    store.check()
+    with _file_size_limit((tmp_path / "cloud.db-wal").stat().st_size), pytest.raises(Retryable):
+        store.check()
+    store.check()
+    store.close()
+
+
+def test_the_check_fails_before_the_disk_is_quite_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(tmp_path / "cloud.db")
+    monkeypatch.setattr("marram.store.database.ROOM_BYTES", shutil.disk_usage(tmp_path).total + 1)
+    with pytest.raises(Retryable, match=r"the disk is full: .*B are free"):
+        store.check()
+    store.close()
+
+
+def test_the_check_really_commits_on_the_server(postgres_url: str) -> None:
+    store = open_store(postgres_url)
+    before = _transactions(store)
+    store.check()
+    assert _transactions(store) > before  # one that wrote: others get no number
+    store.close()
+
+
+def _transactions(store: Store) -> int:
+    with store.database.read() as connection:
+        snapshot = connection.execute(text("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint"))
+        return int(snapshot.scalar_one())
 
 
 # ---------------------------------------------------------------- PostgreSQL

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from marram.bus import subjects
 from marram.bus.client import Bus, Message
 from marram.bus.codec import pack_ack, pack_batch, unpack_batch
-from marram.schema.errors import MarramError
+from marram.schema.errors import Invalid, MarramError, Retryable
 from marram.schema.event import Recorded
 from marram.store import Body, Objects, Store
 
@@ -26,6 +26,8 @@ QUEUE = "ingest"
 _PARALLEL = 4
 # Who the cloud itself asks as, to see that ingest works. Capitals: no device can have this name.
 _CHECKER = "CLOUD"
+# How long a batch that could not be stored is told of, unless one is stored meanwhile.
+FAILED_KEEP_S = 60.0
 
 
 class Ingest:
@@ -41,6 +43,8 @@ class Ingest:
         self.events = 0
         self.duplicates = 0
         self.refused = 0
+        # The newest batch that a fault of ours kept out, and when (`time.monotonic`); None once one was stored again.
+        self._failed: tuple[float, MarramError] | None = None
 
     async def start(self) -> None:
         """Subscribe; from now on batches are stored."""
@@ -58,6 +62,8 @@ class Ingest:
             return await loop.run_in_executor(self._threads, self.store_batch, device, message.payload, arrived_s)
         except MarramError as error:
             self.refused += 1
+            if device != _CHECKER and not isinstance(error, Invalid):  # what is malformed is the sender's fault
+                self._failed = (time.monotonic(), error)
             log.warning("a batch of %s was not stored: %s", device, error)
             raise
 
@@ -71,13 +77,21 @@ class Ingest:
         began_s = time.perf_counter() if arrived_s is None else arrived_s
         batch = unpack_batch(payload)
         if not batch:
-            self._store.check()
+            self._check()
             return pack_ack(0, 0, time.perf_counter() - began_s)
         new = self._store.events.append(device, batch, self._keep_bodies(batch))
         self.batches += 1
+        self._failed = None
         self.events += new
         self.duplicates += len(batch) - new
         return pack_ack(new, max(record.sequence for record in batch), time.perf_counter() - began_s)
+
+    def _check(self) -> None:
+        """Raises why batches are not stored: what stopped the last one a moment ago, or stops any now."""
+        failed = self._failed
+        if failed is not None and time.monotonic() - failed[0] < FAILED_KEEP_S:
+            raise Retryable(f"the last batch was not stored: {failed[1].what}", where=failed[1].where)
+        self._store.check()
 
     def _keep_bodies(self, batch: list[Recorded]) -> dict[int, Body]:
         carrying = [record for record in batch if record.event.body is not None]

@@ -218,25 +218,21 @@ class CloudState:
             events=self.store.events.totals().stored,
             samples=self.store.samples.count(),
             brokers=self.hands.brokers,
-            checks=self._recent_checks(),
+            checks=self.checks(CHECKS_KEEP_S),
         )
 
-    def _recent_checks(self) -> list[Check]:
-        """Those of a moment ago, where there are some: one caller tries, the others who come meanwhile share it."""
+    def checks(self, age_s: float = 0.0) -> list[Check]:
+        # One caller tries, the others who come meanwhile share what it finds.
         with self._checking:
             made_s, checks = self._checked
-            if time.monotonic() - made_s >= CHECKS_KEEP_S:
-                checks = self.checks()
+            if time.monotonic() - made_s >= age_s:
+                checks = [
+                    tried("database", self.store.check),
+                    tried("objects", self.objects.check),
+                    *self.hands.checks(),
+                ]
                 self._checked = (time.monotonic(), checks)
             return checks
-
-    def checks(self) -> list[Check]:
-        """Each tried now."""
-        return [
-            tried("database", self.store.check),
-            tried("objects", self.objects.check),
-            *self.hands.checks(),
-        ]
 
 
 def tried(name: str, attempt: Callable[[], str]) -> Check:

@@ -32,7 +32,7 @@ class Store:
     admins: Admins
 
     def check(self) -> str:
-        """Ask the database something real; its name and version. Raises Retryable where it does not answer."""
+        """Commit something real; the database's name and version. Raises as `Database.check`."""
         return self.database.check()
 
     def close(self) -> None:

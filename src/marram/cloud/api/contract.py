@@ -125,6 +125,7 @@ class State(Protocol):
 
     # The whole.
     def status(self) -> Status: ...
-    def checks(self) -> list[Check]:
-        """Database, broker and ingest, each tried for real, each within a second or two; never raises."""
+    def checks(self, age_s: float = 0.0) -> list[Check]:
+        """Database, objects, broker and ingest, each tried for real at most `age_s` seconds ago, within a second or
+        two each; never raises."""
         ...
