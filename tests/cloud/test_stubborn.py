@@ -1,0 +1,72 @@
+"""What the roles do where nothing else catches it: a bug in a model, one that never loads, a device that is gone."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from marram.bus import subjects
+from marram.bus.client import Bus, Message
+from marram.bus.codec import InferReply, InferRequest, pack_report
+from marram.cloud import replicas as module
+from marram.cloud.replica import Replica
+from marram.cloud.replicas import Broker, Replicas, Served
+from marram.cloud.server import Cloud
+from marram.runtime.image import encode_jpeg
+from marram.runtime.model import Model, Prepared
+from marram.schema.device import Reported
+from marram.schema.errors import Invalid, Refused
+
+
+async def test_a_report_of_a_device_that_was_removed_is_refused_whoever_brings_it(cloud: Cloud) -> None:
+    assert cloud.broker is not None
+    async with await Bus.connect(cloud.broker.url, cloud.broker.user, cloud.broker.password) as bus:
+        await bus.wait_connected(30)
+        with pytest.raises(Refused, match="removed"):
+            await bus.request(subjects.report("ghost"), pack_report(Reported()), 30)
+    assert cloud.state.store.states.all_desired() == {}
+
+
+async def test_a_bug_in_answering_is_an_error_reply_counted(
+    colours: Path, picture: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(Model):
+        def run(self, prepared: Prepared) -> list[Any]:
+            raise ZeroDivisionError
+
+    model = Model.load(colours)
+    replica = Replica(Broken(model.bundle, model.variant, model.session))
+    try:
+        payload = InferRequest("image/jpeg", encode_jpeg(picture("red")), (), (4, 4)).pack()
+        answer = await replica.on_infer(Message("infer.colours.1", payload, True))
+        assert answer is not None
+        reply = InferReply.unpack(answer)
+        assert reply.result is None and reply.error == "the replica failed: ZeroDivisionError" and not reply.busy
+        assert (replica.figures.failed, replica.figures.answered, replica.figures.waiting) == (1, 0, 0)
+    finally:
+        await asyncio.to_thread(replica.close)
+
+
+async def test_a_replica_that_never_stays_is_started_ever_more_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
+    replicas: Any = Replicas(None, set, Broker("nats://127.0.0.1:1", "", ""), Path())  # type: ignore[arg-type]
+    pauses: list[float] = []
+
+    async def fails(_: Served) -> str:
+        raise Invalid("no model")
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 12:
+            raise asyncio.CancelledError
+
+    replicas._run = fails
+    monkeypatch.setattr(module.asyncio, "sleep", pause)
+    served = Served("colours", 1)
+    with pytest.raises(asyncio.CancelledError):
+        await replicas._keep(served)
+    assert pauses[:3] == [0.5, 1.0, 2.0]
+    assert pauses[-1] == pauses[-2] == 60.0
+    assert (served.restarts, served.reason) == (12, "no model")
