@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any
 
 from marram.schema.errors import MarramError
+from marram.schema.words import first_line
 
 FAULT, UNEXPECTED, INTERRUPTED = 2, 70, 130
 
@@ -56,7 +57,7 @@ def ended(program: Callable[[], int], *, tell: Callable[[str], None] | None = No
                 return FAULT
             where = _kept(error, details)
             _to_stderr(
-                f"unexpected {type(error).__name__}: {_first_line(error)}. This is a fault of Marram's"
+                f"unexpected {type(error).__name__}: {first_line(error)}. This is a fault of Marram's"
                 + (f"; details: {where}" if where else "")
             )
             return UNEXPECTED
@@ -80,7 +81,7 @@ def in_a_line(error: BaseException) -> str:
     """`ValueError: the words (file.py:12)`: where it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {_first_line(error)}{place}"
+    return f"{type(error).__name__}: {first_line(error)}{place}"
 
 
 def _silence() -> None:
@@ -90,10 +91,6 @@ def _silence() -> None:
             stream.flush()
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0]
 
 
 def _to_stderr(line: str) -> None:

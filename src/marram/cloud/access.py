@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ import yaml
 from marram.schema import paths
 from marram.schema.errors import MarramError, Refused
 from marram.store import AdminRow, Admins
+from marram.system import files
 from marram.trust import API, Token, hash_secret, new_token, parse_token, proves, session_key
 
 # A token that was good a moment ago is good: a revoked one stays usable this long.
@@ -73,7 +73,7 @@ class Access:
         except (OSError, UnicodeDecodeError, Refused):
             pass  # none yet, or not ours: a fresh one replaces it
         token = self.create("this machine")
-        write_private(file, token.text + "\n")
+        _write_private(file, token.text + "\n")
         return token
 
     def _known(self) -> dict[str, AdminRow]:
@@ -96,21 +96,14 @@ class Access:
 def write_context(url: str, token: str) -> Path:
     """Tell the commands on this machine which cloud to talk to, and as whom (0600, whole or not at all)."""
     file = paths.context()
-    write_private(file, yaml.safe_dump({"url": url, "token": token}, sort_keys=False))
+    _write_private(file, yaml.safe_dump({"url": url, "token": token}, sort_keys=False))
     return file
 
 
-def write_private(file: Path, text: str) -> None:
+def _write_private(file: Path, text: str) -> None:
     """Write `file` so that only its owner reads it and nobody ever sees half of it. Raises Refused."""
-    fresh = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        fresh.unlink(missing_ok=True)
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as opened:
-            opened.write(text)
-            opened.flush()
-            os.fsync(opened.fileno())
-        fresh.replace(file)
+        files.write(file, text.encode())
     except OSError as error:
         raise Refused(f"cannot write it: {error.strerror}", where=str(file)) from error

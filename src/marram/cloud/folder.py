@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import tempfile
 from pathlib import Path
-from typing import IO
 
 from marram.schema.errors import Conflict, Refused
+from marram.system.files import hold
 
 
 class FolderLock:
@@ -17,25 +16,21 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         """Raises Conflict where another cloud holds `folder`, Refused where it cannot be written."""
         make_folder(folder)
-        self._file: IO[str] = (folder / "lock").open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.seek(0)
-            holder = self._file.read(20).strip() or "unknown"
-            self._file.close()
-            raise Conflict(
+
+        def taken(holder: str) -> Conflict:
+            return Conflict(
                 f"a cloud runs in this folder already (process {holder})",
                 where=str(folder),
                 hint="Stop that one, or choose another: marram cloud --folder FOLDER",
-            ) from error
-        self._file.truncate(0)
-        self._file.write(f"{os.getpid()}\n")
-        self._file.flush()
+            )
+
+        self._held: int | None = hold(folder / "lock", taken)
 
     def release(self) -> None:
         """Any number of times."""
-        self._file.close()
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
 
 
 def make_folder(folder: Path) -> Path:

@@ -14,10 +14,11 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from marram.edge.state import disk_fault, sync_folder
+from marram.edge.state import disk_fault
 from marram.schema.errors import Invalid, Permanent, Retryable
 from marram.schema.model import File, Manifest
 from marram.schema.units import format_size
+from marram.system.files import sync
 
 # Left free for the outbox and everybody else on the disk.
 RESERVE_BYTES = 32_000_000
@@ -85,14 +86,10 @@ class Bundles:
             if _size(partial) != file.size_bytes or _digest(partial) != file.sha256:
                 partial.unlink(missing_ok=True)
                 raise Invalid(f"{file.path}: what came is not what was announced (sha256 differs)")
-            fd = os.open(partial, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+            sync(partial)
             partial.chmod(0o444)
             partial.replace(self._blobs / file.sha256)
-            sync_folder(self._blobs)
+            sync(self._blobs)
         except OSError as error:
             raise disk_fault(error, self._blobs) from error
 
@@ -143,9 +140,9 @@ class Bundles:
                 except (FileExistsError, NotADirectoryError) as error:
                     raise Invalid(f'the bundle lists "{file.path}" twice, or as a file and a folder') from error
             for root, _, _ in os.walk(temporary):
-                sync_folder(Path(root))
+                sync(Path(root))
             temporary.replace(folder)
-            sync_folder(self._bundles)
+            sync(self._bundles)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 

@@ -28,6 +28,7 @@ from marram.schema.errors import Conflict, Invalid, MarramError, Missing, Perman
 from marram.schema.ids import Name, check_name
 from marram.schema.model import Strict
 from marram.schema.words import file_fault
+from marram.system import files
 
 log = logging.getLogger("marram.edge")
 _M = TypeVar("_M", bound=BaseModel)
@@ -71,28 +72,20 @@ class Folder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder. Raises Conflict, naming the process, where another agent does.
-
-        The lock is the kernel's (flock): it ends with its holder, however that dies.
-        """
+        """Hold the folder. Raises Conflict, naming the process, where another agent does."""
         self.make()
         with _translated(self.path):
-            fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            held = files.hold(self.path / "lock", self._taken)
         try:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                holder = os.pread(fd, 20, 0).decode(errors="replace").strip() or "unknown"
-                raise Conflict(
-                    f"another agent (process {holder}) runs on {self.path}",
-                    hint="Stop it first, or give this one a folder of its own: --folder.",
-                ) from error
-            with contextlib.suppress(OSError):  # the number is for messages only: a full disk must not keep us out
-                os.ftruncate(fd, 0)
-                os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
             yield
         finally:
-            os.close(fd)
+            os.close(held)
+
+    def _taken(self, holder: str) -> Conflict:
+        return Conflict(
+            f"another agent (process {holder}) runs on {self.path}",
+            hint="Stop it first, or give this one a folder of its own: --folder.",
+        )
 
     def holder(self) -> int | None:
         """The process of the agent that runs on this folder, or None."""
@@ -176,7 +169,7 @@ class Folder:
         """Forget an app. Its working folder stays: it may hold what a person wants."""
         with _translated(self._apps):
             (self._apps / f"{check_name(app)}.json").unlink(missing_ok=True)
-            sync_folder(self._apps)
+            files.sync(self._apps)
 
     def _write(self, path: Path, document: BaseModel) -> None:
         body = document.model_dump_json()
@@ -204,32 +197,8 @@ def write_atomic(path: Path, content: bytes) -> None:
 
     Raises Retryable where the disk is full, Permanent on other faults; the old content is then untouched.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with _translated(path):
-        try:
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            try:
-                view = memoryview(content)
-                while view:
-                    view = view[os.write(fd, view) :]
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-            temporary.replace(path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
-        sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        files.write(path, content)
 
 
 def disk_fault(error: OSError, path: Path) -> MarramError:

@@ -1,7 +1,7 @@
 """Processes that a rehearsal starts: each with a log file, each ending with its parent, `kill -9` included.
 
-On Linux the kernel ends them (a death signal set by a launcher that then becomes the program); elsewhere a sibling
-waits on a pipe that only the parent holds open. Nothing here restarts anything: what ends, ended, and `check` says so.
+How they are tied to it is `system.children`'s business. Nothing here restarts anything: what ends, ended, and `check`
+says so.
 """
 
 from __future__ import annotations
@@ -15,15 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from marram.schema.errors import NotReady, Permanent
+from marram.system.children import dismiss, guard, tied
 
-# A launcher and not a `preexec_fn`, which would run Python between fork and exec of a process with threads.
-_LINUX_LAUNCHER = """
-import ctypes, os, sys
-ctypes.CDLL(None).prctl(1, 9)
-if os.getppid() == int(sys.argv[1]):
-    os.execv(sys.argv[2], sys.argv[2:])
-"""
-_GUARD = 'read line; kill -9 "$0"'
 _TAIL_LINES = 5
 
 
@@ -42,23 +35,17 @@ class Child:
     def __init__(self, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
         self.name = name
         self.log = log
-        self._guard: subprocess.Popen[bytes] | None = None
-        launch = list(command)
-        if sys.platform == "linux":
-            launch = [sys.executable, "-S", "-c", _LINUX_LAUNCHER, str(os.getpid()), *launch]
         try:
             with log.open("ab") as output:
                 self.process = subprocess.Popen(
-                    launch,
+                    tied(command),
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     env=dict(environment),
                     start_new_session=True,
                 )
-            if sys.platform != "linux":
-                guard = ["/bin/sh", "-c", _GUARD, str(self.process.pid)]
-                self._guard = subprocess.Popen(guard, stdin=subprocess.PIPE, start_new_session=True)
+            self._guard = guard(self.process.pid)
         except OSError as error:
             raise Permanent(f"cannot start it: {error.strerror}", where=name) from error
 
@@ -102,7 +89,8 @@ class Child:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        self._unguard()
+        dismiss(self._guard)
+        self._guard = None
 
     def stop(self, timeout_s: float = 5.0) -> None:
         """Ask it to end (SIGTERM), then make it. Any number of times."""
@@ -110,13 +98,6 @@ class Child:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout_s)
         self.kill()
-
-    def _unguard(self) -> None:
-        if self._guard is not None:
-            self._guard.kill()
-            self._guard.wait()
-            if self._guard.stdin is not None:
-                self._guard.stdin.close()
 
 
 def stop_all(children: Sequence[Child], timeout_s: float = 5.0) -> None:

@@ -6,7 +6,6 @@ None of it knows what the demo does with it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.util
 import json
 import os
@@ -22,6 +21,7 @@ from typing import Any
 from marram.bus.http import CloudApi
 from marram.bus.server import find_server
 from marram.schema.errors import Conflict, NotReady, Permanent, Retryable
+from marram.system.files import hold
 
 _MARKER = ".marram-demo"
 # What has to be installed besides the device's own packages.
@@ -54,23 +54,25 @@ def free_port(wanted: int | None) -> int:
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
     """The demo's folder, emptied of the last demo and locked. Raises Conflict, Permanent."""
+
+    def taken(holder: str) -> Conflict:
+        what = f"a demo runs in this folder (process {holder})"
+        return Conflict(what, where=str(folder), hint="Name another: --folder")
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / _MARKER).exists() and any(folder.iterdir()):
             raise Conflict(
                 "this folder holds something that is not a demo's", where=str(folder), hint="Name another: --folder"
             )
-        with (folder / _MARKER).open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise Conflict(
-                    "a demo runs in this folder", where=str(folder), hint="Name another: --folder"
-                ) from error
+        lock = hold(folder / _MARKER, taken)
+        try:
             for old in folder.iterdir():
                 if old.name != _MARKER:
                     shutil.rmtree(old) if old.is_dir() else old.unlink()
             yield
+        finally:
+            os.close(lock)
     except OSError as error:
         raise Permanent(f"cannot use this folder: {error.strerror}", where=str(folder)) from error
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import filecmp
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -18,6 +17,7 @@ from marram.runtime.bundle import CARD, Bundle
 from marram.schema import paths
 from marram.schema.errors import Conflict, Invalid, Missing, Permanent
 from marram.schema.ids import check_name
+from marram.system.files import sync
 
 
 def names() -> list[str]:
@@ -97,12 +97,12 @@ def add(folder: Path, *, replace: bool = False) -> Bundle:
                 copy = fresh / name
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(bundle.folder / name, copy)
-                _sync(copy)
-            _sync(fresh)
+                sync(copy)
+            sync(fresh)
             if target.exists():
                 target.rename(Path(temporary) / "old")
             fresh.rename(target)
-            _sync(home)
+            sync(home)
     except OSError as error:
         raise Permanent(f"cannot write the model: {error.strerror}", where=str(home)) from error
     return Bundle.open(target)
@@ -117,15 +117,6 @@ def _same(bundle: Bundle, target: Path) -> bool:
     return ours == there.files() and all(
         filecmp.cmp(bundle.folder / name, target / name, shallow=False) for name in ours
     )
-
-
-def _sync(path: Path) -> None:
-    """Make `path` (file or folder) survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _unknown(name: str) -> Missing:

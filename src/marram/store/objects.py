@@ -22,6 +22,7 @@ from obstore.store import LocalStore, ObjectStore, from_url
 
 from marram.schema.errors import Invalid, MarramError, Missing, Refused, Retryable
 from marram.schema.words import first_line
+from marram.system.files import sync
 
 _CHUNK_BYTES = 1 << 20
 
@@ -200,11 +201,7 @@ class Objects:
         folders = sorted({f.parent for f in files} | {f.parent.parent for f in files}, reverse=True)
         for path in (*files, *folders):
             try:
-                descriptor = os.open(path, os.O_RDONLY)
-                try:
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
+                sync(path)
             except OSError as error:
                 raise Retryable(f"cannot write to the disk: {error.strerror}", where=str(path)) from error
 

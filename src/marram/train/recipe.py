@@ -77,7 +77,7 @@ class Recipe(Strict):
 
 
 def read_recipe(path: Path) -> Recipe:
-    """The recipe in the file `path`. Raises Missing; Invalid with every fault, one a line: `file:line  field: fault`."""
+    """The recipe in the file `path`. Raises Missing; Invalid with every fault, one a line `file:line  field: fault`."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:

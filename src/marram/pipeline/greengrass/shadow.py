@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from marram.schema.words import file_fault
+from marram.system import files
 
 _THING = re.compile(r"[A-Za-z0-9:_-]{1,128}")
 # The service's own limit for a shadow document.
@@ -73,7 +73,7 @@ class Shadows:
             document["timestamp"] = now_s
             if len(json.dumps(document["state"])) > _MAX_BYTES:
                 raise ShadowFault(413, "The document exceeds the maximum size allowed")
-            _write(path, document)
+            files.write(path, json.dumps(document).encode())
         accepted = {"state": request["state"], "metadata": metadata, "version": document["version"], "timestamp": now_s}
         return accepted | ({"clientToken": request["clientToken"]} if "clientToken" in request else {})
 
@@ -167,18 +167,3 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError):
         # Not written by us, or damaged by the disk: a shadow is state that code reports again, so begin anew.
         return None
-
-
-def _write(path: Path, document: dict[str, Any]) -> None:
-    """Whole or not at all, whatever happens to the power."""
-    fresh = path.with_suffix(".tmp")
-    with fresh.open("w", encoding="utf-8") as file:
-        json.dump(document, file)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.rename(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
