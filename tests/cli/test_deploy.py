@@ -9,6 +9,7 @@ import pytest
 from tests.cli.fleet import Terminal
 
 from marram.runtime import library
+from marram.schema import paths
 from marram.schema.device import AppState
 
 Bundle = Callable[..., Path]
@@ -51,6 +52,34 @@ def test_a_newer_model_in_the_library_makes_a_newer_app(marram_: Terminal, tmp_p
 def test_a_model_in_the_cloud_is_enough(marram_: Terminal, tmp_path: Path, bundle: Bundle) -> None:
     marram_.served.state.registry.add_folder(bundle("colours"))
     assert "gate 1" in marram_("deploy", app_file(tmp_path / "a", "  - classify: colours"), "--to", "all")
+
+
+def test_a_check_asks_the_cloud_for_what_is_not_here(marram_: Terminal, tmp_path: Path, bundle: Bundle) -> None:
+    page = tmp_path / "app.yaml"
+    page.write_text("app: a\nsource: {camera: 0}\nsteps:\n  - classify: colours\n    cloud: colours\nraw: allowed\n")
+    assert 'steps[0].classify: no model "colours"' in marram_.fault("app", "check", str(page))
+    marram_.served.state.registry.add_folder(bundle("colours"))
+    assert marram_("app", "check", str(page)) == f"{page}: ok, a: 1 step\n"
+    assert marram_.said == ""
+    page.write_text("app: a\nsource: {camera: 0}\nsteps: [{classify: colors}]\n")
+    assert 'no model "colors"; did you mean "colours"?' in marram_.fault("app", "check", str(page))
+    page.write_text("app: a\nsource: {camera: 0}\nsteps: [{classify: colours@2}]\n")
+    assert 'no model "colours@2"; there is 1' in marram_.fault("app", "check", str(page))
+    page.write_text("app: a\nsource: {series: x.csv}\nsteps: [{score: colours}]\n")
+    assert "app.yaml:3 steps[0].score: colours" in marram_.fault("app", "check", str(page))  # its card is read too
+
+
+def test_a_check_is_no_fault_where_the_cloud_cannot_be_asked(marram_: Terminal, tmp_path: Path) -> None:
+    page = tmp_path / "app.yaml"
+    page.write_text("app: a\nsource: {camera: 0}\nsteps: [{classify: colours}]\n")
+    away = ["--url", "http://127.0.0.1:1", "--token", "x"]
+    assert marram_("app", "check", str(page), *away) == f"{page}: ok, a: 1 step\n"
+    assert "on this machine, and whether the cloud has it is not known: 127.0.0.1:1 does not answer" in marram_.said
+    paths.context().write_text("[")
+    marram_("app", "check", str(page))
+    assert "is not known" in marram_.said and "not YAML" in marram_.said
+    paths.context().unlink()
+    assert 'no model "colours"' in marram_.fault("app", "check", str(page))
 
 
 def test_a_path_becomes_the_version_its_content_got(marram_: Terminal, tmp_path: Path, bundle: Bundle) -> None:

@@ -23,7 +23,12 @@ Token = Annotated[str | None, typer.Option("--token", envvar="MARRAM_TOKEN", hel
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def connect(url: str | None = None, token: str | None = None) -> CloudApi:
+def signed_in(url: str | None) -> bool:
+    """Whether `connect` has a cloud to talk to."""
+    return url is not None or paths.context().exists()
+
+
+def connect(url: str | None = None, token: str | None = None, *, timeout_s: float = 30.0) -> CloudApi:
     """The cloud to talk to. Raises Missing where none is known, Invalid where the address or the file is wrong."""
     known = load()
     if url is None:
@@ -35,7 +40,7 @@ def connect(url: str | None = None, token: str | None = None) -> CloudApi:
         url = known[0]
     if token is None and known is not None and check_url(url) == known[0]:
         token = known[1]
-    return CloudApi(url, token)
+    return CloudApi(url, token, timeout_s=timeout_s)
 
 
 def load() -> tuple[str, str | None] | None:

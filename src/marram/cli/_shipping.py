@@ -7,15 +7,16 @@ bundle folder means nothing on a device, so the deployed text names the version 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from marram.bus.http import CloudApi, Progress
 from marram.cli._appfile import AppFile, build_detector
-from marram.pipeline.check import at, missing_files, rules, travelling_files
+from marram.pipeline.check import at, is_path, missing_files, rules, travelling_files
 from marram.runtime import library
 from marram.runtime.bundle import Bundle
 from marram.schema.api import ModelView
-from marram.schema.app import ModelUse, model_uses, parse_app
-from marram.schema.errors import Invalid, MarramError, Missing
+from marram.schema.app import model_uses, parse_app
+from marram.schema.errors import Invalid, MarramError, Missing, Retryable
 from marram.schema.model import Manifest
 from marram.schema.page import Place
 from marram.schema.words import did_you_mean
@@ -37,7 +38,7 @@ def send_models(api: CloudApi, file: AppFile, told: Callable[[str], None], progr
     build_detector(file.app, {model.name for model in there})
     given: dict[Place, str] = {}
     for use in model_uses(file.app):
-        if _is_path(use):
+        if is_path(use.reference):
             try:
                 with at(use.place):
                     bundle = Bundle.open(file.folder / use.reference)
@@ -62,16 +63,37 @@ def send_models(api: CloudApi, file: AppFile, told: Callable[[str], None], progr
     return _rewritten(file, given)
 
 
+class CloudModels:
+    """The models of a cloud as `look_ahead` asks for them: it is spoken to once, and only where somebody asks."""
+
+    def __init__(self, connect: Callable[[], CloudApi]) -> None:
+        self._connect = connect
+        self._there: list[ModelView] | MarramError | None = None
+
+    def __call__(self, reference: str) -> Bundle:
+        """What its card says; the files are not here. Raises Missing, Invalid (the reference), Retryable."""
+        name, version = library.parse_reference(reference)
+        if self._there is None:
+            try:
+                with self._connect() as api:
+                    self._there = api.models()
+            except MarramError as error:
+                self._there = error
+        if isinstance(self._there, MarramError):
+            raise Retryable(str(self._there)) from self._there
+        found = [model for model in self._there if model.name == name and version in (None, model.version)]
+        if not found:
+            raise _unknown(reference, name, self._there, None)
+        newest = max(found, key=lambda model: model.version)
+        return Bundle(Path(newest.card.reference), newest.card, ())
+
+
 def check(file: AppFile) -> list[str]:
     """Raises what no device could run; returns what is allowed and seldom meant, said before it puzzles anybody."""
     found = rules(file.app)
     for fault in found.faults:
         raise file.page.locate(fault)
     return [str(file.page.locate(note)) for note in found.notes]
-
-
-def _is_path(use: ModelUse) -> bool:
-    return "/" in use.reference or use.reference.startswith(".")
 
 
 def send_files(api: CloudApi, file: AppFile, progress: Progress | None = None) -> Manifest:
@@ -87,7 +109,7 @@ def _push(
     return model
 
 
-def _unknown(text: str, name: str, there: list[ModelView], where: str) -> Missing:
+def _unknown(text: str, name: str, there: list[ModelView], where: str | None) -> Missing:
     """Nobody has it: said with the nearest name somebody has, or how to make it."""
     versions = sorted({m.version for m in there if m.name == name} | set(library.versions(name)))
     if versions:

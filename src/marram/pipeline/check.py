@@ -47,11 +47,14 @@ from marram.schema.app import (
     model_uses,
     running_steps,
 )
-from marram.schema.errors import Invalid, MarramError, Missing, NotReady
+from marram.schema.errors import Invalid, MarramError, Missing, NotReady, Retryable
 from marram.schema.page import Place
 from marram.schema.words import did_you_mean
 
 Resolve = Callable[[str, Path], Bundle]
+# A bundle of which only the card is here, by its reference. Raises Missing where nobody has such a model, Retryable
+# where it cannot be known now.
+Elsewhere = Callable[[str], Bundle]
 
 # How plug-ins name what they stand for, where they do not know the field.
 _LOOSE = re.compile(r"(source|sinks|cloud|steps\[\d+\])([.:]|$)")
@@ -112,12 +115,12 @@ def rules(app: App) -> Findings:
     return found
 
 
-def examine(app: App, base: Path, resolve: Resolve = library.resolve) -> Findings:
+def examine(app: App, base: Path, resolve: Resolve = library.resolve, elsewhere: Elsewhere | None = None) -> Findings:
     """`rules`, the models on the device, and what this machine cannot keep. `base` is the app file's folder."""
     found = rules(app)
     for use in model_uses(app):
         if not use.cloud:
-            _check_model(app, base, use, resolve, found)
+            _check_model(app, base, use, resolve, elsewhere, found)
     if app.limits.power is not None:
         modes = machine.inspect().power_modes
         # Jetson's modes are the whole machine's, and set by its owner.
@@ -126,9 +129,12 @@ def examine(app: App, base: Path, resolve: Resolve = library.resolve) -> Finding
     return found
 
 
-def look_ahead(app: App, base: Path) -> Findings:
-    """`examine`, and what only whoever writes the app needs: its files, source, sinks, functions, cloud models."""
-    found = examine(app, base)
+def look_ahead(app: App, base: Path, elsewhere: Elsewhere | None = None) -> Findings:
+    """`examine`, and what only whoever writes the app needs: its files, source, sinks, functions, cloud models.
+
+    `elsewhere` is asked for the models that are not on this machine; None: there is nobody to ask.
+    """
+    found = examine(app, base, elsewhere=elsewhere)
     found.faults[:0] = missing_files(app, base)
     if any(place == ("raw",) for place, _ in running_steps(app)):
         found.note(
@@ -137,7 +143,7 @@ def look_ahead(app: App, base: Path) -> Findings:
     _look_at_source(app, base, found)
     for use in model_uses(app):
         if use.cloud:
-            _look_at_cloud_model(app, base, use, found)
+            _check_model(app, base, use, library.resolve, elsewhere, found)
     for index, step in enumerate(app.steps):
         if isinstance(step, FunctionStep):
             _look_at_function(base, ("steps", index, "function"), step, found)
@@ -191,14 +197,33 @@ def _note_function(app: App, place: Place, step: FunctionStep, found: Findings) 
 # ---------------------------------------------------------------- models
 
 
-def _check_model(app: App, base: Path, use: ModelUse, resolve: Resolve, found: Findings) -> None:
-    """The model is here, whole, for this task and this source."""
+def _check_model(
+    app: App, base: Path, use: ModelUse, resolve: Resolve, elsewhere: Elsewhere | None, found: Findings
+) -> None:
+    """The model is here, whole, or elsewhere; and it is for this task and this source."""
     try:
         with at(use.place):
             bundle = resolve(use.reference, base)
     except Missing as error:
-        (found.unbuilt if _buildable(use.reference) else found.faults).append(error)
-        return
+        if _buildable(use.reference):
+            found.unbuilt.append(error)
+            return
+        if is_path(use.reference) or (elsewhere is None and not use.cloud):
+            found.faults.append(error)
+            return
+        here = f"{error.what.rstrip('.')} on this machine"
+        if elsewhere is None:
+            found.note(use.place, f"{here}; the cloud has to have it")
+            return
+        try:
+            with at(use.place):
+                bundle = elsewhere(use.reference)
+        except Retryable as away:
+            found.note(use.place, f"{here}, and whether the cloud has it is not known: {away.what}", away.hint)
+            return
+        except MarramError as fault:
+            found.faults.append(fault)
+            return
     except MarramError as error:
         found.faults.append(error)
         return
@@ -229,6 +254,11 @@ def _check_fits(app: App, use: ModelUse, bundle: Bundle) -> None:
             f"{card.model} takes {takes}, and the source gives {gives}",
             hint="Choose a model for this source: `marram model list` shows what each takes.",
         )
+
+
+def is_path(reference: str) -> bool:
+    """Whether it names a bundle's folder, not a model by its name."""
+    return "/" in reference or reference.startswith(".")
 
 
 def _buildable(reference: str) -> bool:
@@ -294,26 +324,6 @@ def _look_at_source(app: App, base: Path, found: Findings) -> None:
         found.note(place, f"{error.what} (yet)")
     except MarramError as error:
         found.faults.append(error)
-
-
-def _look_at_cloud_model(app: App, base: Path, use: ModelUse, found: Findings) -> None:
-    """A cloud's model need not be on this machine; where it is, it answers what the step asks."""
-    try:
-        with at(use.place):
-            bundle = library.resolve(use.reference, base)
-    except Missing as error:
-        if _buildable(use.reference):
-            found.unbuilt.append(error)
-        elif "/" in use.reference:
-            found.faults.append(error)
-        else:
-            found.note(use.place, f"{error.what.rstrip('.')} on this machine; the cloud has to have it")
-        return
-    except MarramError as error:
-        found.faults.append(error)
-        return
-    with found.at(use.place):
-        _check_fits(app, use, bundle)
 
 
 def _look_at_function(base: Path, place: Place, step: FunctionStep, found: Findings) -> None:
