@@ -157,9 +157,12 @@ def test_what_is_never_answered_is_forgotten() -> None:
     known(policy)
     for number in range(100, 200):
         policy.learn(CloudSent(2.0 + number, number, "cloud", 10_000_000))
-    policy.learn(CloudSent(1000.0, 300, None, 200))
-    policy.learn(CloudSent(1000.0, 301, None, 200))
-    assert policy.probe_due(1000.0) is None
+    assert policy.probe_due(500.0) is None  # the link is taken for busy
+    for number in range(1000, 1200):
+        policy.learn(CloudSent(float(number), number, None, 200))
+        policy.learn(CloudOutcome(number + 0.02, number, True))
+    assert policy.probe_due(1210.0) is not None
+    assert policy.decide(Ask(1210.0, "edge", "cloud", 200)).place is Place.CLOUD
 
 
 def test_privacy_is_not_weighed() -> None:

@@ -93,8 +93,7 @@ def test_any_cut_is_invalid_or_whole_and_names_the_file(kind: str) -> None:
         except Invalid as error:
             assert "gate/0001" in str(error)
         else:
-            assert image.shape == (60, 90, 3)  # only padding was missing
-            assert length > len(whole) * 0.5
+            np.testing.assert_array_equal(image, pictures.decode(whole))  # only padding was missing
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF"])

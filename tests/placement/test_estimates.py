@@ -1,0 +1,78 @@
+"""What one prediction is made of: who waits before us at the edge, on the link and at the replica; and odd samples."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from marram.placement.contract import Ask, CloudOutcome, CloudSent, EdgeOutcome
+from marram.placement.estimators import LinkModel, ServiceTime
+from marram.placement.policy import LatencyPolicy
+
+
+def measured(*, service_s: float, rate_bit_s: float = 1e6, rtt_s: float = 0.02) -> LatencyPolicy:
+    """An edge of 100 ms; a cloud of `service_s` behind a link of `rate_bit_s`, both well known at 20 s."""
+    policy = LatencyPolicy()
+    policy.learn(EdgeOutcome(0.0, "edge", 0.1))
+    for number in range(60):
+        size, now_s = (200, 10_000, 40_000)[number % 3], number / 3
+        policy.learn(CloudSent(now_s, number, "cloud", size))
+        policy.learn(CloudOutcome(now_s + rtt_s + size * 8 / rate_bit_s + service_s, number, True, 0.0, service_s))
+    return policy
+
+
+@pytest.mark.parametrize(
+    ("waiting", "parallel", "expected_s"),
+    # Whoever runs now is half done: one ahead of a single instance costs half a turn, four cost three and a half.
+    [(0, 1, 0.1), (1, 1, 0.15), (4, 1, 0.45), (1, 2, 0.1), (2, 2, 0.125), (6, 2, 0.325)],
+)
+def test_at_the_edge_those_ahead_are_waited_for(waiting: int, parallel: int, expected_s: float) -> None:
+    ask = Ask(21.0, "edge", None, 0, edge_waiting=waiting, edge_parallel=parallel)
+    assert measured(service_s=0.01).decide(ask).edge_s == pytest.approx(expected_s)
+
+
+def test_what_is_still_leaving_is_waited_for() -> None:
+    policy = measured(service_s=0.01)
+    ask = Ask(21.0, "edge", "cloud", 10_000)
+    alone = policy.decide(ask)
+    policy.learn(CloudSent(21.0, 100, "cloud", 25_000))  # 200 ms of the link
+    behind = policy.decide(ask)
+    assert alone.transfer_s == pytest.approx(0.1, rel=0.1)
+    assert behind.transfer_s == pytest.approx(0.1 + 0.2, rel=0.15)
+    assert behind.idle_s == pytest.approx(alone.idle_s)  # what it would take alone is unchanged by it
+
+
+def test_at_the_replica_our_own_last_request_is_waited_for() -> None:
+    policy = measured(service_s=0.5, rate_bit_s=1e8)
+    ask = Ask(21.0, "edge", "cloud", 200)
+    alone = policy.decide(ask)
+    policy.learn(CloudSent(21.0, 100, "cloud", 200))
+    behind = policy.decide(ask)
+    assert alone.cloud_s is not None and alone.cloud_s == pytest.approx(0.52, rel=0.1)
+    assert behind.cloud_s == pytest.approx(alone.cloud_s + 0.5, rel=0.1)  # one replica answers one after another
+    assert behind.cloud_queue_s == pytest.approx(0.5, rel=0.1)
+
+
+@given(stall_s=st.floats(1.0, 3600.0))
+def test_one_stall_is_noise_and_a_second_one_is_news(stall_s: float) -> None:
+    service = ServiceTime()
+    for n in range(20):
+        service.add(float(n), 0.1)
+    service.add(20.0, stall_s)
+    assert service.typical_s is not None and service.typical_s < 0.15
+    for n in range(21, 61):
+        service.add(float(n), stall_s)
+    assert service.typical_s > 0.5 * stall_s
+
+
+@given(stall_s=st.floats(2.0, 60.0))
+def test_one_retransmission_does_not_make_a_slow_link(stall_s: float) -> None:
+    link = LinkModel()
+    for n in range(40):
+        link.add(float(n), 6000, 0.05)
+    link.add(40.0, 6000, stall_s)
+    assert link.predict(6000) < 0.2
+    for n in range(41, 80):
+        link.add(float(n), 6000, stall_s)
+    assert link.predict(6000) > 0.5 * stall_s
