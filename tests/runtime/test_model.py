@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 from marram.runtime import image as pictures
 from marram.runtime import probe
@@ -87,6 +88,38 @@ def test_a_card_that_contradicts_its_file_is_invalid(write_bundle: Write) -> Non
     model = Model.load(write_bundle(task="regression", output={"form": "value"}))
     with pytest.raises(Invalid, match=r'tiny: output\.form: "value" takes one number; the model gave \[1, 3\]'):
         model.predict(probe.INPUT)
+
+
+def test_of_several_outputs_the_card_names_what_its_form_takes(write_bundle: Write) -> None:
+    """As scikit-learn exports a classifier: names, label and probabilities; here in float64 throughout."""
+    outputs = [
+        ("names", TensorProto.STRING, [1]),
+        ("label", TensorProto.INT64, [1]),
+        ("shares", TensorProto.DOUBLE, [1, 3]),
+    ]
+    graph = helper.make_graph(
+        [
+            helper.make_node("Softmax", ["x"], ["shares"], axis=1),
+            helper.make_node("ArgMax", ["shares"], ["label"], axis=1, keepdims=0),
+            helper.make_node("Cast", ["label"], ["names"], to=TensorProto.STRING),
+        ],
+        "classifier",
+        [helper.make_tensor_value_info("x", TensorProto.DOUBLE, [None, 3])],
+        [helper.make_tensor_value_info(*output) for output in outputs],
+    )
+    file = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+
+    def load(**output: Any) -> Model:
+        variants = [{"name": "v", "engine": "onnx", "file": "m.onnx"}]
+        card = {"input": {"size": [3]}, "output": {"form": "softmax", **output}, "variants": variants}
+        return Model.load(write_bundle(files={"m.onnx": file}, **card))
+
+    with pytest.raises(Invalid, match=r"the file has 2: label \[1\], shares \[1, 3\]. .* `output.tensors: \[shares\]`"):
+        load()
+    with pytest.raises(Missing, match=r'no output "share"; it has label \[1\], shares'):
+        load(tensors=["share"])
+    result = load(tensors=["shares"]).predict(np.log([1.0, 7.0, 2.0]))
+    assert (result.label, result.confidence) == ("bee", pytest.approx(0.7))
 
 
 def test_nan_is_never_an_answer(write_bundle: Write) -> None:

@@ -60,6 +60,11 @@ class TestClassification:
         assert (result.label, result.confidence) == ("bee", pytest.approx(0.7))
         assert [label for label, _ in result.top] == ["bee", "ant", "cat"]
 
+    @pytest.mark.parametrize("outputs", [[13.3, -4.9, -10.8], [0.5, -0.2, 0.7], [200.0, 50.0, 5.0]])
+    def test_what_is_no_probability_is_never_a_confidence(self, outputs: list[float]) -> None:
+        with pytest.raises(Invalid, match=r'"softmax" takes probabilities.*`form: logits`'):
+            ask("softmax", [[outputs]])
+
     def test_logits_become_probabilities(self) -> None:
         result = ask("logits", [[[0.0, np.log(3), 1000.0 - 1000.0]]])
         assert dict(result.top) == {"bee": pytest.approx(0.6), "ant": pytest.approx(0.2), "cat": pytest.approx(0.2)}

@@ -59,6 +59,46 @@ def test_pixels_that_already_are_the_input_are_not_copied() -> None:
     np.testing.assert_array_equal(raw.image(pixels)[0], pixels)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "scale", "zero", "card", "says"),
+    [
+        ("uint8", None, 0, {"std": [255.0]}, "takes pixels as they are, in uint8.*Leave mean and std out"),
+        ("uint8", None, 0, {"mean": [123.7, 116.3, 103.5], "std": [58.4, 57.1, 57.4]}, "Leave mean and std out"),
+        ("int8", None, 0, {}, "129 of 256 pixel values become one.*Mend mean and std"),
+        ("int8", 1 / 128, 0, {}, "takes int8 for -1 to 0.9922 after mean and std; .* Mend mean and std"),
+        ("uint8", 1 / 255, 0, {"mean": [0.0, 0.0, 0.0], "std": [255.0, 255.0, 1.0]}, "takes uint8 for 0 to 1 after"),
+        ("int32", None, 0, {}, "cannot fill an input of int32. Export it with"),
+    ],
+)
+def test_mean_and_std_that_leave_no_picture_are_refused(
+    dtype: str, scale: float | None, zero: int, card: dict[str, Any], says: str
+) -> None:
+    """Else a file of 0 to 255 is fed 0 and 1, and answers something with no word of it."""
+    with pytest.raises(Invalid, match=says):
+        make(dtype, scale, zero, **card).check()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale", "zero", "card"),
+    [
+        ("uint8", None, 0, {}),
+        ("int8", None, 0, {"mean": [128.0]}),
+        ("int8", 1 / 128, 0, {"mean": [127.5], "std": [127.5]}),
+        ("int8", 0.0186, -14, {"mean": [123.7, 116.3, 103.5], "std": [58.4, 57.1, 57.4]}),
+        ("uint8", 4.0, 0, {}),
+        ("float16", None, 0, {"std": [255.0]}),
+        ("int8", 1 / 128, 0, {"kind": "tensor", "size": [4]}),
+    ],
+)
+def test_mean_and_std_that_fit_pass(dtype: str, scale: float | None, zero: int, card: dict[str, Any]) -> None:
+    make(dtype, scale, zero, **card).check()
+
+
+def test_a_file_with_a_batch_says_so() -> None:
+    with pytest.raises(Invalid, match=r"the file \[4, 5, 7, 3\]. Export it with a batch of 1"):
+        Preprocessor(Input(size=[5, 7]), TensorInfo("x", (4, 5, 7, 3), "float32"), "m.onnx")
+
+
 def test_the_usual_int8_input_is_pixel_minus_128() -> None:
     pixels = rng.integers(0, 256, (5, 7, 3), np.uint8)
     shifted = make("int8", 1 / 255, -128, std=[255.0]).image(pixels)

@@ -16,15 +16,16 @@ import numpy as np
 
 from marram.runtime import image as pictures
 from marram.runtime.bundle import Bundle
-from marram.runtime.contract import Session, Tensor
+from marram.runtime.contract import Session, Tensor, TensorInfo
 from marram.runtime.engines import PLUGINS
 from marram.runtime.fit import Fit, plan
 from marram.runtime.image import Image
-from marram.runtime.postprocess import FORMS
+from marram.runtime.postprocess import FORMS, OUTPUTS
 from marram.runtime.postprocess.contract import Asked, Options
 from marram.runtime.preprocess import Preprocessor
-from marram.schema.errors import Invalid, NotReady, Permanent
-from marram.schema.model import ModelCard, Variant
+from marram.runtime.session import format_shape
+from marram.schema.errors import Invalid, Missing, NotReady, Permanent
+from marram.schema.model import ModelCard, Output, Variant
 from marram.schema.result import Result
 
 __all__ = ["Model", "Options", "Prepared", "fit_for"]
@@ -52,7 +53,9 @@ class Model:
         if len(session.inputs) != 1:
             raise Invalid(f"has {len(session.inputs)} inputs; Marram feeds models that have one", where=where)
         self._preprocessor = Preprocessor(self.card.input, session.inputs[0], where)
-        _check_labels(bundle, session, where)
+        self._preprocessor.check()
+        self._taken = _taken(self.card.output, session, where)
+        _check_labels(bundle, [session.outputs[i] for i in self._taken], where)
         self._form = FORMS[self.card.output.form]
 
     @classmethod
@@ -108,8 +111,9 @@ class Model:
         return Prepared([self._preprocessor.image(picture)], fit)
 
     def run(self, prepared: Prepared) -> list[Tensor]:
-        """The engine's outputs, float32. Raises Invalid, Permanent."""
-        return self.session.run(prepared.tensors)
+        """The engine's outputs that the card's form takes, float32. Raises Invalid, Permanent."""
+        outputs = self.session.run(prepared.tensors)
+        return [outputs[i] for i in self._taken]
 
     def interpret(self, outputs: list[Tensor], prepared: Prepared, options: Options = DEFAULT) -> Result:
         """What `outputs` say. Raises Invalid where they do not fit the card, Permanent where they are not numbers."""
@@ -127,12 +131,34 @@ class Model:
         self.session.close()
 
 
-def _check_labels(bundle: Bundle, session: Session, where: str) -> None:
+def _taken(output: Output, session: Session, where: str) -> list[int]:
+    """Which of the file's outputs the form takes, in its order. Raises Missing; Invalid for another number."""
+    names = [info.name for info in session.outputs]
+    has = ", ".join(f"{info.name} {format_shape(info.shape)}" for info in session.outputs)
+    for name in output.tensors:
+        if name not in names:
+            raise Missing(f'the file has no output "{name}"; it has {has}', where=f"{where}  output.tensors")
+    wanted = OUTPUTS.get(output.form, 1)
+    if len(output.tensors or names) != wanted:
+        count = f"{wanted} output{'s' if wanted != 1 else ''}"
+        raise Invalid(
+            f'"{output.form}" takes {count}, '
+            + (
+                f"output.tensors names {len(output.tensors)}" if output.tensors else f"the file has {len(names)}: {has}"
+            ),
+            where=f"{where}  output.form",
+            hint="Choose the form that fits in model.yaml"
+            + (f", or name what it takes: `output.tensors: [{names[-1]}]`." if len(names) > wanted else "."),
+        )
+    return [names.index(name) for name in output.tensors] or list(range(len(names)))
+
+
+def _check_labels(bundle: Bundle, outputs: list[TensorInfo], where: str) -> None:
     """Raises Invalid where a classifier's labels are not as many as its classes: every name could be another's."""
     output = bundle.card.output
-    if output.form not in ("logits", "softmax") or not bundle.labels or len(session.outputs) != 1:
+    if output.form not in ("logits", "softmax") or not bundle.labels or len(outputs) != 1:
         return
-    classes, named = session.outputs[0].shape[-1:], len(bundle.labels) - output.label_offset
+    classes, named = outputs[0].shape[-1:], len(bundle.labels) - output.label_offset
     if classes and classes[0] > 0 and classes[0] != named:
         at = f" from line {output.label_offset} on" if output.label_offset else ""
         one_more = named == classes[0] + 1 and not output.label_offset

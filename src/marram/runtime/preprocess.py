@@ -17,6 +17,9 @@ from marram.schema.model import Input
 
 _Table = NDArray[np.generic]
 
+# Fewer different values than this, or more pixel values than this in one: the card's mean and std are not the file's.
+_LEAST_LEVELS, _MOST_ALIKE = 16, 64
+
 
 class Preprocessor:
     """Bound to one card's input and one file's first input. Keeps tables, no frames; safe from several threads."""
@@ -36,15 +39,41 @@ class Preprocessor:
         table = self._tables[0] if len(self._tables) == 1 else None
         self._flips = table is not None and table.dtype == np.int8 and np.array_equal(table, shifted)
 
+    def check(self) -> None:
+        """Raises Invalid where no picture could come through: an input of another kind, or levels fall together."""
+        dtype = self._info.dtype
+        if self._entry.kind == "image" and not self._tables and not dtype.startswith("float"):
+            raise Invalid(
+                f"a picture cannot fill an input of {dtype}",
+                where=self._where,
+                hint="Export it with an input of float32, uint8 or int8.",
+            )
+        for table in self._tables:
+            if table is None:
+                continue
+            left, counts = np.unique(table, return_counts=True)
+            # A table made for another range: pixels / 255 rounded to 0 and 1, or all of them above the largest value.
+            if left.size < _LEAST_LEVELS or counts.max() > _MOST_ALIKE:
+                takes = (
+                    f"pixels as they are, in {dtype}"
+                    if self._raw
+                    else f"{dtype} for {_real_range(self._info)} after mean and std"
+                )
+                raise Invalid(
+                    f"the file takes {takes}; with this mean and std {counts.max()} of 256 pixel values become one",
+                    where=f"{self._where}  input.mean, input.std",
+                    hint="Leave mean and std out of model.yaml."
+                    if self._raw and dtype == "uint8"
+                    else "Mend mean and std in model.yaml: real = (pixel - mean) / std, pixels from 0 to 255.",
+                )
+
     def image(self, fitted: Image) -> Tensor:
         """uint8 [rows, columns, 3], RGB, already fitted, to the file's input (batch of 1)."""
         pixels = self._coloured(fitted)
         if self._tables:
             filled = self._looked_up(pixels)
-        elif self._info.dtype == "float32":
-            filled = pixels.astype(np.float32) if self._plain else self._normalised(pixels)
         else:
-            raise Invalid(f"a picture cannot fill an input of {self._info.dtype}", where=self._where)
+            filled = pixels.astype(np.float32) if self._plain else self._normalised(pixels)
         if self._entry.layout == "NCHW":
             filled = np.ascontiguousarray(filled.transpose(2, 0, 1))
         return filled[None]
@@ -124,7 +153,9 @@ class Preprocessor:
             raise Invalid(
                 f"the card says {list(shape)}, the file {[None if d < 0 else d for d in declared]}",
                 where=f"{self._where}  input.size",
-                hint="Mend input.size, layout or colour in model.yaml.",
+                hint="Export it with a batch of 1."
+                if declared[1:] == shape[1:]
+                else "Mend input.size, layout or colour in model.yaml.",
             )
         return shape
 
@@ -132,6 +163,11 @@ class Preprocessor:
 def _limits(dtype: str) -> tuple[int, int]:
     limits = np.iinfo(dtype)
     return int(limits.min), int(limits.max)
+
+
+def _real_range(info: TensorInfo) -> str:
+    lowest, highest = ((limit - info.zero_point) * (info.scale or 1) for limit in _limits(info.dtype))
+    return f"{lowest:.4g} to {highest:.4g}"
 
 
 def _describe(values: object) -> str:

@@ -112,6 +112,8 @@ class CheckedSession(ABC):
             return tensor
         if tensor.dtype == _FLOAT32 and info.scale is not None:
             return quantise(np.asarray(tensor, dtype=np.float32), info)
+        if tensor.dtype == _FLOAT32 and info.dtype in ("float16", "float64"):
+            return tensor.astype(info.dtype)
         takes = info.dtype if info.scale is None else f"float32 or {info.dtype}"
         raise Invalid(f"input {info.name} takes {takes}, got {tensor.dtype}", where=self._where)
 

@@ -70,6 +70,8 @@ class Output(Strict):
     """What comes out, and how it becomes a result: `form` names the postprocessing, the rest are its settings."""
 
     form: Literal["softmax", "logits", "ssd", "fastestdet", "yunet", "blazeface", "value", "reconstruction", "score"]
+    # The file's outputs that the form takes, by name and in its order; default: all, as they stand in the file.
+    tensors: list[str] = []
     # Detections below are dropped; boxes overlapping more than `overlap` (IoU) of a better one are dropped.
     min_confidence: float = Field(default=0.5, ge=0, le=1)
     overlap: float = Field(default=0.45, ge=0, le=1)

@@ -53,7 +53,7 @@ def describe() -> list[Accelerator]:
             rows.append(Accelerator("onnx", device, False, str(error), present=False))
             continue
         if not available:
-            detail = f"this build of ONNX Runtime has no {device}. `pip install onnxruntime-gpu` has"
+            detail = f"this build of ONNX Runtime has no {device}; `pip install onnxruntime-gpu` brings one that has"
             rows.append(Accelerator("onnx", device, False, detail, present=False))
             continue
         rows.append(probe.attempt("onnx", device, _loader(provider), probe.onnx, _version))
@@ -81,7 +81,7 @@ class OnnxSession(CheckedSession):
         super().__init__(
             str(file),
             tuple(_info(node, scales, file) for node in self._session.get_inputs()),
-            tuple(_info(node, scales, file) for node in self._session.get_outputs()),
+            tuple(_info(node, scales, file) for node in _spoken(self._session.get_outputs())),
         )
         self._input_names = [info.name for info in self.inputs]
         self._output_names = [info.name for info in self.outputs]
@@ -137,9 +137,19 @@ def _scales(session: Any, file: Path) -> dict[str, tuple[float, int]]:
         raise Invalid(f"its metadata {QUANTISATION_KEY} is malformed", where=str(file)) from error
 
 
+def _spoken(nodes: list[Any]) -> list[Any]:
+    """The outputs to ask for: without names and maps (scikit-learn's) beside numbers. All, where none is of numbers."""
+    numbers = any(node.type.startswith("tensor(float") or node.type == "tensor(double)" for node in nodes)
+    return [node for node in nodes if node.type in _DTYPES or not numbers]
+
+
 def _info(node: Any, scales: dict[str, tuple[float, int]], file: Path) -> TensorInfo:
     if node.type not in _DTYPES:
-        raise Invalid(f"tensor {node.name} is a {node.type}, which Marram does not speak", where=str(file))
+        raise Invalid(
+            f"tensor {node.name} is a {node.type}, which Marram does not speak",
+            where=str(file),
+            hint="From scikit-learn, export with zipmap=False." if node.type.startswith("seq(") else None,
+        )
     shape = tuple(n if isinstance(n, int) else -1 for n in node.shape)
     scale, zero_point = scales.get(node.name, (None, 0))
     return TensorInfo(node.name, shape, _DTYPES[node.type], scale, zero_point)

@@ -26,3 +26,6 @@ FORMS: dict[str, Form] = {
     "reconstruction": reconstruction.interpret,
     "score": score.interpret,
 }
+
+# How many outputs a form takes, where that is not one.
+OUTPUTS = {"ssd": 4, "yunet": 12, "blazeface": 2}

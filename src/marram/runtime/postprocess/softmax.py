@@ -7,12 +7,23 @@ from numpy.typing import NDArray
 
 from marram.runtime.contract import Tensor
 from marram.runtime.postprocess.contract import Asked
+from marram.schema.errors import Invalid
 from marram.schema.result import Result
+
+_SLACK = 0.02  # what rounding and a quantised output's last step may add
 
 
 def interpret(outputs: list[Tensor], asked: Asked) -> Result:
-    """The `top` classes, likeliest first. Raises Invalid where the output is not one vector."""
-    return ranked(vector(outputs, asked), asked)
+    """The `top` classes, likeliest first. Raises Invalid where the output is not one vector of probabilities."""
+    shares = vector(outputs, asked)
+    lowest, highest = float(shares.min()), float(shares.max())
+    if lowest < -_SLACK or highest > 1 + _SLACK:
+        raise Invalid(
+            f'"softmax" takes probabilities, from 0 to 1; the model gave {lowest:.4g} to {highest:.4g}',
+            where=f"{asked.card.model}: output.form",
+            hint="Unbounded scores are `form: logits` in model.yaml.",
+        )
+    return ranked(shares, asked)
 
 
 def vector(outputs: list[Tensor], asked: Asked) -> NDArray[np.float32]:
