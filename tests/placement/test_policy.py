@@ -162,7 +162,6 @@ def test_what_is_never_answered_is_forgotten() -> None:
         policy.learn(CloudSent(float(number), number, None, 200))
         policy.learn(CloudOutcome(number + 0.02, number, True))
     assert policy.probe_due(1210.0) is not None
-    assert policy.decide(Ask(1210.0, "edge", "cloud", 200)).place is Place.CLOUD
 
 
 def test_privacy_is_not_weighed() -> None:
