@@ -15,6 +15,7 @@ import pytest
 from PIL import Image as Pillow
 
 from marram.cli import execute as command
+from marram.cli.run import summary
 
 CARD = """
 model: colours
@@ -83,7 +84,27 @@ def test_alerts_are_lines_too(folder: Path, capsys: pytest.CaptureFixture[str]) 
     shown = capsys.readouterr()
     kinds = [json.loads(line)["kind"] for line in shown.out.splitlines()]
     assert sorted(kinds) == ["alert"] * 2 + ["result"] * 5  # raised, recovered
-    assert " 1 alerts " in shown.err
+    assert " 1 alert " in shown.err
+
+
+def test_what_a_function_gives_cannot_flood_or_move_the_terminal(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "loud.py").write_text('def tell(event, context):\n    return {"said": "\\x1b[2J" + "y" * 200_000}\n')
+    (folder / "rows.csv").write_text("a\n1\n")
+    (folder / "loud.yaml").write_text("app: loud\nsource: {series: rows.csv}\nsteps: [{function: loud.py:tell}]\n")
+    assert command(["run", str(folder / "loud.yaml")]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.split(maxsplit=2)[2].startswith("said=�[2Jyyy")  # and not "nothing found": nothing was looked for
+    assert len(shown.out) < 1100
+    assert shown.err.startswith("1 frame · ")
+
+
+def test_the_summary_tells_the_rate_of_the_whole_run() -> None:
+    counted = {"frames": 30, "fps": 2.5, "p50_ms": None, "p95_ms": None, "skipped": 0, "errors": 1, "last_error": "x"}
+    counted |= {"alerts": 0, "samples": 1, "dropped": 2}
+    said = "30 frames · 0.5/s · 0 skipped · 1 sample · 2 dropped · 1 error (last: x)"
+    assert summary(counted, 60.0) == said
 
 
 def test_quiet_prints_the_summary_only(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -14,12 +15,14 @@ from typing import Annotated, Any
 import typer
 
 from marram.cli._appfile import AppFile, build_detector
+from marram.cli._show import plain
 from marram.pipeline.build import Around, Pipeline
 from marram.pipeline.contract import Frame
 from marram.pipeline.events import data_of
 from marram.schema.app import App, CameraSource, ImagesSource, VideoSource
 from marram.schema.errors import Invalid, MarramError, Permanent
 from marram.schema.event import Event, EventKind
+from marram.schema.model import Task
 from marram.schema.result import Result
 from marram.schema.units import format_duration, parse_duration
 
@@ -57,7 +60,9 @@ def run(
         build_detector(found)
         pipeline = Pipeline.build(found, read.folder, Around(outlet=lines, sinks=(lines,), on_open=_tell))
         lines.stop = pipeline.stop
+        started_s = time.monotonic()
         stopped_by = _run(pipeline, seconds)
+        took_s = time.monotonic() - started_s
     except MarramError as error:
         if option is not None and (error.where or "").startswith("source"):
             error.where = option
@@ -67,9 +72,11 @@ def run(
     if lines.broken:
         raise BrokenPipeError
     if stats["errors"] and not stats["frames"] and not stats["dropped"] and stopped_by is None:
-        count = f"{stats['errors']} error{'s' if stats['errors'] != 1 else ''}"
-        raise Permanent(f"nothing was answered ({count}). The last: {stats['last_error']}", where=str(file))
-    print(summary(stats), file=sys.stderr)
+        raise Permanent(
+            f"nothing was answered ({_count(stats['errors'], 'error')}). The last: {stats['last_error']}",
+            where=str(file),
+        )
+    print(summary(stats, took_s), file=sys.stderr)
     if stopped_by == signal.SIGINT:
         raise KeyboardInterrupt
 
@@ -132,7 +139,8 @@ class Lines:
     def _print(self, data: dict[str, Any], text: Callable[[], str]) -> None:
         if self._quiet or self.broken:
             return
-        line = json.dumps(data, ensure_ascii=False, default=str) if self._json else text()
+        # What a function or a broker gave may be long, or made to move the cursor.
+        line = json.dumps(data, ensure_ascii=False, default=str) if self._json else plain(text(), 1000).plain
         try:
             with self._lock:
                 print(line, flush=True)
@@ -163,8 +171,9 @@ def _answer(result: Result) -> str:
     elif result.score is not None:
         said = f"score {result.score:.4g}{'  ANOMALY' if result.anomaly else ''}"
     else:
-        said = result.label or "nothing found"
-    return said + "".join(f"  {key}={value}" for key, value in result.extra.items())
+        # What a function made of a reading is in its own fields: only a detector looked for something.
+        said = result.label or ("nothing found" if result.task is Task.DETECTION else "")
+    return "  ".join([*([said] if said else ()), *(f"{key}={value}" for key, value in result.extra.items())])
 
 
 def _brief(event: Event) -> str:
@@ -173,16 +182,21 @@ def _brief(event: Event) -> str:
     )
 
 
-def summary(stats: dict[str, Any]) -> str:
+def summary(stats: dict[str, Any], took_s: float) -> str:
     """The last line: `30 frames · 160.4/s · p50 16.7 ms · p95 48.3 ms · 2 errors (last: …)`."""
-    parts = [f"{stats['frames']} frames", f"{stats['fps']:.1f}/s"]
+    parts = [_count(stats["frames"], "frame"), f"{stats['frames'] / max(took_s, 1e-3):.1f}/s"]
     for name in ("p50", "p95"):
         if stats[f"{name}_ms"] is not None:
             parts.append(f"{name} {stats[f'{name}_ms']:.1f} ms")
     parts.append(f"{stats['skipped']} skipped")
-    parts += [f"{stats[name]} {name}" for name in ("alerts", "samples", "dropped") if stats[name]]
-    parts.append(f"{stats['errors']} errors" + (f" (last: {stats['last_error']})" if stats["errors"] else ""))
+    parts += [_count(stats[f"{name}s"], name) for name in ("alert", "sample") if stats[f"{name}s"]]
+    parts += [f"{stats['dropped']} dropped"] if stats["dropped"] else []
+    parts.append(_count(stats["errors"], "error") + (f" (last: {stats['last_error']})" if stats["errors"] else ""))
     return " · ".join(parts)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number != 1 else ''}"
 
 
 def _seconds(duration: str | None) -> float | None:
