@@ -21,7 +21,7 @@ from marram.bus.server import EmbeddedServer
 from marram.edge.state import Credentials, Folder
 from marram.schema.device import AppState, Desired, DesiredApp, Reported, ReportedApp
 from marram.schema.errors import Missing
-from marram.schema.event import EventKind
+from marram.schema.event import Event, EventKind
 from marram.schema.model import File, Manifest
 
 DEVICE = "pi-1"
@@ -38,6 +38,7 @@ class Cloud:
         self.blobs: dict[str, bytes] = {}
         self.reports: list[Reported] = []
         self.stored: Counter[tuple[str, int]] = Counter()
+        self.events: list[Event] = []  # each record's once, as the cloud's database has them
         self.kinds: Counter[EventKind] = Counter()
         self.spoil: Callable[[BlobAsk, bytes], bytes] = lambda ask, data: data
         self.asked: list[BlobAsk] = []
@@ -116,6 +117,8 @@ class Cloud:
         for record in batch:
             self.stored[(record.stream, record.sequence)] += 1
             self.kinds[record.event.kind] += 1
+            if self.stored[(record.stream, record.sequence)] == 1:
+                self.events.append(record.event)
         return pack_ack(len(batch), max((r.sequence for r in batch), default=0))
 
 

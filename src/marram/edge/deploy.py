@@ -39,6 +39,12 @@ class AppRecord(Strict):
         return self.target if self.state is AppState.COMMITTED else self.committed
 
     @property
+    def started(self) -> tuple[int, ...]:
+        """The versions that ran here and may run again, the target from its second try on."""
+        committed = (self.committed.version,) if self.committed else ()
+        return (*committed, self.target.version) if self.tries > 1 else committed
+
+    @property
     def settled(self) -> bool:
         """Whether nothing is left to do for the target: it is proven or given up."""
         return self.state in (AppState.COMMITTED, AppState.ROLLED_BACK, AppState.REMOVED)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,7 @@ class Keeper:
             log=folder.log_file(app.name),
             memory_bytes=_memory_limit(folders[0] / "app.yaml"),
             verify=not proven,
+            started=(app.version,) if proven else (),
         )
 
     async def _bring(self, manifests: list[Manifest]) -> None:
@@ -204,7 +206,7 @@ class Keeper:
                 )
                 return
             self._keep(deploy.tried(self.record))
-            end = await self._one_life(spec)
+            end = await self._one_life(replace(spec, started=self.record.started))
             if end is None:
                 return
             reason = end.reason

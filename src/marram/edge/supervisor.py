@@ -42,7 +42,8 @@ class Patience:
 class WorkerSpec:
     """All that a worker is told. `models` maps `name@version` to the bundle's folder; `cloud` are CloudModel documents.
 
-    `verify`: load every model once and wait for `go` before running.
+    `verify`: load every model once and wait for `go` before running. `started`: versions of the app that ran here and
+    may run again; one among them goes on where its finite source was, any other starts at the beginning.
     """
 
     device: str
@@ -56,6 +57,7 @@ class WorkerSpec:
     log: Path
     memory_bytes: int | None = None
     verify: bool = False
+    started: tuple[int, ...] = ()
 
     def message(self) -> dict[str, Any]:
         """The channel's `start` message."""
@@ -63,6 +65,8 @@ class WorkerSpec:
             "t": "start",
             "device": self.device,
             "app": self.app,
+            "version": self.version,
+            "started": list(self.started),
             "folder": str(self.folder),
             "models": {name: str(folder) for name, folder in self.models.items()},
             "cloud": self.cloud,

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -22,18 +23,22 @@ from marram.edge import _small as _small  # before anything that imports secrets
 
 # isort: split
 from marram.bus.outbox import Outbox
+from marram.bus.progress import Progress
 from marram.bus.writer import OutboxWriter
 from marram.edge.channel import WorkerEnd
 from marram.edge.process import be_second, die_with, give_back_memory
 from marram.edge.remote import ChannelRemote
 from marram.pipeline.build import Around, Pipeline
 from marram.pipeline.check import at, rules
+from marram.pipeline.contract import Position
+from marram.pipeline.progress import Ledger
 from marram.runtime.bundle import CARD, Bundle
 from marram.runtime.library import parse_reference
 from marram.runtime.model import Model
 from marram.schema.app import App, JsonlSink, Sink, VideoSink, app_on, model_uses
 from marram.schema.device import CloudModel
 from marram.schema.errors import Invalid, MarramError, Missing, Permanent, Retryable
+from marram.schema.event import Event
 from marram.schema.model import ModelCard
 from marram.schema.page import Page
 
@@ -105,20 +110,28 @@ class Run:
             if self._told.get() != "go":
                 return 0
         outbox = Outbox(Path(self._start["outbox"]))
-        writer = OutboxWriter(outbox)
+        version = self._start["version"]
         try:
-            self._run(app, writer)
+            reached = outbox.progress(app.app, version, self._start["started"])
+            writer = OutboxWriter(outbox)
+            try:
+                self._run(app, _Ledger(writer, app.app, version, reached))
+            finally:
+                writer.close()
         finally:
-            writer.close()
             outbox.close()
+        if waiting := writer.waiting():
+            # The source may have ended, its records are not safe: they are made again by the next start.
+            raise Retryable(f"{waiting} events could not be recorded: {writer.error}")
         if not self._stopping:
             self._channel.send({"t": "finished"})
         self._channel.drain(1)
         return 0
 
-    def _run(self, app: App, writer: OutboxWriter) -> None:
+    def _run(self, app: App, ledger: Ledger) -> None:
         around = Around(
-            outlet=writer,
+            outlet=ledger,
+            ledger=ledger,
             remote=self._remote if self._start["cloud"] else None,
             cloud_cards=self._cloud_cards(app),
             resolve=self._resolve,
@@ -213,6 +226,19 @@ class Run:
             self._remote.expire()
             # Quick until the first result: a deployment waits for it.
             time.sleep(_BEAT_S if proven else _BEAT_S / 10)
+
+
+class _Ledger:
+    """See `progress.Ledger`: the outbox, for one version of an app."""
+
+    def __init__(self, writer: OutboxWriter, app: str, version: int, reached: Progress | None) -> None:
+        self._writer, self._app, self._version = writer, app, version
+        self.reached = None if reached is None else Position(reached.frame, reached.name)
+        self.emit = writer.emit
+
+    def record(self, events: Sequence[Event], position: Position) -> None:
+        """See `progress.Ledger`."""
+        self._writer.record(events, Progress(self._app, self._version, position.frame, position.name))
 
 
 def _figures(stats: dict[str, Any]) -> dict[str, Any]:

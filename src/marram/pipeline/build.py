@@ -16,10 +16,11 @@ from typing import Any
 
 from marram.pipeline import plugins
 from marram.pipeline.check import Resolve, at, examine
-from marram.pipeline.contract import Outlet, Remote, Sink, Source, Step, StepContext
+from marram.pipeline.contract import Finite, Outlet, Remote, Sink, Source, Step, StepContext
 from marram.pipeline.events import result_sender
 from marram.pipeline.infer import CloudModel, Infer, cloud_model, load_models
 from marram.pipeline.offload import Offload
+from marram.pipeline.progress import Ledger, Progress
 from marram.pipeline.runner import Passing, Runner, Stage
 from marram.pipeline.stats import CountingOutlet, Stats
 from marram.placement.contract import Policy
@@ -47,10 +48,12 @@ class Around:
     `cloud_cards`: for each model reference that the app names under `cloud:`, the version replicas serve and its card.
     `policy`: decides each inference; needed only with `remote` (default: `placement`'s own). `resolve`: finds a model's
     bundle from its reference and the app's folder (default: the local library, paths beside the app file). `sinks`:
-    further sinks besides the app's own. `on_open` hears of each of the app's sinks (a preview has a `url`).
+    further sinks besides the app's own. `on_open` hears of each of the app's sinks (a preview has a `url`). `ledger`:
+    in place of `outlet` where the source is finite; that goes on where the ledger says that an earlier run came to.
     """
 
     outlet: Outlet = field(default_factory=NoOutlet)
+    ledger: Ledger | None = None
     remote: Remote | None = None
     cloud_cards: Mapping[str, tuple[int, ModelCard]] = field(default_factory=dict)
     policy: Policy | None = None
@@ -82,12 +85,13 @@ class Pipeline:
         for fault in (*found.faults, *found.unbuilt):
             raise fault
         stats = Stats()
-        outlet = CountingOutlet(around.outlet, stats, alerts=app.send != "nothing")
-        context = StepContext(app, base, outlet, around.device, stats, lambda reference: resolve(reference, base))
         with ExitStack() as opened:
             with at(("source", plugins.verb_of(app.source, SOURCES))):
                 source = plugins.open_source(app.source, base)
             opened.callback(source.close)
+            progress = _progress(app, source, around.ledger)
+            outlet = CountingOutlet(progress or around.outlet, stats, alerts=app.send != "nothing")
+            context = StepContext(app, base, outlet, around.device, stats, lambda reference: resolve(reference, base))
             clouds = _clouds(app, around.cloud_cards)
             offload = None
             if around.remote is not None and clouds:
@@ -104,6 +108,7 @@ class Pipeline:
             sinks.extend(around.sinks)
             runner = Runner(source, head, stages, sinks, result_sender(app, outlet), stats)
             runner.fresh = source.live or getattr(app.source, "every", None) is not None
+            runner.progress = progress or runner.progress
             opened.pop_all()
         return cls(app, source, runner, stats, offload)
 
@@ -180,6 +185,15 @@ def _clouds(app: App, cards: Mapping[str, tuple[int, ModelCard]]) -> dict[int, C
             if asked is not None:
                 clouds[id(spec)] = asked
     return clouds
+
+
+def _progress(app: App, source: Source, ledger: Ledger | None) -> Progress | None:
+    """What goes on where an earlier run was: a source that ends. One that repeats has no place to go on at."""
+    if ledger is None or not isinstance(source, Finite) or getattr(app.source, "repeat", False):
+        return None
+    if ledger.reached is not None:
+        source.resume(ledger.reached)
+    return Progress(ledger)
 
 
 def _once(resolve: Resolve) -> Resolve:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,7 @@ class Frame:
 
     A window of readings has `reading` = {column: list of floats} and `tensor` float32 [rows, columns].
     `captured_s` is monotonic, `time_s` Unix time. `redacted` is set once nothing in `image` needs hiding any more.
-    Steps may replace any field; an image is never written to in place.
+    Steps may replace any field; an image is never written to in place. `ticket` is the runner's.
     """
 
     index: int
@@ -50,6 +50,24 @@ class Frame:
     placed: Placed | None = None
     redacted: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
+    ticket: Ticket | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A frame's place in a finite source: its `index` and `name`."""
+
+    frame: int
+    name: str = ""
+
+
+@dataclass(slots=True)
+class Ticket:
+    """One frame of a finite source, whatever became of it: its events so far, and how many frames of it are open."""
+
+    position: Position
+    events: list[Event] = field(default_factory=list)
+    open: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +103,15 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Stop: `frames` ends soon after. Safe from any thread, any number of times."""
+        ...
+
+
+@runtime_checkable
+class Finite(Source, Protocol):
+    """A source of files: read again it gives the same frames."""
+
+    def resume(self, reached: Position) -> None:
+        """Call before `frames`: that goes on after the frame at `reached`, with the index that follows."""
         ...
 
 

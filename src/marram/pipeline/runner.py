@@ -20,8 +20,9 @@ from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Protocol
 
-from marram.pipeline.contract import Frame, Sink, Source, Step
+from marram.pipeline.contract import Frame, Sink, Source, Step, Ticket
 from marram.pipeline.faults import Faults, words
+from marram.pipeline.progress import Progress
 from marram.pipeline.stats import Stats
 
 log = logging.getLogger(__name__)
@@ -33,10 +34,11 @@ STOP_GRACE_S = 3.0
 class Slot:
     """One frame's place in the order. `finish` once: with the frame answered, or with None where it ends here."""
 
-    __slots__ = ("_done", "frame", "sequence")
+    __slots__ = ("_done", "frame", "sequence", "ticket")
 
     def __init__(self, sequence: int, frame: Frame, done: SimpleQueue[Slot | None]) -> None:
         self.sequence = sequence
+        self.ticket = frame.ticket
         self.frame: Frame | None = frame
         self._done = done
 
@@ -129,8 +131,8 @@ class Stage:
         self.total = self._submitted
         self.done.put(None)
 
-    def in_order(self) -> Iterator[Frame]:
-        """Frames in the order of `submit`, those that ended left out, until the last."""
+    def in_order(self, ended: Callable[[Ticket | None], None]) -> Iterator[Frame]:
+        """Frames in the order of `submit`, until the last; those that ended are told of instead."""
         waiting: dict[int, Slot] = {}
         expected = 0
         while expected != self.total:
@@ -142,6 +144,8 @@ class Stage:
                 if ready.frame is not None:
                     self.asker.released(ready.frame)
                     yield ready.frame
+                else:
+                    ended(ready.ticket)
                 # Only now, after what follows has taken the frame: a slow sink fills the window, not memory.
                 self._completed, self._moved_s = expected, time.monotonic()
                 del self._in_work[ready.sequence]
@@ -174,6 +178,7 @@ class Runner:
         self._deliver, self._stats = deliver, stats
         # Live and paced frames are taken only when they can start; those of files as soon as there is room.
         self.fresh = source.live
+        self.progress = Progress()
         self._stopping = False
         self._over = False
         self._faults = Faults(log)
@@ -264,6 +269,7 @@ class Runner:
         if self._stopping:
             self._stats.count("dropped")
             return
+        self.progress.taken(frame)
         self._head_since_s, self._held = time.monotonic(), 1
         headed = self._apply(self._head, frame)
         self._head_since_s = None
@@ -275,7 +281,7 @@ class Runner:
 
     def _drain(self, stage: Stage, following: Stage | None) -> None:
         try:
-            for frame in stage.in_order():
+            for frame in stage.in_order(self._ended):
                 outputs = self._apply(stage.steps, frame)
                 if outputs is None:
                     continue
@@ -298,19 +304,26 @@ class Runner:
             else:
                 self._control.put(True)
 
+    def _ended(self, ticket: Ticket | None) -> None:
+        """A frame failed, or the policy dropped it. Where the app stops it was given up instead: not through."""
+        if not self._stopping:
+            self.progress.became(ticket)
+
     def _apply(self, steps: list[Step], frame: Frame) -> Sequence[Frame] | None:
         """The frame through `steps`; None where one of them raised: that ends this frame, counted."""
         if not steps:
             return (frame,)
-        frames: list[Frame] = [frame]
-        for step in steps:
-            try:
-                frames = [out for each in frames for out in step(each)]
-            except Exception as error:  # noqa: BLE001 - supervisor of steps, user code among them: one frame is lost, counted
-                self._stats.error(words(error))
-                self._faults.tell("a step", error)
-                return None
-        return frames
+        ticket, frames = frame.ticket, [frame]
+        try:
+            with self.progress.during(ticket):
+                for step in steps:
+                    frames = [out for each in frames for out in step(each)]
+        except Exception as error:  # noqa: BLE001 - supervisor of steps, user code among them: one frame is lost, counted
+            self._stats.error(words(error))
+            self._faults.tell("a step", error)
+            self.progress.became(ticket)
+            return None
+        return self.progress.became(ticket, frames)
 
     def _submit(self, stage: Stage, frame: Frame) -> None:
         if self._over:
@@ -324,8 +337,9 @@ class Runner:
         for sink in self._sinks:
             with self._counted("a sink"):
                 sink.write(frame)
-        with self._counted("sending a result"):
+        with self._counted("sending a result"), self.progress.during(frame.ticket):
             self._deliver(frame)
+        self.progress.became(frame.ticket)
 
     @contextmanager
     def _counted(self, doing: str) -> Iterator[None]:

@@ -17,7 +17,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from PIL import Image as Pillow
 
 from marram.pipeline import newest, opencv
-from marram.pipeline.contract import Frame, Source
+from marram.pipeline.contract import Finite, Frame, Position, Source
 from marram.pipeline.newest import Newest
 from marram.pipeline.plugins import open_source
 from marram.pipeline.sinks.preview import Page
@@ -44,6 +44,11 @@ class Case:
 
     def open(self) -> Source:
         raise NotImplementedError
+
+    def finite(self) -> Source:
+        """The same without `repeat`."""
+        self.spec, spec = lambda text: spec(text.replace(", repeat: true", "")), self.spec  # type: ignore[method-assign]
+        return self.open()
 
     def spoil(self) -> None:
         """Called before `open` for what lies in files, or while it runs (`live`)."""
@@ -297,6 +302,39 @@ def test_counters_begin_at_nothing(case: Case, opened: Opened) -> None:
     source, _ = opened()
     assert source.live is case.live
     assert (source.skipped, source.errors, source.last_error) == (0, 0, "")
+
+
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_files_go_on_after_any_frame(case: Case, spoilt: bool) -> None:
+    if spoilt and not case.live:
+        case.spoil()
+    source = case.finite()
+    assert isinstance(source, Finite) is not case.live
+    if not isinstance(source, Finite):
+        source.close()
+        return
+    whole = list(source.frames())
+    for place in (0, len(whole) // 2, len(whole) - 1):
+        source = case.finite()
+        assert isinstance(source, Finite)
+        source.resume(Position(whole[place].index, whole[place].name))
+        rest = list(source.frames())
+        assert [frame.index for frame in rest] == [frame.index for frame in whole[place + 1 :]]
+        assert [frame.name for frame in rest] == [frame.name for frame in whole[place + 1 :]]
+        for frame, before in zip(rest, whole[place + 1 :], strict=True):
+            assert np.array_equal(content(frame), content(before))
+
+
+def test_a_folder_goes_on_by_name_whatever_came_and_went(tmp_path: Path) -> None:
+    for name in ("b", "d", "f"):
+        Pillow.new("RGB", (4, 4)).save(tmp_path / f"{name}.png")
+    (tmp_path / "b.png").unlink()
+    for name in ("a", "e"):
+        Pillow.new("RGB", (4, 4)).save(tmp_path / f"{name}.png")
+    source = open_source(parse_app("app: a\nsource: {images: .}\nsteps: [{filter: 'true'}]").source, tmp_path)
+    assert isinstance(source, Finite)
+    source.resume(Position(1, "d.png"))
+    assert [(frame.index, frame.name) for frame in source.frames()] == [(2, "e.png"), (3, "f.png")]
 
 
 def test_frames_are_numbered_timed_and_filled(opened: Opened) -> None:

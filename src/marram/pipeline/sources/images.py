@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
-from marram.pipeline.contract import Frame
+from marram.pipeline.contract import Frame, Position
 from marram.pipeline.pace import Pace
 from marram.runtime import image
 from marram.schema.app import ImagesSource
@@ -48,15 +48,21 @@ class Images:
 
     def __init__(self, folder: Path, pace: Pace, *, repeat: bool) -> None:
         self._folder, self._pace, self._repeat = folder, pace, repeat
+        self._reached: Position | None = None
         self.skipped = 0
         self.errors = 0
         self.last_error = ""
 
+    def resume(self, reached: Position) -> None:
+        """See `contract.Finite`. By name: pictures may have come and gone meanwhile."""
+        self._reached = reached
+
     def frames(self) -> Iterator[Frame]:
         """Every readable picture, over and over with `repeat`. Raises Missing where not one of a round can be read."""
-        index = count()
+        reached = self._reached
+        index = count(0 if reached is None else reached.frame + 1)
         while not self._pace.closed():
-            files = _pictures(self._folder)
+            files = [file for file in _pictures(self._folder) if reached is None or file.name > reached.name]
             before = self.errors
             for file in files:
                 if not self._pace.wait():
@@ -68,7 +74,7 @@ class Images:
                     self.last_error = f"{file.name}: {error.what if isinstance(error, MarramError) else error}"
                     continue
                 yield Frame(next(index), time.time(), time.monotonic(), image=picture, name=file.name)
-            if self.errors - before == len(files):
+            if self.errors - before == len(files) and reached is None:
                 raise Missing(
                     f"none of the {len(files)} pictures in {self._folder} can be read",
                     hint=f"The last one: {self.last_error}." if self.last_error else None,

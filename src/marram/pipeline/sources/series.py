@@ -25,7 +25,7 @@ from itertools import count, islice
 from pathlib import Path
 from typing import IO, Any
 
-from marram.pipeline.contract import Frame, Source
+from marram.pipeline.contract import Frame, Position, Source
 from marram.pipeline.pace import Pace
 from marram.pipeline.windows import Row, Timed, Window, columns_of, tensor_of
 from marram.schema.app import SeriesSource
@@ -55,6 +55,7 @@ class Series:
         self.last_error = ""
         self._spec = spec
         self._path = path
+        self._start = 0
         paced = spec.window is None and isinstance(spec.every, float)
         self._pace = Pace(spec.every if paced else None)
         self._stride = spec.every if spec.window is None and isinstance(spec.every, int) else 1
@@ -66,6 +67,10 @@ class Series:
     def close(self) -> None:
         """See `contract.Source`."""
         self._pace.close()
+
+    def resume(self, reached: Position) -> None:
+        """See `contract.Finite`. All rows are read again: windows reach back over the place."""
+        self._start = reached.frame + 1
 
     def frames(self) -> Iterator[Frame]:
         """Every reading, or every window that is due. Raises Missing where the file went away meanwhile."""
@@ -86,20 +91,20 @@ class Series:
             if self._pace.closed():
                 return
             if window is None:
-                if number % self._stride == 0:
+                if number % self._stride == 0 and (index := next(indices)) >= self._start:
                     if not self._pace.wait():
                         return
-                    yield self._reading(next(indices), time_s, row)
+                    yield self._reading(index, time_s, row)
                 continue
             rows = window.add(time_s, row)
             previous_s, last_s = last_s, time_s
-            if rows is not None:
-                yield self._window(next(indices), rows)
+            if rows is not None and (index := next(indices)) >= self._start:
+                yield self._window(index, rows)
         if window is not None and not self._pace.closed() and previous_s <= last_s:
             # The row after the last would have come as long after it as it came after the one before.
             rows = window.tick(2 * last_s - previous_s) if math.isfinite(previous_s) else None
-            if rows is not None:
-                yield self._window(next(indices), rows)
+            if rows is not None and (index := next(indices)) >= self._start:
+                yield self._window(index, rows)
 
     def _reading(self, index: int, time_s: float, row: Row) -> Frame:
         tensor = tensor_of([row], self._numeric)

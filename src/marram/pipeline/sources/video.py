@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from marram.pipeline import opencv
-from marram.pipeline.contract import Frame, Image, Source
+from marram.pipeline.contract import Frame, Image, Position, Source
 from marram.pipeline.newest import Newest
 from marram.pipeline.pace import Pace
 from marram.schema.app import VideoSource
@@ -51,6 +51,7 @@ class Video:
 
     def __init__(self, cv2: ModuleType, file: Path, pace: Pace, *, repeat: bool) -> None:
         self._cv2, self._file, self._pace, self._repeat = cv2, file, pace, repeat
+        self._start = 0
         self.skipped = 0
         self.errors = 0
         self.last_error = ""
@@ -67,14 +68,21 @@ class Video:
             )
         return capture
 
+    def resume(self, reached: Position) -> None:
+        """See `contract.Finite`."""
+        self._start = reached.frame + 1
+
     def frames(self) -> Iterator[Frame]:
         """Every frame, over and over with `repeat`. Raises Invalid where not one can be decoded."""
-        index = count()
+        index = count(self._start)
         while not self._pace.closed():
             capture = self.open(self._cv2, self._file)
             try:
                 promised = capture.get(self._cv2.CAP_PROP_FRAME_COUNT)
                 decoded = 0
+                # Frame by frame: a jump lands on the nearest key frame, or near it.
+                while decoded < self._start and not self._pace.closed() and capture.grab():
+                    decoded += 1
                 while self._pace.wait():
                     ok, bgr = capture.read()
                     if not ok:
