@@ -38,7 +38,7 @@ from marram.schema.api import (
 )
 from marram.schema.device import Device, DeviceState
 from marram.schema.errors import MarramError, Missing
-from marram.store import EventFilter, Objects, SampleFilter, Store
+from marram.store import DeploymentRow, EventFilter, Objects, SampleFilter, Store
 
 # What `status` says of broker, database and ingest is at most so old: every open console asks each second.
 CHECKS_KEEP_S = 5.0
@@ -156,25 +156,27 @@ class CloudState:
 
     def deployments(self) -> list[Deployment]:
         devices = {device.id: device for device in self.store.devices.list()}
-        return [self._deployment(app, devices) for app in sorted({row.app for row in self.rollout.current()})]
+        held = sorted(self.rollout.current(), key=lambda row: row.app)  # stable: of one app the newest first
+        return [self._deployment(row, devices) for row in held]
 
     def deployment(self, app: str) -> Deployment:
-        if all(row.app != app for row in self.rollout.current()):
+        newest = next((row for row in self.rollout.current() if row.app == app), None)
+        if newest is None:
             raise Missing(f'no app "{app}" is deployed', hint="`marram deploy --help` says how.")
-        return self._deployment(app, {device.id: device for device in self.store.devices.list()})
+        return self._deployment(newest, {device.id: device for device in self.store.devices.list()})
 
-    def _deployment(self, app: str, devices: dict[str, Device]) -> Deployment:
-        newest = next(row for row in self.rollout.current() if row.app == app)
-        targets = self.rollout.targets(app)
+    def _deployment(self, row: DeploymentRow, devices: dict[str, Device]) -> Deployment:
+        """With the devices that run the app because of this very deployment, not of an older or a narrower one."""
+        version = row.version or 0
         return Deployment(
-            app=app,
-            version=newest.version or 0,
-            selector=newest.selector,
-            created_s=newest.created_s,
+            app=row.app,
+            version=version,
+            selector=row.selector,
+            created_s=row.created_s,
             devices=[
-                device_app(devices[name], app, row.version or 0)
-                for name, row in sorted(targets.items())
-                if name in devices
+                device_app(devices[name], row.app, version)
+                for name, held_by in sorted(self.rollout.targets(row.app).items())
+                if held_by.id == row.id and name in devices
             ],
         )
 

@@ -160,6 +160,20 @@ def test_an_app_reaches_the_devices_that_match_now_or_later(served: Served, bund
             api.deployment("colours")
 
 
+def test_a_deployment_tells_its_own_devices_only(served: Served, bundle: Bundle) -> None:
+    """What another deployment of the same app put there is that one's: site=z has no device yet."""
+    for number, site in enumerate("xxy", start=1):
+        served.add_device(f"pi-{number}", site=site)
+    with served.api() as api:
+        api.push_model(bundle.card, bundle.folder, bundle.files())
+        api.deploy(APP, selector={"site": "x"})
+        assert api.deploy(APP + "send: alerts\n", selector={"site": "z"}).devices == []
+        api.deploy(APP + "send: alerts\n", selector={"site": "y"})
+        told = {d.selector["site"]: (d.version, [each.device for each in d.devices]) for d in api.deployments()}
+        assert told == {"y": (2, ["pi-3"]), "z": (2, []), "x": (1, ["pi-1", "pi-2"])}
+        assert api.deployment("colours").selector == {"site": "y"}
+
+
 def test_a_wrong_app_is_told_by_line(served: Served) -> None:
     with served.api() as api, pytest.raises(Invalid, match=r'app\.yaml:2.*did you mean "camera"'):
         api.deploy("app: x\nsource: {camra: 0}\nsteps: [{classify: m}]\n")
