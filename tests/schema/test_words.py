@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import ValidationError
 
+from marram.schema import errors
+from marram.schema.api import Fault
+from marram.schema.errors import KINDS, MarramError
 from marram.schema.model import Variant
 from marram.schema.words import did_you_mean, field_fault, file_fault, first_line
 
@@ -49,3 +53,10 @@ def test_a_field_is_at_fault_in_our_words() -> None:
     assert faults["engine"].endswith(", got 'cuda'")
     engine = next(fault for fault in caught.value.errors() if fault["loc"][0] == "engine")
     assert "cuda" not in field_fault(engine, echo=False)
+
+
+def test_every_error_travels_by_its_kind() -> None:
+    raised = {error for error in vars(errors).values() if isinstance(error, type) and issubclass(error, MarramError)}
+    assert set(KINDS.values()) == raised - {MarramError}
+    assert all(KINDS[error.kind] is error for error in KINDS.values())
+    assert set(get_args(Fault.model_fields["kind"].annotation)) == set(KINDS)

@@ -236,12 +236,12 @@ class Bus:
         try:
             reply = await subscription.handler(Message(message.subject, message.data, bool(answer_to)))
         except MarramError as error:
-            headers, reply = {ERROR_HEADER: type(error).__name__}, str(error).encode()
+            headers, reply = {ERROR_HEADER: error.kind}, str(error).encode()
             if not answer_to:
                 log.warning("%s: %s", message.subject, error)
         except Exception as error:
             log.exception("the handler of %s failed", message.subject)
-            headers, reply = {ERROR_HEADER: "Retryable"}, f"the service failed: {type(error).__name__}".encode()
+            headers, reply = {ERROR_HEADER: Retryable.kind}, f"the service failed: {type(error).__name__}".encode()
         if not answer_to or reply is None:
             return
         try:
@@ -249,7 +249,7 @@ class Bus:
                 await session.publish(answer_to, reply, headers=headers)
             except Invalid as error:
                 log.error("the reply on %s cannot be sent: %s", message.subject, error)
-                await session.publish(answer_to, str(error).encode(), headers={ERROR_HEADER: "Invalid"})
+                await session.publish(answer_to, str(error).encode(), headers={ERROR_HEADER: Invalid.kind})
         except MarramError as error:
             log.debug("a reply on %s was lost: %s", message.subject, error)  # the asker asks again
 

@@ -36,7 +36,7 @@ from marram.schema.api import (
     TokenView,
 )
 from marram.schema.device import Device, DeviceInfo
-from marram.schema.errors import Conflict, Invalid, MarramError, Missing, NotReady, Permanent, Refused, Retryable
+from marram.schema.errors import KINDS, Conflict, Invalid, MarramError, Missing, Permanent, Refused, Retryable
 from marram.schema.event import EventKind
 from marram.schema.model import File, Manifest, ModelCard
 from marram.schema.words import field_fault
@@ -46,15 +46,6 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T", bound=BaseModel)
 _CHUNK_BYTES = 1 << 18
-_KINDS: dict[str, type[MarramError]] = {
-    "invalid": Invalid,
-    "missing": Missing,
-    "refused": Refused,
-    "conflict": Conflict,
-    "retryable": Retryable,
-    "not_ready": NotReady,
-    "permanent": Permanent,
-}
 _STATUSES: dict[int, type[MarramError]] = {401: Refused, 403: Refused, 404: Missing, 409: Conflict, 429: Retryable}
 Progress = Callable[[int, int], None]
 
@@ -346,7 +337,7 @@ class CloudApi:
         if status == 401 and not self._client.headers.get("Authorization"):
             hint = "Give --token, set MARRAM_TOKEN, or run this where `marram cloud` runs."
             return Refused(fault.what, where=self.where, hint=hint)
-        return _KINDS[fault.kind](fault.what, where=fault.where, hint=fault.hint)
+        return KINDS[fault.kind](fault.what, where=fault.where, hint=fault.hint)
 
     def _foreign(self, response: httpx.Response) -> MarramError:
         media = response.headers.get("content-type", "no content type").partition(";")[0]

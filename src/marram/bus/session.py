@@ -17,8 +17,7 @@ from dataclasses import dataclass
 
 from marram.bus.library import Client, Msg, nats_errors
 from marram.bus.link import Link
-from marram.schema import errors
-from marram.schema.errors import Invalid, MarramError, NotReady, Refused, Retryable
+from marram.schema.errors import KINDS, Invalid, NotReady, Refused, Retryable
 
 log = logging.getLogger(__name__)
 # nats-py logs every lost connection with its traceback; whatever matters of it reaches `_on_error` too.
@@ -34,10 +33,6 @@ LONGEST_CARRIED_S = 60.0
 ERROR_HEADER = "Marram-Error"
 
 _DENIED = re.compile(r'Permissions Violation for (Publish|Subscription) to "([^"]+)"', re.IGNORECASE)
-_ERRORS: dict[str, type[MarramError]] = {
-    name: getattr(errors, name)
-    for name in ("Retryable", "NotReady", "Permanent", "Invalid", "Missing", "Refused", "Conflict")
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +150,7 @@ class Session:
             if message.headers.get("Status") == "503":
                 raise NotReady(f"nobody answers on {subject}")
             if kind := message.headers.get(ERROR_HEADER):
-                raise _ERRORS.get(kind, Retryable)(message.data.decode(errors="replace"))
+                raise KINDS.get(kind, Retryable)(message.data.decode(errors="replace"))
         return message.data
 
     async def publish(

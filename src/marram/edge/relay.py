@@ -90,5 +90,4 @@ class Relay:
             self._bytes -= len(payload)
 
     def _fail(self, number: Any, error: MarramError) -> None:
-        kind = type(error).__name__
-        self._channel.send({"t": "reply", "id": number, "error": str(error)[:500], "kind": kind})
+        self._channel.send({"t": "reply", "id": number, "error": str(error)[:500], "kind": error.kind})

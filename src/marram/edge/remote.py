@@ -16,11 +16,10 @@ from typing import Any
 from marram.bus.codec import MAX_MESSAGE_BYTES, InferReply, InferRequest
 from marram.edge.channel import WorkerEnd
 from marram.pipeline.contract import CloudInput, Reply
-from marram.schema.errors import Invalid, MarramError, NotReady, Refused, Retryable
+from marram.schema.errors import KINDS, Invalid, MarramError, NotReady, Retryable
 from marram.schema.result import Result
 
 _MOST_PENDING = 64
-_ERRORS: dict[str, type[MarramError]] = {e.__name__: e for e in (Invalid, NotReady, Refused, Retryable)}
 
 
 class ChannelRemote:
@@ -107,7 +106,7 @@ def _resolve(future: Future[Reply], message: dict[str, Any]) -> None:
     payload = message.get("payload")
     if not isinstance(payload, bytes):
         text = str(message.get("error"))
-        _fail(future, _ERRORS.get(message.get("kind", ""), Retryable)(text))
+        _fail(future, KINDS.get(message.get("kind", ""), Retryable)(text))
         return
     try:
         reply = InferReply.unpack(payload)

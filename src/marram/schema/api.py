@@ -33,7 +33,7 @@ class Reply(BaseModel):
 
 
 class Fault(Reply):
-    """What is wrong; `kind` is the error's class in `schema/errors`, in lower case: what the caller should do."""
+    """What is wrong; `kind` is that of `schema/errors`: what the caller should do."""
 
     kind: Literal["invalid", "missing", "refused", "conflict", "retryable", "not_ready", "permanent"]
     what: str

@@ -7,12 +7,17 @@ what is wrong with it, and the next step.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 
 class MarramError(Exception):
     """The root: `what` is wrong, `where` it is (file:line, field, device …), `hint`: the next step.
 
-    `str(error)` is the one line a person reads: ``where: what. hint``.
+    `str(error)` is the one line a person reads: ``where: what. hint``. `kind` names the class wherever an error travels
+    (the HTTP API, the bus, a worker's channel); `KINDS` is the way back.
     """
+
+    kind: ClassVar[str] = "permanent"
 
     def __init__(self, what: str, *, where: str | None = None, hint: str | None = None) -> None:
         self.what = what
@@ -30,26 +35,45 @@ class MarramError(Exception):
 class Retryable(MarramError):
     """It failed now and may work later, unchanged: try again, with back-off."""
 
+    kind = "retryable"
+
 
 class NotReady(Retryable):
     """Something it needs is not there yet (a replica starting, a link not up): wait for that, then try again."""
+
+    kind = "not_ready"
 
 
 class Permanent(MarramError):
     """It will fail again however often it is tried: change something first."""
 
+    kind = "permanent"
+
 
 class Invalid(Permanent):
     """The input is wrong (app file, model, tensor, image, argument): mend it at `where`."""
+
+    kind = "invalid"
 
 
 class Missing(Permanent):
     """The named thing does not exist (model, device, file, camera, app)."""
 
+    kind = "missing"
+
 
 class Refused(Permanent):
     """The caller is not allowed to: another identity, token or setting is needed."""
 
+    kind = "refused"
+
 
 class Conflict(Permanent):
     """Somebody else holds it, or it exists already with other content (a second agent on a folder, a taken name)."""
+
+    kind = "conflict"
+
+
+KINDS: dict[str, type[MarramError]] = {
+    error.kind: error for error in (Retryable, NotReady, Permanent, Invalid, Missing, Refused, Conflict)
+}

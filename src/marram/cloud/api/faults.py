@@ -16,21 +16,15 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from marram.schema.api import ErrorReply, Fault
-from marram.schema.errors import Conflict, Invalid, MarramError, Missing, NotReady, Permanent, Refused, Retryable
+from marram.schema.errors import Invalid, MarramError, Refused, Retryable
 from marram.schema.words import field_fault
 
 _log = logging.getLogger(__name__)
 
-# Most particular first: NotReady is a Retryable, Invalid is a Permanent.
-_KINDS: list[tuple[type[MarramError], str, int]] = [
-    (NotReady, "not_ready", 503),
-    (Retryable, "retryable", 503),
-    (Invalid, "invalid", 400),
-    (Missing, "missing", 404),
-    (Refused, "refused", 403),
-    (Conflict, "conflict", 409),
-    (Permanent, "permanent", 500),
-]
+_STATUSES = {
+    "not_ready": 503, "retryable": 503, "invalid": 400, "missing": 404, "refused": 403, "conflict": 409,
+    "permanent": 500,
+}  # fmt: skip
 _OF_STATUS = {401: "refused", 403: "refused", 404: "missing", 409: "conflict", 429: "retryable"}
 
 
@@ -52,15 +46,14 @@ class TooMany(Retryable):
 
 def reply(error: MarramError) -> JSONResponse:
     """One of our errors as a response."""
-    kind, status = next(((k, s) for cls, k, s in _KINDS if isinstance(error, cls)), ("permanent", 500))
-    headers = {}
+    status, headers = _STATUSES[error.kind], {}
     if isinstance(error, TooLarge):
         status = 413
     elif isinstance(error, Unproven):
         status, headers = 401, {"WWW-Authenticate": 'Bearer realm="marram"'}
     elif isinstance(error, TooMany):
         status, headers = 429, {"Retry-After": str(max(1, round(error.wait_s)))}
-    return _json(status, Fault(kind=kind, what=error.what, where=error.where, hint=error.hint), headers)  # type: ignore[arg-type]
+    return _json(status, Fault(kind=error.kind, what=error.what, where=error.where, hint=error.hint), headers)  # type: ignore[arg-type]
 
 
 def install(app: FastAPI) -> None:
