@@ -22,7 +22,7 @@ from marram.bus.codec import pack_batch, pack_report, unpack_ack
 from marram.bus.server import EmbeddedServer
 from marram.cli import execute as run_command
 from marram.cloud.server import Cloud
-from marram.cloud.settings import BrokerAddress, Role, Settings, parse_reference
+from marram.cloud.settings import BrokerAddress, Role, Settings
 from marram.schema.device import Reported
 from marram.schema.errors import Conflict, Invalid, Refused, Retryable
 from marram.schema.event import Event, EventKind, Recorded
@@ -213,13 +213,6 @@ def test_a_broker_address_is_taken_apart() -> None:
     for wrong in ("host:4222", "nats://", "nats://host:port", "http://host"):
         with pytest.raises(Invalid):
             BrokerAddress.parse(wrong)
-
-
-def test_a_reference_is_taken_apart() -> None:
-    assert (parse_reference("net"), parse_reference("net@3")) == (("net", None), ("net", 3))
-    for wrong in ("net@", "net@0", "net@x", "Net", "@1", ""):
-        with pytest.raises(Invalid):
-            parse_reference(wrong)
 
 
 async def test_a_role_alone_does_only_its_own(tmp_path: Path) -> None:

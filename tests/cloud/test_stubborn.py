@@ -13,7 +13,8 @@ from marram.bus.client import Bus, Message
 from marram.bus.codec import InferReply, InferRequest, pack_report
 from marram.cloud import replicas as module
 from marram.cloud.replica import Replica
-from marram.cloud.replicas import Broker, Replicas, Served
+from marram.cloud.replicas import Replicas, Served
+from marram.cloud.settings import BrokerAddress
 from marram.cloud.server import Cloud
 from marram.runtime.image import encode_jpeg
 from marram.runtime.model import Model, Prepared
@@ -51,7 +52,7 @@ async def test_a_bug_in_answering_is_an_error_reply_counted(
 
 
 async def test_a_replica_that_never_stays_is_started_ever_more_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
-    replicas: Any = Replicas(None, set, Broker("nats://127.0.0.1:1", "", ""), Path())  # type: ignore[arg-type]
+    replicas: Any = Replicas(None, set, BrokerAddress("nats://127.0.0.1:1", "", ""), Path())  # type: ignore[arg-type]
     pauses: list[float] = []
 
     async def fails(_: Served) -> str:

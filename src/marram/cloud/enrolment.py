@@ -8,7 +8,7 @@ from marram.schema.api import JoinAsk, TokenAsk, TokenMade, TokenView
 from marram.schema.errors import Conflict, Refused
 from marram.schema.ids import new_id
 from marram.schema.units import format_duration
-from marram.store import Store, TokenRow
+from marram.store import Store, TokenRow, taken
 from marram.trust import JOIN, device_secret, new_token, parse_token, proves
 
 _AGAIN = "Make one on the cloud: marram token create"
@@ -38,7 +38,7 @@ class Enrolment:
         """A new device: its name, its secret, its labels. Raises Refused (the token), Conflict (the name is taken)."""
         row = self._proven(ask.token)
         if ask.name is not None and self._store.devices.exists(ask.name):
-            raise _taken(ask.name)
+            raise taken(ask.name)
         if not self._store.tokens.use(row.id):
             raise self._spent(row.id)
         labels = {**ask.labels, **row.labels}  # what the token says of a device, the device cannot unsay
@@ -85,11 +85,4 @@ def token_view(row: TokenRow) -> TokenView:
         uses_left=row.uses_left,
         created_s=row.created_s,
         expires_s=row.expires_s,
-    )
-
-
-def _taken(name: str) -> Conflict:
-    return Conflict(
-        f'a device named "{name}" exists already',
-        hint=f"Choose another --name, or remove the old one: marram device remove {name}",
     )

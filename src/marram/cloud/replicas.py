@@ -19,6 +19,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from marram.cloud.replica import PASSWORD_VARIABLE, READY
+from marram.cloud.settings import BrokerAddress
 from marram.registry import Registry
 from marram.schema.errors import MarramError
 
@@ -56,20 +57,11 @@ class Served:
     lines: deque[str] = field(default_factory=lambda: deque(maxlen=20))
 
 
-@dataclass(frozen=True, slots=True)
-class Broker:
-    """Where replicas connect, and as whom."""
-
-    url: str
-    user: str
-    password: str
-
-
 class Replicas:
     """The supervisor. All methods on one event loop."""
 
     def __init__(
-        self, registry: Registry, wanted: Callable[[], set[Key]], broker: Broker, folder: Path, threads: int = 1
+        self, registry: Registry, wanted: Callable[[], set[Key]], broker: BrokerAddress, folder: Path, threads: int = 1
     ) -> None:
         """`wanted` says which model versions somebody needs (blocking; raises MarramError)."""
         self._registry = registry

@@ -26,9 +26,10 @@ from marram.cloud.door import BACKLOG, Door
 from marram.cloud.fleet import Fleet
 from marram.cloud.folder import FolderLock, make_folder
 from marram.cloud.ingest import Ingest
-from marram.cloud.replicas import Broker, Key, Replicas
-from marram.cloud.settings import BrokerAddress, Role, Settings, parse_reference
+from marram.cloud.replicas import Key, Replicas
+from marram.cloud.settings import BrokerAddress, Role, Settings
 from marram.cloud.state import CloudState, Hands, tried
+from marram.runtime.library import parse_reference
 from marram.schema.api import Check
 from marram.schema.errors import Conflict, Invalid, NotReady, Refused, Retryable
 from marram.store import Objects, open_store
@@ -48,7 +49,7 @@ class Cloud:
     def __init__(self, settings: Settings, mount: Mount | None = None) -> None:
         self.settings = settings
         self.url = ""  # of the API, once started
-        self.broker: Broker | None = None  # once started
+        self.broker: BrokerAddress | None = None  # once started
         self.admin_token: str | None = None  # of this machine, where the API role runs
         self._mount = mount
         self._closing = contextlib.AsyncExitStack()
@@ -147,11 +148,10 @@ class Cloud:
             store.close()
             raise
 
-    async def _open_broker(self, state: CloudState) -> Broker:
+    async def _open_broker(self, state: CloudState) -> BrokerAddress:
         settings = self.settings
         if settings.nats is not None:
-            address = BrokerAddress.parse(settings.nats)
-            return Broker(address.url, address.user, address.password)
+            return BrokerAddress.parse(settings.nats)
         server = EmbeddedServer(settings.broker_folder, settings.host, settings.broker_port)
         await asyncio.to_thread(server.start, await asyncio.to_thread(state.store.devices.secrets))
         self._closing.push_async_callback(asyncio.to_thread, server.stop)
@@ -163,7 +163,7 @@ class Cloud:
                 server.set_devices(state.store.devices.secrets())
 
         state.hands.devices_changed = devices_changed
-        return Broker(server.url, server.control_user, server.control_password)
+        return BrokerAddress(server.url, server.control_user, server.control_password)
 
     async def _connected(self, bus: Bus) -> None:
         try:

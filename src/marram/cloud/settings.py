@@ -8,7 +8,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from marram.schema.errors import Invalid
-from marram.schema.ids import check_name
 
 
 class Role(StrEnum):
@@ -51,7 +50,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class BrokerAddress:
-    """A broker that somebody else runs: `nats://USER:PASSWORD@HOST:PORT`, taken apart."""
+    """Where a broker is, and as whom to use it: the embedded one, or `nats://USER:PASSWORD@HOST:PORT` taken apart."""
 
     url: str
     user: str
@@ -69,15 +68,3 @@ class BrokerAddress:
             raise Invalid("--nats is no broker address", hint="Write nats://USER:PASSWORD@HOST:4222.")
         bare = f"[{host}]" if ":" in host else host
         return cls(f"{parts.scheme}://{bare}:{port}", parts.username or "", parts.password or "")
-
-
-def parse_reference(reference: str) -> tuple[str, int | None]:
-    """`name@3` -> ("name", 3), `name` -> ("name", None). Raises Invalid."""
-    name, sign, number = reference.partition("@")
-    try:
-        check_name(name)
-    except ValueError as error:
-        raise Invalid(str(error), where=reference) from error
-    if sign and not (number.isdecimal() and int(number) > 0):
-        raise Invalid(f'"{reference}": a version is a whole number, as in {name}@3')
-    return name, int(number) if sign else None

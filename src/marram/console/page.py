@@ -9,7 +9,7 @@ from nicegui import ui
 from marram import __version__
 from marram.console import draw
 from marram.console.watcher import MOST_DEVICES, Watcher
-from marram.schema.device import Device
+from marram.schema.device import Device, DeviceState
 
 _CSS = Path(__file__).parent / "console.css"
 _REFRESH_S = 1.0
@@ -100,8 +100,9 @@ class Page:
                 self._cards[device.id] = element
             apps = device.reported.apps if device.reported else []
             _put(element, draw.card(device, {app.name: self._watcher.history(device.id, app) for app in apps}))
-            element.classes(toggle=None, add="away" if device.state.value == "offline" else "", remove="")
-            if device.state.value != "offline":
+            if device.state is DeviceState.OFFLINE:
+                element.classes(add="away")
+            else:
                 element.classes(remove="away")
 
 

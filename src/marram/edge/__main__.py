@@ -7,7 +7,6 @@ import logging
 import sys
 from pathlib import Path
 
-from marram.edge import _lean as _lean  # before anything that imports nats
 from marram.edge.agent import Agent, Settings
 from marram.edge.state import Folder
 from marram.last_resort import OneLine, ended

@@ -5,12 +5,11 @@ Only pictures of the world (no test patterns, scans or masks), cut to 4:3 and si
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from marram.runtime.build.photos import installed
 from marram.schema.errors import NotReady, Permanent
 
 SIZE = (640, 480)
@@ -18,13 +17,11 @@ _QUALITY = 88
 _PHOTOS = {
     "skimage": (
         "data",
-        (
-            "astronaut.png", "camera.png", "chelsea.png", "clock_motion.png", "coffee.png", "coins.png", "grass.png",
-            "gravel.png", "moon.png", "motorcycle_left.png", "motorcycle_right.png", "rocket.jpg",
-        ),
+        "astronaut.png camera.png chelsea.png clock_motion.png coffee.png coins.png grass.png gravel.png moon.png "
+        "motorcycle_left.png motorcycle_right.png rocket.jpg",
     ),
-    "sklearn": ("datasets/images", ("china.jpg", "flower.jpg")),
-}  # fmt: skip
+    "sklearn": ("datasets/images", "china.jpg flower.jpg"),
+}
 
 
 def write_photos(folder: Path) -> int:
@@ -32,7 +29,7 @@ def write_photos(folder: Path) -> int:
 
     Raises NotReady where no package has any, Permanent where the folder cannot be written.
     """
-    found = list(_installed())
+    found = installed(_PHOTOS)
     if not found:
         raise NotReady(
             "the demo's photos are those inside scikit-image and scikit-learn, which are not installed",
@@ -47,11 +44,3 @@ def write_photos(folder: Path) -> int:
     except OSError as error:
         raise Permanent(f"cannot write the photos: {error}", where=str(folder)) from error
     return len(found)
-
-
-def _installed() -> Iterator[Path]:
-    for package, (folder, names) in _PHOTOS.items():
-        # Found, not imported: scikit-image alone takes a second and 100 MB.
-        spec = importlib.util.find_spec(package)
-        for root in (spec.submodule_search_locations or []) if spec else []:
-            yield from (file for name in names if (file := Path(root) / folder / name).is_file())

@@ -58,7 +58,7 @@ class Answer:
 
 @dataclass(slots=True)
 class Outcome:
-    """A run's answers, in the order of capture; `skipped` frames were due but could not start."""
+    """A run's answers, in the order of capture; the probes the policy asked for, and all bytes sent up the link."""
 
     answers: list[Answer] = field(default_factory=list)
     probes: int = 0

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from marram.registry import Registry, bundle_digest
 from marram.rollout.desire import desired_apps, holding
+from marram.runtime.library import parse_reference
 from marram.schema.app import App, model_uses, parse_app
 from marram.schema.device import CloudModel, DesiredApp, ModelRef
 from marram.schema.errors import Invalid, Missing
-from marram.schema.ids import check_name
 from marram.schema.model import File, Manifest
 from marram.store import DeploymentRow, ModelRow, Objects, Store
 
@@ -175,16 +175,11 @@ class Rollout:
         return [rows[key] for key in sorted(rows)]
 
     def _model(self, reference: str) -> ModelRow:
-        name, sign, number = reference.partition("@")
         try:
-            check_name(name)
-        except ValueError as error:
-            raise Invalid(
-                f'"{reference}" names no model of the cloud', hint="Push the folder, then write name or name@version."
-            ) from error
-        if sign and not number.isdecimal():
-            raise Invalid(f'"{reference}": a version is a whole number, as in {name}@3')
-        return self._registry.get(name, int(number) if sign else None)
+            return self._registry.get(*parse_reference(reference))
+        except Invalid as error:
+            error.hint = error.hint or "A folder means nothing here: push it, then write name or name@version."
+            raise
 
 
 def _digest(app: DesiredApp) -> str:

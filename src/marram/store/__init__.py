@@ -10,7 +10,7 @@ from __future__ import annotations
 from marram.store.apps import AppRow, Apps
 from marram.store.database import Database
 from marram.store.deployments import DeploymentRow, Deployments
-from marram.store.devices import Devices
+from marram.store.devices import Devices, taken
 from marram.store.events import Counts, EventFilter, Events, StoredEvent, StreamCount, Totals
 from marram.store.models import ModelRow, Models
 from marram.store.objects import Body, Objects
@@ -46,4 +46,5 @@ __all__ = [
     "Tokens",
     "Totals",
     "open_store",
+    "taken",
 ]

@@ -39,10 +39,7 @@ class Devices:
             with self._database.write() as connection:
                 connection.execute(insert(devices), row)
         except Conflict as error:
-            raise Conflict(
-                f'a device named "{device}" exists already',
-                hint=f"Choose another --name, or remove the old one: marram device remove {device}",
-            ) from error
+            raise taken(device) from error
 
     def get(self, device: str, now_s: float | None = None) -> Device:
         """Raises Missing."""
@@ -88,6 +85,14 @@ class Devices:
     def count(self) -> int:
         with self._database.read() as connection:
             return int(connection.execute(select(func.count()).select_from(devices)).scalar_one())
+
+
+def taken(device: str) -> Conflict:
+    """What is wrong with a name that another device has."""
+    return Conflict(
+        f'a device named "{device}" exists already',
+        hint=f"Choose another --name, or remove the old one: marram device remove {device}",
+    )
 
 
 def device_state(seen_s: float | None, now_s: float) -> DeviceState:

@@ -7,7 +7,7 @@ mirrored. All are public domain or CC0, or CC BY (scikit-learn's two); see the p
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -29,17 +29,22 @@ _NAMES = {
 
 def files() -> list[Path]:
     """The photos that are installed. Raises NotReady where there are none."""
-    found = []
-    for package, (folder, names) in _NAMES.items():
-        spec = importlib.util.find_spec(package)  # found, not imported: scikit-image takes a second and 100 MB
-        for root in spec.submodule_search_locations or [] if spec else []:
-            found += [Path(root) / folder / name for name in names.split()]
-    present = [file for file in found if file.is_file()]
+    present = installed(_NAMES)
     if not present:
         raise NotReady(
             "calibration needs the photos inside scikit-image and scikit-learn", hint="`pip install marram[demo]`"
         )
     return present
+
+
+def installed(names: Mapping[str, tuple[str, str]]) -> list[Path]:
+    """The files of `names` that are here: {package: (folder inside it, file names between spaces)}."""
+    found = []
+    for package, (folder, wanted) in names.items():
+        spec = importlib.util.find_spec(package)  # found, not imported: scikit-image takes a second and 100 MB
+        for root in spec.submodule_search_locations or [] if spec else []:
+            found += [Path(root) / folder / name for name in wanted.split()]
+    return [file for file in found if file.is_file()]
 
 
 def crops() -> Iterator[Image]:
