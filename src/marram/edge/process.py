@@ -18,13 +18,14 @@ from pathlib import Path
 _PR_SET_PDEATHSIG = 1
 _PASSED_ON = frozenset(
     {"PATH", "HOME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "DISPLAY", "XAUTHORITY", "WAYLAND_DISPLAY",
-     "XDG_RUNTIME_DIR", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "OMP_NUM_THREADS", "MARRAM_SLOWDOWN"}
+     "XDG_RUNTIME_DIR", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "OMP_NUM_THREADS", "MARRAM_SLOWDOWN",
+     "MARRAM_EDGE_TPU", "MARRAM_ONNX_PROVIDERS", "MARRAM_TORCH_DEVICE"}
 )  # fmt: skip
 _PASSED_ON_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "OPENCV_", "GST_", "COVERAGE_")
 
 
 def worker_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """What a worker sees: enough to find its interpreter, engines and display; no setting or secret of the agent's."""
+    """What a worker sees: enough to find its interpreter and display, and to choose an engine; nobody's secrets."""
     passed = {k: v for k, v in environment.items() if k in _PASSED_ON or k.startswith(_PASSED_ON_PREFIXES)}
     # Two arenas: a worker has many threads, and glibc would give each its own 64 MB of address space to fragment.
     return passed | {"MALLOC_ARENA_MAX": "2", "PYTHONFAULTHANDLER": "1"}
