@@ -14,8 +14,8 @@ from marram.bus.codec import InferReply, InferRequest, pack_report
 from marram.cloud import replicas as module
 from marram.cloud.replica import Replica
 from marram.cloud.replicas import Replicas, Served
-from marram.cloud.settings import BrokerAddress
 from marram.cloud.server import Cloud
+from marram.cloud.settings import BrokerAddress
 from marram.runtime.image import encode_jpeg
 from marram.runtime.model import Model, Prepared
 from marram.schema.device import Reported
