@@ -13,7 +13,7 @@ from urllib.parse import parse_qs
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -24,7 +24,7 @@ from marram.console.sessions import LIFE_S, Sessions
 
 COOKIE = "marram_session"
 # What the API itself guards (or leaves open on purpose): everything else on this port is the console's.
-_OPEN = ("/api/", "/healthz", "/metrics", "/openapi.json", "/docs", "/sign-in")
+_API = ("/api/", "/healthz", "/metrics", "/openapi.json", "/docs")
 # Only from this port: the page works, and stays private, on a network without the internet. NiceGUI's Vue templates
 # are compiled in the browser, which takes unsafe-eval.
 _POLICY = (
@@ -37,31 +37,49 @@ _MOST_FORM_BYTES = 4096
 
 
 class Gate:
-    """ASGI middleware: requests for the console pass with a session cookie; others go to the sign-in page."""
+    """ASGI middleware: requests for the console pass with a session cookie; others go to the sign-in page.
+
+    What another site's page asks for in a person's browser is refused, whatever cookie comes along: cookies know no
+    port, so every program of this machine that serves pages is "the same site" to them.
+    """
 
     def __init__(self, app: ASGIApp, sessions: Sessions) -> None:
         self._app, self._sessions = app, sessions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and _is_open(scope["path"]):
+        if scope["type"] not in ("http", "websocket") or (scope["type"] == "http" and _is_under(scope["path"], _API)):
             await self._app(scope, receive, send)
             return
-        if scope["type"] not in ("http", "websocket"):
+        asks = HTTPConnection(scope)
+        if _is_foreign(asks.headers):
+            await _refuse(scope, receive, send, 403, "only the console's own page may ask this")
+        elif scope["type"] == "http" and _is_under(scope["path"], ("/sign-in",)):
             await self._app(scope, receive, send)
-            return
-        if await run_in_threadpool(self._sessions.opens, HTTPConnection(scope).cookies.get(COOKIE)):
+        elif await run_in_threadpool(self._sessions.opens, asks.cookies.get(COOKIE)):
             await self._app(scope, receive, _guarded(send))
-        elif scope["type"] == "websocket":
-            await receive()
-            await send({"type": "websocket.close", "code": 4401, "reason": "sign in first"})
         elif scope["method"] in ("GET", "HEAD") and scope["path"] == "/":
             await RedirectResponse("/sign-in", 303)(scope, receive, send)
         else:
-            await Response("sign in first: /sign-in\n", 401, media_type="text/plain")(scope, receive, send)
+            await _refuse(scope, receive, send, 401, "sign in first: /sign-in")
 
 
-def _is_open(path: str) -> bool:
-    return any(path == open_ or path.startswith(f"{open_.rstrip('/')}/") for open_ in _OPEN)
+def _is_under(path: str, places: tuple[str, ...]) -> bool:
+    return any(path == place or path.startswith(f"{place.rstrip('/')}/") for place in places)
+
+
+def _is_foreign(headers: Headers) -> bool:
+    """Whether a browser says that another site's page asks. A proxy before us may name the host it was asked for."""
+    origin = headers.get("origin")
+    ours = {headers.get("host", "").lower(), headers.get("x-forwarded-host", "").lower()} - {""}
+    return origin is not None and origin.lower().partition("://")[2] not in ours
+
+
+async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, why: str) -> None:
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.close", "code": 4000 + status, "reason": why})
+    else:
+        await Response(f"{why}\n", status, media_type="text/plain")(scope, receive, send)
 
 
 def _guarded(send: Send) -> Callable[[Message], Awaitable[None]]:
@@ -76,7 +94,8 @@ def _guarded(send: Send) -> Callable[[Message], Awaitable[None]]:
 def _protect(headers: MutableHeaders) -> None:
     headers["Content-Security-Policy"] = _POLICY
     headers["X-Content-Type-Options"] = "nosniff"
-    headers["Referrer-Policy"] = "no-referrer"
+    # Tells no other site anything, and unlike "no-referrer" lets our own forms say where they come from.
+    headers["Referrer-Policy"] = "same-origin"
 
 
 def sign_in_router(state: State, sessions: Sessions, failures: FailureLimit) -> APIRouter:

@@ -1,0 +1,84 @@
+"""The door: what another site's page makes a signed-in browser ask is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+from starlette.types import Message, Receive, Scope, Send
+
+from marram.console.gate import COOKIE, Gate
+from marram.console.sessions import Sessions
+
+Ask = Callable[..., Awaitable[int]]
+IN, CLOSED = 200, "websocket.close"
+
+
+async def _inside(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.accept"})
+    else:
+        await send({"type": "http.response.start", "status": IN, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+
+@pytest.fixture
+def ask() -> Ask:
+    """`await ask("GET", "/", origin=…)`: the status a browser at http://cloud:8080 gets; "WS" opens a socket."""
+    sessions = Sessions(lambda: b"key")
+    gate = Gate(_inside, sessions)
+
+    async def asked(method: str, path: str, *, signed_in: bool = True, **headers: str) -> int:
+        said = {"host": "cloud:8080", **{name.replace("_", "-"): value for name, value in headers.items()}}
+        if signed_in:
+            said["cookie"] = f"{COOKIE}={sessions.cookie()}"
+        sent: list[Message] = []
+
+        async def receive() -> Message:
+            return {"type": "websocket.connect" if method == "WS" else "http.request"}
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        scope = {
+            "type": "websocket" if method == "WS" else "http",
+            "method": method,
+            "path": path,
+            "headers": [(name.encode(), value.encode()) for name, value in said.items()],
+        }
+        await gate(scope, receive, send)
+        first = sent[0]
+        return int(first["code"]) - 4000 if first["type"] == CLOSED else int(first.get("status", IN))
+
+    return asked
+
+
+CONSOLE = [("GET", "/"), ("POST", "/sign-out"), ("POST", "/sign-in"), ("GET", "/_nicegui/x"), ("WS", "/_nicegui_ws/")]
+
+
+# The same host on another port is "the same site" to a cookie.
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "http://cloud:9999", "http://cloud", "null", "", "http://cloud:8080.evil.example"]
+)
+async def test_another_sites_page_is_refused(ask: Ask, origin: str) -> None:
+    assert {await ask(*each, origin=origin) for each in CONSOLE} == {403}
+    # The API knows no cookies: whoever has its token may be anywhere.
+    assert await ask("GET", "/api/v1/status", origin=origin) == IN
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"origin": "http://cloud:8080"},
+        {"origin": "https://Cloud:8080"},  # a proxy speaks TLS for us
+        {"origin": "https://fleet.example", "x_forwarded_host": "fleet.example"},
+    ],
+    ids=["none", "own", "tls", "proxy"],
+)
+async def test_its_own_page_is_let_in(ask: Ask, headers: dict[str, str]) -> None:
+    assert {await ask(*each, **headers) for each in CONSOLE} == {IN}
+
+
+async def test_without_a_session_only_the_sign_in_answers(ask: Ask) -> None:
+    assert [await ask(*each, signed_in=False) for each in CONSOLE] == [303, 401, IN, 401, 401]
