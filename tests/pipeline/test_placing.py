@@ -318,10 +318,27 @@ def test_what_may_not_leave_is_never_sent(placed: Any, cloud: Cloud, caplog: pyt
         placed(policy, raw="never", options="place: cloud")
 
 
+def test_an_audit_sends_nothing_that_may_not_leave(placed: Any, cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit.Audit, "block", lambda self, now_s: Place.CLOUD)
+    pipeline, seen = placed(Fixed(Place.CLOUD), raw="never", options="audit: 100 %")
+    pipeline.run()
+    assert seen.labels == NAMES
+    assert cloud.asked == []
+
+
 @pytest.mark.parametrize(("marks", "sent"), [("frame.index % 3 == 0", 3), ("False", 0)])
+@pytest.mark.parametrize("block", [None, Place.CLOUD])
 def test_only_what_is_marked_as_redacted_is_sent(
-    build: Any, photos: Path, cloud: Cloud, tmp_path: Path, marks: str, sent: int
+    build: Any,
+    photos: Path,
+    cloud: Cloud,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    block: Place | None,
+    marks: str,
+    sent: int,
 ) -> None:
+    monkeypatch.setattr(audit.Audit, "block", lambda self, now_s: block)
     (tmp_path / "mine.py").write_text(f"def hide(frame, result):\n    frame.redacted = {marks}\n    return frame\n")
     steps = "[{function: mine.py:hide}, {classify: MODEL, cloud: big}]"
     text = f"source: {{images: {photos}}}\nraw: redacted\nsteps: {steps}"
@@ -331,7 +348,7 @@ def test_only_what_is_marked_as_redacted_is_sent(
     pipeline.run()
     assert seen.labels == NAMES
     assert len(cloud.asked) == sent
-    assert pipeline.stats()["cloud"] == sent
+    assert pipeline.stats()["audit_cloud_frames" if block else "cloud"] == sent
 
 
 def test_the_policy_hears_what_it_asks_for(placed: Any) -> None:
