@@ -63,6 +63,19 @@ async def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> Non
         await Cloud(Settings(folder=tmp_path / "file" / "cloud", port=0)).start()
 
 
+@pytest.mark.parametrize("part", ["lock", "marram.db", "marram.db.migrate.lock", "objects", "scratch"])
+async def test_what_stands_where_a_part_of_the_folder_belongs_is_named(tmp_path: Path, part: str) -> None:
+    path = tmp_path / "cloud" / part
+    if part in ("objects", "scratch"):
+        path.parent.mkdir()
+        path.write_text("a file")
+    else:
+        path.mkdir(parents=True)
+    with pytest.raises(Refused) as refused:
+        await Cloud(Settings(folder=tmp_path / "cloud", port=0)).start()
+    assert str(path) in str(refused.value)
+
+
 async def test_a_host_that_is_not_ours_is_told(tmp_path: Path) -> None:
     with pytest.raises(Conflict, match="cannot listen"):
         await Cloud(Settings(folder=tmp_path / "cloud", host="203.0.113.7", port=0)).start()

@@ -24,7 +24,10 @@ class FolderLock:
                 hint="Stop that one, or choose another: marram cloud --folder FOLDER",
             )
 
-        self._held: int | None = hold(folder / "lock", taken)
+        try:
+            self._held: int | None = hold(folder / "lock", taken)
+        except OSError as error:
+            raise _unwritable(folder / "lock", error) from error
 
     def release(self) -> None:
         """Any number of times."""
@@ -40,8 +43,12 @@ def make_folder(folder: Path) -> Path:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".writable-"):
             return folder
     except OSError as error:
-        raise Refused(
-            f"cannot write here: {error.strerror}",
-            where=str(folder),
-            hint="Choose another folder: marram cloud --folder FOLDER",
-        ) from error
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> Refused:
+    return Refused(
+        f"cannot write here: {error.strerror}",
+        where=str(path),
+        hint="Choose another folder: marram cloud --folder FOLDER",
+    )

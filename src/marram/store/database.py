@@ -152,7 +152,12 @@ class Database:
     def _migrate(self) -> None:
         """Bring the schema to the newest revision; two processes that start together do it once."""
         if self.path is not None:
-            with self.path.with_name(self.path.name + ".migrate.lock").open("w") as lock:
+            path = self.path.with_name(self.path.name + ".migrate.lock")
+            try:
+                lock = path.open("w")
+            except OSError as error:
+                raise Refused(f"cannot write here: {error.strerror}", where=str(path)) from error
+            with lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 self._upgrade()
         else:
