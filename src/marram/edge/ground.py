@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from marram.bus.client import Bus
 from marram.edge.bundles import Bundles
+from marram.edge.engines import Engines
 from marram.edge.fetch import Fetcher
 from marram.edge.state import Folder
 from marram.edge.supervisor import Patience
@@ -25,6 +26,7 @@ class Ground:
     fetcher: Fetcher
     bus: Bus
     device: str
+    engines: Engines = field(default_factory=Engines)
     patience: Patience = field(default_factory=Patience)
     changed: Callable[[], None] = lambda: None
 
@@ -50,4 +52,4 @@ class Ground:
                     await asyncio.to_thread(self._sweep, keep())
 
     def _sweep(self, apps: list[DesiredApp]) -> None:
-        self.bundles.sweep(kept(apps, self.bundles))
+        self.bundles.sweep(kept(apps, self.bundles, self.engines.broken))

@@ -25,10 +25,10 @@ from marram.edge.ground import Ground
 from marram.edge.relay import Relay
 from marram.edge.supervisor import Exit, Worker, WorkerSpec
 from marram.edge.tasks import cancelled, finished
-from marram.edge.variants import card_alone, needed
+from marram.edge.variants import card_alone, engines, needed
 from marram.schema.device import AppState, DesiredApp, ReportedApp
 from marram.schema.errors import MarramError, Permanent, Retryable
-from marram.schema.model import Manifest
+from marram.schema.model import Engine, Manifest
 from marram.schema.units import format_duration, format_size, parse_size
 
 log = logging.getLogger("marram.edge")
@@ -53,6 +53,8 @@ class Keeper:
         self._steady_app: DesiredApp | None = None
         self._wake = asyncio.Event()
         self._unsaved = False
+        # Which engines for its models do not load here, for people.
+        self._passed_over = ""
 
     @property
     def name(self) -> str:
@@ -134,6 +136,7 @@ class Keeper:
         if self.record.settled:
             return
         try:
+            await self._ground.engines.examine(())  # one that was broken may have been mended
             spec = await self._prepared(self.record.target, proven=False)
             if self.record.state is AppState.PENDING:
                 self._move(AppState.FETCHED)
@@ -145,14 +148,15 @@ class Keeper:
 
     async def _prepared(self, app: DesiredApp, *, proven: bool) -> WorkerSpec:
         """Fetch, check and install what `app` needs, however long the link makes it wait. Raises Permanent, Invalid."""
-        bundles, pause_s = self._ground.bundles, FIRST_PAUSE_S
+        bundles, broken, pause_s = self._ground.bundles, self._ground.engines.broken, FIRST_PAUSE_S
         while True:
             async with self._ground.files():
                 await self._bring([app.files, *map(card_alone, app.models)])
                 try:
-                    models = [await asyncio.to_thread(needed, m, bundles, proven=proven) for m in app.models]
+                    models = [await asyncio.to_thread(needed, m, bundles, broken, proven=proven) for m in app.models]
                     await self._bring(models)
                     folders = [await asyncio.to_thread(bundles.install, m) for m in (app.files, *models)]
+                    self._passed_over = self._ground.engines.words(await self._suspects(app, proven=proven))
                     self._waiting("")
                     break
                 except Retryable as error:
@@ -211,6 +215,10 @@ class Keeper:
                 return
             reason = end.reason
             log.warning("%s: version %d failed its trial: %s", self.name, self.record.target.version, reason)
+            if end.engine and await self._engines_fail(self.record.target, proven=False):
+                self._waiting(self._passed_over)
+                spec = await self._prepared(self.record.target, proven=False)
+                continue
             if not end.again:
                 self._roll_back(reason)
                 return
@@ -246,7 +254,7 @@ class Keeper:
         worker.go()
         if not await _first(worker.proven, worker):
             return worker.exited.result()
-        self._move(AppState.COMMITTED)
+        self._move(AppState.COMMITTED, self._passed_over)
         self._start_steady(worker)
         return None
 
@@ -294,6 +302,8 @@ class Keeper:
                         pause_s = FIRST_PAUSE_S
                     self._fell(end.reason, pause_s)
                     worker = None
+                    if end.engine and await self._engines_fail(app, proven=True):
+                        self._noted(self._passed_over)
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         finally:
@@ -306,11 +316,28 @@ class Keeper:
         except MarramError as error:
             # It ran before; whatever is wrong now may mend (a damaged file that the cloud has to send again).
             self._fell(str(error), 0)
+            await self._ground.engines.examine(())
             return None
+
+    async def _engines_fail(self, app: DesiredApp, *, proven: bool) -> bool:
+        """Whether an engine for one of the app's models turns out not to load: another variant may do."""
+        suspects = await self._suspects(app, proven=proven)
+        changed = await self._ground.engines.examine(suspects)
+        self._passed_over = self._ground.engines.words(suspects)
+        return changed and bool(self._passed_over)
+
+    async def _suspects(self, app: DesiredApp, *, proven: bool) -> set[Engine]:
+        found, bundles, broken = set[Engine](), self._ground.bundles, self._ground.engines.broken
+        for model in app.models:
+            found |= await asyncio.to_thread(engines, model, bundles, broken, proven=proven)
+        return found
 
     def _fell(self, reason: str, pause_s: float) -> None:
         self.restarts += 1
         log.warning("%s: stopped: %s; started again in %s", self.name, reason, format_duration(pause_s))
+        self._noted(reason)
+
+    def _noted(self, reason: str) -> None:
         if self.record.state is AppState.COMMITTED:
             self.record = deploy.noted(self.record, reason)
         self._ground.changed()

@@ -78,11 +78,15 @@ class WorkerSpec:
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """Why a worker ended. `finished`: its source came to its end. `again`: another start may help."""
+    """Why a worker ended. `finished`: its source came to its end. `again`: another start may help.
+
+    `engine`: an engine that does not load ends a worker like this.
+    """
 
     reason: str
     finished: bool = False
     again: bool = True
+    engine: bool = False
 
 
 @dataclass(eq=False)
@@ -198,7 +202,7 @@ class Worker:
                 Exit("its source came to its end", finished=True) if self._finished else Exit("it left without a word")
             )
         how = f"killed by {signal_name(-code)}" if code < 0 else f"exit status {code}"
-        return Exit(f"{how}: {words}" if words else how)
+        return Exit(f"{how}: {words}" if words else how, engine=True)
 
     async def _listen(self) -> None:
         try:
@@ -227,7 +231,13 @@ class Worker:
                 self._finished = True
                 self.proven.set()
             case "fatal":
-                self._end(Exit(str(message.get("message"))[:500], again=bool(message.get("again"))))
+                self._end(
+                    Exit(
+                        str(message.get("message"))[:500],
+                        again=bool(message.get("again")),
+                        engine=bool(message.get("engine")),
+                    )
+                )
             case other:
                 raise Invalid(f"no message {other!r:.40}")
 

@@ -37,7 +37,7 @@ from marram.runtime.library import parse_reference
 from marram.runtime.model import Model
 from marram.schema.app import App, JsonlSink, Sink, VideoSink, app_on, model_uses
 from marram.schema.device import CloudModel
-from marram.schema.errors import Invalid, MarramError, Missing, Permanent, Retryable
+from marram.schema.errors import Invalid, MarramError, Missing, NotReady, Permanent, Retryable
 from marram.schema.event import Event
 from marram.schema.model import ModelCard
 from marram.schema.page import Page
@@ -59,18 +59,18 @@ def main(arguments: list[str]) -> int:
         return Run(channel, start).live()
     except MarramError as error:
         # What is missing may come (a camera that is plugged in later); what is wrong stays wrong.
-        _fatal(channel, error, again=isinstance(error, (Retryable, Missing)))
+        _fatal(channel, error, again=isinstance(error, (Retryable, Missing)), engine=isinstance(error, NotReady))
         return 3
     except Exception as error:  # noqa: BLE001 - the worker's outermost supervisor: the log has the trace, the agent the line
         traceback.print_exc()
         where = traceback.extract_tb(error.__traceback__)[-1]
         fault = Permanent(f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})")
-        _fatal(channel, fault, again=True)
+        _fatal(channel, fault, again=True, engine=True)
         return 4
 
 
-def _fatal(channel: WorkerEnd, error: MarramError, *, again: bool) -> None:
-    channel.send({"t": "fatal", "message": _sendable(str(error)), "again": again})
+def _fatal(channel: WorkerEnd, error: MarramError, *, again: bool, engine: bool) -> None:
+    channel.send({"t": "fatal", "message": _sendable(str(error)), "again": again, "engine": engine})
     channel.drain(1)
 
 

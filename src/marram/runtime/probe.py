@@ -15,7 +15,9 @@ from typing import Protocol
 import numpy as np
 
 from marram.runtime.contract import Accelerator, Session
+from marram.runtime.installed import installed
 from marram.schema.errors import MarramError, NotReady
+from marram.schema.model import Engine
 
 WEIGHTS = np.array([[1, 0, -1, 2], [0.5, -2, 1, 0], [-1, -1, -1, -1]], np.float32)  # (3, 4)
 BIAS = np.array([0.5, -0.25, 1], np.float32)
@@ -72,7 +74,7 @@ def attempt(
             finally:
                 session.close()
         except NotReady as error:
-            return Accelerator(engine, device, False, str(error), present=False)
+            return Accelerator(engine, device, False, str(error), present=installed(Engine(engine)))
         except MarramError as error:
             return Accelerator(engine, device, False, str(error))
     if not np.allclose(answer, OUTPUT, rtol=1e-3):

@@ -15,8 +15,10 @@ from typing import Any
 
 from marram.runtime import probe
 from marram.runtime.contract import Accelerator, Session, Tensor, TensorInfo
+from marram.runtime.installed import importing
 from marram.runtime.session import CheckedSession
 from marram.schema.errors import Invalid, NotReady
+from marram.schema.model import Engine
 from marram.schema.words import first_line
 
 _EDGE_TPU_LIBRARIES = ("libedgetpu.so.1", "libedgetpu.1.dylib", "edgetpu.dll")
@@ -116,10 +118,8 @@ def _info(detail: dict[str, Any]) -> TensorInfo:
 
 
 def _interpreter_class() -> Any:
-    try:
+    with importing(Engine.LITERT, "LiteRT", "`pip install ai-edge-litert`"):
         from ai_edge_litert.interpreter import Interpreter  # the engine is heavy: only where it is used
-    except ImportError as error:
-        raise NotReady("LiteRT is not installed", hint="`pip install ai-edge-litert`") from error
     return Interpreter
 
 

@@ -13,8 +13,10 @@ from typing import Any
 
 from marram.runtime import probe
 from marram.runtime.contract import Accelerator, Session, Tensor, TensorInfo
+from marram.runtime.installed import importing, installed
 from marram.runtime.session import CheckedSession
 from marram.schema.errors import Invalid, NotReady
+from marram.schema.model import Engine
 from marram.schema.words import first_line
 
 # A file that takes or gives integers says their scale here (as JSON {tensor: [scale, zero_point]}): ONNX keeps it in
@@ -50,7 +52,9 @@ def describe() -> list[Accelerator]:
         try:
             available = provider in _runtime().get_available_providers()
         except NotReady as error:
-            rows.append(Accelerator("onnx", device, False, str(error), present=False))
+            rows.append(
+                Accelerator("onnx", device, False, str(error), present=name == "cpu" and installed(Engine.ONNX))
+            )
             continue
         if not available:
             detail = f"this build of ONNX Runtime has no {device}; `pip install onnxruntime-gpu` brings one that has"
@@ -156,10 +160,8 @@ def _info(node: Any, scales: dict[str, tuple[float, int]], file: Path) -> Tensor
 
 
 def _runtime() -> Any:
-    try:
+    with importing(Engine.ONNX, "ONNX Runtime", "`pip install onnxruntime`"):
         import onnxruntime  # the engine is heavy: only where it is used
-    except ImportError as error:
-        raise NotReady("ONNX Runtime is not installed", hint="`pip install onnxruntime`") from error
     return onnxruntime
 
 

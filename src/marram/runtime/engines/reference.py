@@ -15,9 +15,11 @@ import numpy as np
 from marram.runtime import probe
 from marram.runtime.contract import Accelerator, Session, Tensor, TensorInfo
 from marram.runtime.engines.onnx import QUANTISATION_KEY
+from marram.runtime.installed import importing
 from marram.runtime.operators import OPERATORS, Attributes
 from marram.runtime.session import CheckedSession
-from marram.schema.errors import Invalid, NotReady
+from marram.schema.errors import Invalid
+from marram.schema.model import Engine
 
 
 def load(file: Path, *, threads: int = 1) -> Session:
@@ -73,12 +75,10 @@ class ReferenceSession(CheckedSession):
 
 
 def _onnx() -> Any:
-    try:
+    with importing(Engine.REFERENCE, "the onnx package, which the reference engine needs,", "`pip install onnx`"):
         import onnx
         import onnx.checker
         import onnx.numpy_helper
-    except ImportError as error:
-        raise NotReady("the reference engine needs the onnx package", hint="`pip install onnx`") from error
     return onnx
 
 

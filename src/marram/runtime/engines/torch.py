@@ -20,8 +20,10 @@ from typing import Any
 
 from marram.runtime import probe
 from marram.runtime.contract import Accelerator, Session, Tensor, TensorInfo
+from marram.runtime.installed import importing, installed
 from marram.runtime.session import CheckedSession
 from marram.schema.errors import Invalid, MarramError, NotReady
+from marram.schema.model import Engine
 from marram.schema.words import first_line
 
 _OPERATORS = ("torch.ops.aten.", "torch.ops.quantized_decomposed.", "torch.ops.prims.")
@@ -48,7 +50,7 @@ def describe() -> list[Accelerator]:
     try:
         torch = _torch()
     except NotReady as error:
-        return [Accelerator("torch", "CPU", False, str(error), present=False)]
+        return [Accelerator("torch", "CPU", False, str(error), present=installed(Engine.TORCH))]
     rows = [probe.attempt("torch", "CPU", _loader("cpu"), _probe, _version)]
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name(0)
@@ -194,11 +196,9 @@ def _probe() -> bytes:
 
 
 def _torch() -> Any:
-    try:
+    with importing(Engine.TORCH, "PyTorch", "`pip install marram[torch]`"):
         import torch  # 700 MB and seconds: only where it is used
         import torch.export.passes
-    except ImportError as error:
-        raise NotReady("PyTorch is not installed", hint="`pip install marram[torch]`") from error
     return torch
 
 
