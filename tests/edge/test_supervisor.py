@@ -177,7 +177,7 @@ async def counted_error(worker: Worker) -> None:
 
 
 async def test_a_frozen_process_is_a_hang(start: Start) -> None:
-    worker = await start(ticking(), Patience(silent_s=2))
+    worker = await start(ticking(), Patience(silent_s=5))
     await proven(worker)
     worker.process.send_signal(signal.SIGSTOP)
     assert "not a sign of life" in (await end(worker)).reason
