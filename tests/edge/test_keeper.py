@@ -1,0 +1,98 @@
+"""How often a keeper starts what does not stay, what is on disk before it does, and who ends with the agent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tests.edge.world import Cloud, Device, gone, ticking
+
+from marram.edge import keeper as module
+from marram.edge.deploy import MAX_TRIES, AppRecord
+from marram.edge.keeper import Keeper
+from marram.edge.state import Folder
+from marram.edge.supervisor import Exit
+from marram.schema.device import AppState, DesiredApp
+from marram.schema.model import Manifest
+
+APP = DesiredApp(name="gate", version=3, files=Manifest(files=[]))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    made = Folder(tmp_path / "device")
+    made.make()
+    return made
+
+
+def keeper_of(record: AppRecord, folder: Folder) -> Any:
+    return Keeper(SimpleNamespace(folder=folder, changed=lambda: None), record)  # type: ignore[arg-type]
+
+
+async def test_a_proven_version_that_does_not_stay_is_started_for_ever_and_ever_more_rarely(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 12:
+            raise asyncio.CancelledError
+
+    async def fails(_: DesiredApp) -> None:
+        return None
+
+    keeper = keeper_of(AppRecord(target=APP, state=AppState.COMMITTED, committed=APP), folder)
+    keeper._again = fails
+    monkeypatch.setattr(module.asyncio, "sleep", pause)
+    with pytest.raises(asyncio.CancelledError):
+        await keeper._keep_running(APP, None)
+    assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0, 60.0, 60.0, 60.0]
+
+
+async def test_a_version_on_trial_is_counted_on_disk_before_each_start_and_given_up(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start that takes the whole device down must be counted all the same."""
+    pauses: list[float] = []
+    counted: list[int] = []
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        assert len(pauses) <= MAX_TRIES
+
+    async def fails(_: object) -> Exit:
+        counted.append(folder.records()["gate"].tries)
+        return Exit("killed by SIGKILL")
+
+    keeper = keeper_of(AppRecord(target=APP, state=AppState.FETCHED), folder)
+    keeper._one_life = fails
+    monkeypatch.setattr(module.asyncio, "sleep", pause)
+    await keeper._try(None)
+    assert counted == list(range(1, MAX_TRIES + 1))
+    assert pauses == [0.5 * 2**n for n in range(MAX_TRIES)]
+    kept = folder.records()["gate"]
+    assert kept.state is AppState.ROLLED_BACK
+    assert kept.reason == f"it failed {MAX_TRIES} times in a row; last: killed by SIGKILL"
+
+
+async def test_even_a_frozen_worker_ends_with_its_agent(cloud: Cloud, device: Device) -> None:
+    """It cannot hear that its agent is gone: only the kernel can end it."""
+    await cloud.want(cloud.app("ticking", 1, ticking()))
+    await device.start()
+    await cloud.until_state("ticking", AppState.COMMITTED)
+    workers = device.workers()
+    assert len(workers) == 1
+    os.kill(workers[0], signal.SIGSTOP)
+    try:
+        await device.stop(signal.SIGKILL)
+        await gone(workers)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(workers[0], signal.SIGKILL)
