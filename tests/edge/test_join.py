@@ -48,12 +48,13 @@ async def api(home: Path) -> CloudApi:
             await asyncio.sleep(0.1)
 
 
-async def marram(*arguments: str) -> tuple[int | None, str]:
+async def marram(*arguments: str, given: str = "", **environment: str) -> tuple[int | None, str]:
     """Run a command; its exit status, and all it said."""
     process = await asyncio.create_subprocess_exec(
-        *MARRAM, *arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    words, _ = await asyncio.wait_for(process.communicate(), LONG_S)
+        *MARRAM, *arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env={**os.environ, **environment},
+    )  # fmt: skip
+    words, _ = await asyncio.wait_for(process.communicate(given.encode()), LONG_S)
     assert "Traceback" not in words.decode()
     return process.returncode, " ".join(words.decode().split())
 
@@ -89,6 +90,11 @@ async def test_from_a_token_to_a_result_in_the_cloud(api: CloudApi, tmp_path: Pa
     status, words = await marram("edge", "status", "--folder", str(folder))
     assert status == 0 and "pi-join" in words and "committed" in words and "connected" in words
 
+    status, narrow = await marram("edge", "status", "--folder", str(folder), COLUMNS="40")
+    assert status == 0 and "state committed" in narrow and "frames/s" in narrow and "restarts 0" in narrow
+    open_to_others = {str(f) for f in folder.rglob("*") if not f.is_symlink() and f.stat().st_mode & 0o077}
+    assert open_to_others == set()
+
     # Revoked: it says so, and runs on.
     await asyncio.to_thread(api.remove_device, "pi-join")
     async with asyncio.timeout(LONG_S):
@@ -108,6 +114,16 @@ async def test_a_token_joins_once(api: CloudApi, tmp_path: Path) -> None:
     with pytest.raises(Refused):
         await asyncio.to_thread(join, Folder(tmp_path / "two"), api.url, token)
     assert not Folder(tmp_path / "two").joined()
+
+
+async def test_the_token_need_not_stand_on_the_command_line(api: CloudApi, tmp_path: Path) -> None:
+    for name, arguments, more in (("one", ["-"], {"given": "%s\n"}), ("two", [], {"MARRAM_JOIN_TOKEN": "%s"})):
+        token = api.create_token().token
+        given = {key: text % token for key, text in more.items()}
+        status, words = await marram("edge", "join", api.url, *arguments, "--folder", str(tmp_path / name), **given)
+        assert status == 0 and "joined" in words
+    status, words = await marram("edge", "join", api.url, "-", "--folder", str(tmp_path / "three"))
+    assert status == 2 and "no token on standard input" in words
 
 
 async def test_a_joined_folder_stays_what_it_is(api: CloudApi, tmp_path: Path) -> None:

@@ -36,7 +36,14 @@ BrokerOption = Annotated[
 @app.command()
 def join(
     url: Annotated[str, typer.Argument(help="The cloud's address, http://HOST:PORT.")],
-    token: Annotated[str, typer.Argument(help="A join token, from `marram token create` in the cloud.")],
+    token: Annotated[
+        str,
+        typer.Argument(
+            envvar="MARRAM_JOIN_TOKEN",
+            help="A join token, from `marram token create` in the cloud. Other users of this machine can see what is "
+            "typed here: - reads it from standard input.",
+        ),
+    ],
     name: Annotated[str | None, typer.Option(help="The device's name (default: the cloud makes one).")] = None,
     label: Annotated[list[str] | None, typer.Option(help="A label key=value; any number of times.")] = None,
     folder: FolderOption = None,
@@ -47,6 +54,10 @@ def join(
         labels = parse_labels(",".join(label or []))
     except ValueError as error:
         raise Invalid(str(error), where="--label") from error
+    if token == "-":
+        token = sys.stdin.readline().strip()
+        if not token:
+            raise Invalid("no token on standard input", where="TOKEN", hint="Pipe it in: marram edge join URL - < FILE")
     credentials = join_cloud(Folder(folder or paths.edge()), url, token, name=name, labels=labels, brokers=broker)
     print(f"joined {credentials.cloud} as {credentials.device}")
     print("next: marram edge run" + (f" --folder {folder}" if folder else ""))
@@ -95,21 +106,34 @@ def status(folder: FolderOption = None) -> None:
         f"outbox   {reported['outbox_depth']:,} events wait ({format_size(reported['outbox_bytes'])}), "
         f"{reported['dropped']:,} given up"
     )
-    table = Table(box=None, pad_edge=False)
-    for title in ("app", "version", "state", "frames", "frames/s", "p50", "restarts", "reason"):
-        table.add_column(title, justify="left" if title in ("app", "state", "reason") else "right")
-    for each in reported["apps"]:
-        stats = each["stats"]
-        p50 = stats.get("p50_ms")
-        table.add_row(
-            each["name"],
-            str(each["version"]),
-            each["state"],
-            f"{stats.get('frames', 0):,}",
-            f"{stats.get('fps', 0):.1f}",
-            f"{p50:.1f} ms" if p50 is not None else "-",
-            str(each["restarts"]),
-            each["reason"],
-        )
-    if reported["apps"]:
+    rows = [_row(each) for each in reported["apps"]]
+    if console.width < _WIDE:
+        for row in rows:
+            console.print()
+            for title, text in row.items():
+                console.print(f"{title:<9}{text}", markup=False)
+    elif rows:
+        table = Table(box=None, pad_edge=False)
+        for title in rows[0]:
+            table.add_column(title, justify="left" if title in ("app", "state", "reason") else "right")
+        for row in rows:
+            table.add_row(*row.values())
         console.print(table, markup=False)
+
+
+# Columns below which a table of apps would be cut to pieces.
+_WIDE = 80
+
+
+def _row(app: dict[str, Any]) -> dict[str, str]:
+    stats, p50 = app["stats"], app["stats"].get("p50_ms")
+    return {
+        "app": app["name"],
+        "version": str(app["version"]),
+        "state": app["state"],
+        "frames": f"{stats.get('frames', 0):,}",
+        "frames/s": f"{stats.get('fps', 0):.1f}",
+        "p50": f"{p50:.1f} ms" if p50 is not None else "-",
+        "restarts": str(app["restarts"]),
+        "reason": app["reason"],
+    }

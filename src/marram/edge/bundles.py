@@ -87,7 +87,7 @@ class Bundles:
                 partial.unlink(missing_ok=True)
                 raise Invalid(f"{file.path}: what came is not what was announced (sha256 differs)")
             sync(partial)
-            partial.chmod(0o444)
+            partial.chmod(0o400)
             partial.replace(self._blobs / file.sha256)
             sync(self._blobs)
         except OSError as error:

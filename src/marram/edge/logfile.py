@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import os
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,8 +34,8 @@ class LogFile:
                 self._remember(chunk)
                 with contextlib.suppress(OSError):
                     if file is None:
-                        self._path.parent.mkdir(parents=True, exist_ok=True)
-                        file = self._path.open("ab", buffering=0)
+                        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                        file = _open(self._path)
                     file.write(chunk)
                     if file.tell() > self._limit_bytes:
                         file.close()
@@ -58,3 +59,9 @@ class LogFile:
         # Python's own word on a crash; every thread's stack follows it, longer than the tail.
         self._fault = next((x.decode(errors="replace") for x in lines if x.startswith(_CRASH)), self._fault)
         self._tail.extend(line[-2000:].decode(errors="replace") for line in lines[-_TAIL_LINES:])
+
+
+def _open(path: Path) -> BinaryIO:
+    """For nobody else to read: it may hold what the app sees."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+    return os.fdopen(os.open(path, flags, 0o600), "ab", buffering=0)

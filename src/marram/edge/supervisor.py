@@ -118,7 +118,7 @@ class Worker:
     @classmethod
     async def start(cls, spec: WorkerSpec, relay: Callable[[AgentEnd], Relay], patience: Patience) -> Worker:
         """Start the process and tell it what to run. Raises Retryable where the machine cannot start one."""
-        spec.work.mkdir(parents=True, exist_ok=True)
+        spec.work.mkdir(parents=True, exist_ok=True, mode=0o700)
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)

@@ -238,7 +238,9 @@ class VideoSink(Strict):
 
 
 class PreviewSink(Strict):
-    """A live view: a window where there is a display (`window`), MJPEG over HTTP on this port otherwise."""
+    """A live view: a page in this machine's browser (on that port), or a window (`window`). `auto`: a window where this
+    machine can show one, else a page.
+    """
 
     preview: int | Literal["auto", "window"] = "auto"
 
