@@ -9,8 +9,10 @@ import time
 import pytest
 from tests.edge.world import DEVICE, LONG_S, SECRET, Cloud, Device, gone, ticking
 
+from marram.edge import agent as module
 from marram.edge.agent import Agent, Settings
 from marram.edge.status import ask
+from marram.last_resort import OneLine
 from marram.schema.device import AppState
 from marram.schema.event import EventKind
 
@@ -106,3 +108,23 @@ async def test_a_clock_that_jumps_back_disturbs_nothing(
         agent.stop()
         await running
     assert set(cloud.stored.values()) == {1}
+
+
+async def test_a_part_that_fails_says_where_and_starts_again(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_AGAIN_S", 0.0)
+    tries = 0
+
+    async def work() -> None:
+        nonlocal tries
+        tries += 1
+        if tries == 3:
+            raise asyncio.CancelledError
+        raise ZeroDivisionError("by nobody")
+
+    with pytest.raises(asyncio.CancelledError):
+        await module._for_ever("the uplink", work)
+    lines = [OneLine("%(message)s").format(record) for record in caplog.records]
+    assert len(lines) == 2
+    assert lines[0].startswith("the uplink failed; it starts again: ZeroDivisionError: by nobody (test_agent.py:")

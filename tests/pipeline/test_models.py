@@ -372,7 +372,7 @@ def test_windows_of_readings_are_answered_alike_here_and_in_the_cloud(
     pipeline, seen = build(
         f"source: {{series: a.csv, window: 4, every: 4}}\nsteps: [{{score: {spread()}, cloud: big}}]\nraw: allowed\n",
         remote=cloud,
-        cloud_cards={"big": (card.version, card)},
+        cloud_cards={"big": card},
         policy=policy,
     )
     pipeline.run()
@@ -399,7 +399,7 @@ def test_a_cloud_model_that_takes_something_else_is_named(
         build(
             f"source: {{series: a.csv, window: 6}}\nsteps: [{{score: {spread(rows=6)}, cloud: big}}]\nraw: allowed\n",
             remote=cloud,
-            cloud_cards={"big": (card.version, card)},
+            cloud_cards={"big": card},
         )
     assert "Both are asked about the same input" in str(caught.value)
 
@@ -415,7 +415,7 @@ def test_pictures_of_other_sizes_are_other_work(build: Any, colours: Path, tmp_p
         pipeline, _ = build(
             f"source: {{images: {folder}}}\nsteps: [{{classify: MODEL, cloud: big}}]\nraw: allowed\n",
             remote=remote,
-            cloud_cards={"big": (model.card.version, model.card)},
+            cloud_cards={"big": model.card},
             policy=policy,
         )
         pipeline.run()

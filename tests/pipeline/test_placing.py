@@ -128,7 +128,7 @@ def placed(build: Any, photos: Path, cloud: Cloud, colours: Path) -> Callable[..
         return build(
             APP.format(photos=photos, more=more, options=options, raw=raw),
             remote=cloud,
-            cloud_cards={"big": (card.version, card)},
+            cloud_cards={"big": card},
             policy=policy,
         )
 
@@ -343,7 +343,7 @@ def test_only_what_is_marked_as_redacted_is_sent(
     steps = "[{function: mine.py:hide}, {classify: MODEL, cloud: big}]"
     text = f"source: {{images: {photos}}}\nraw: redacted\nsteps: {steps}"
     card = cloud.model.card
-    cards = {"big": (card.version, card)}
+    cards = {"big": card}
     pipeline, seen = build(text, remote=cloud, cloud_cards=cards, policy=Fixed(Place.CLOUD))
     pipeline.run()
     assert seen.labels == NAMES

@@ -186,8 +186,8 @@ class Agent:
             try:
                 await keeper.run()
                 break
-            except Exception as error:  # noqa: BLE001 - supervisor of keepers: logged, started again
-                log.error("%s: its keeper failed (%s: %s); it starts again", name, type(error).__name__, error)
+            except Exception as error:  # supervisor of keepers: logged, started again
+                log.error("%s: its keeper failed; it starts again", name, exc_info=error)
                 await asyncio.sleep(_AGAIN_S)
         del self._keepers[name], self._running[name]
         self._changed.set()
@@ -282,8 +282,8 @@ async def _for_ever(what: str, work: Callable[[], Awaitable[None]]) -> None:
     while True:
         try:
             await work()
-        except Exception as error:  # noqa: BLE001 - supervisor of the agent's parts: logged, started again
-            log.error("%s failed (%s: %s); it starts again", what, type(error).__name__, error)
+        except Exception as error:  # supervisor of the agent's parts: logged, started again
+            log.error("%s failed; it starts again", what, exc_info=error)
         await asyncio.sleep(_AGAIN_S)
 
 

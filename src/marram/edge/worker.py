@@ -164,15 +164,14 @@ class Run:
         versions = [int(key.rpartition("@")[2]) for key in self._models if key.rpartition("@")[0] == name]
         return self._models[f"{name}@{max(versions)}"] if versions else None
 
-    def _cloud_cards(self, app: App) -> dict[str, tuple[int, ModelCard]]:
-        cards: dict[str, tuple[int, ModelCard]] = {}
+    def _cloud_cards(self, app: App) -> dict[str, ModelCard]:
+        cards: dict[str, ModelCard] = {}
         offered = [CloudModel.model_validate(document) for document in self._start["cloud"]]
         for reference in {step.cloud for step in app.inferences if step.cloud}:
             name, version = _parsed(reference)
             fitting = [m for m in offered if m.name == name and version in (None, m.version)]
             if fitting:
-                best = max(fitting, key=lambda m: m.version)
-                cards[reference] = (best.version, best.card)
+                cards[reference] = max(fitting, key=lambda m: m.version).card
         return cards
 
     def _verify(self, app: App) -> None:

@@ -18,7 +18,7 @@ from marram.pipeline import plugins
 from marram.pipeline.check import Resolve, at, examine
 from marram.pipeline.contract import Finite, Outlet, Remote, Sink, Source, Step, StepContext
 from marram.pipeline.events import result_sender
-from marram.pipeline.infer import CloudModel, Infer, cloud_model, load_models
+from marram.pipeline.infer import Infer, cloud_model, load_models
 from marram.pipeline.offload import Offload
 from marram.pipeline.progress import Ledger, Progress
 from marram.pipeline.runner import Passing, Runner, Stage
@@ -45,7 +45,7 @@ class NoOutlet:
 class Around:
     """The world around a pipeline.
 
-    `cloud_cards`: for each model reference that the app names under `cloud:`, the version replicas serve and its card.
+    `cloud_cards`: for each model reference that the app names under `cloud:`, the card of the version replicas serve.
     `policy`: decides each inference; needed only with `remote` (default: `placement`'s own). `resolve`: finds a model's
     bundle from its reference and the app's folder (default: the local library, paths beside the app file). `sinks`:
     further sinks besides the app's own. `on_open` hears of each of the app's sinks (a preview has a `url`). `ledger`:
@@ -55,7 +55,7 @@ class Around:
     outlet: Outlet = field(default_factory=NoOutlet)
     ledger: Ledger | None = None
     remote: Remote | None = None
-    cloud_cards: Mapping[str, tuple[int, ModelCard]] = field(default_factory=dict)
+    cloud_cards: Mapping[str, ModelCard] = field(default_factory=dict)
     policy: Policy | None = None
     resolve: Resolve = library.resolve
     sinks: tuple[Sink, ...] = ()
@@ -152,7 +152,7 @@ def _stages(
     context: StepContext,
     stats: Stats,
     offload: Offload | None,
-    clouds: Mapping[int, CloudModel],
+    clouds: Mapping[int, ModelCard],
     opened: ExitStack,
 ) -> tuple[list[Step], list[Stage]]:
     """The steps before the first inference, and each inference with the steps after it."""
@@ -175,9 +175,9 @@ def _stages(
     return head, stages
 
 
-def _clouds(app: App, cards: Mapping[str, tuple[int, ModelCard]]) -> dict[int, CloudModel]:
-    """The cloud's model of each step (by its identity) that has one."""
-    clouds: dict[int, CloudModel] = {}
+def _clouds(app: App, cards: Mapping[str, ModelCard]) -> dict[int, ModelCard]:
+    """The card of the cloud's model for each step (by its identity) that has one."""
+    clouds: dict[int, ModelCard] = {}
     for index, spec in enumerate(app.steps):
         if isinstance(spec, InferStep):
             with at(("steps", index, "cloud")):

@@ -44,6 +44,7 @@ from marram.schema.app import (
     Sink,
     VideoSink,
     VideoSource,
+    may_send,
     model_uses,
     running_steps,
 )
@@ -184,9 +185,7 @@ def _check_cloud(app: App, found: Findings) -> None:
 
 def _note_function(app: App, place: Place, step: FunctionStep, found: Findings) -> None:
     after = app.steps[app.steps.index(step) + 1 :]
-    if any(isinstance(s, KeepStep) or (isinstance(s, InferStep) and s.cloud) for s in after) and not any(
-        isinstance(s, RedactStep) for s in app.steps
-    ):
+    if any(map(may_send, after)) and not any(isinstance(s, RedactStep) for s in app.steps):
         found.note(
             place,
             "is the only step that could redact: what it does not mark as `frame.redacted` never leaves the device",

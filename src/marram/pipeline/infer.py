@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -45,19 +45,6 @@ FRESH = 1.2
 _READY_POLL_S = 0.01
 
 
-@dataclass(frozen=True, slots=True)
-class CloudModel:
-    """The cloud's model that may answer instead."""
-
-    name: str
-    version: int
-    card: ModelCard
-
-    @property
-    def key(self) -> str:
-        return f"{self.name}@{self.version}"
-
-
 def load_models(spec: InferStep, context: StepContext) -> list[Model]:
     """One model instance for each of `parallel`.
 
@@ -84,13 +71,13 @@ def check_task(spec: InferStep, card: ModelCard, where: str) -> None:
         raise Invalid(f"is a model for {card.task}", where=where, hint=f"Use the step `{verb[card.task]}`.")
 
 
-def cloud_model(spec: InferStep, cards: Any) -> CloudModel | None:
-    """The cloud model that `spec` names; None where it names none, or the cloud does not serve it (yet)."""
+def cloud_model(spec: InferStep, cards: Mapping[str, ModelCard]) -> ModelCard | None:
+    """The card of the cloud model that `spec` names; None where it names none, or the cloud does not serve it (yet)."""
     if spec.cloud is None or spec.cloud not in cards:
         return None
-    version, card = cards[spec.cloud]
+    card = cards[spec.cloud]
     check_task(spec, card, f"cloud: {spec.cloud}")
-    return CloudModel(card.model, version, card)
+    return card
 
 
 def may_leave(app: App, frame: Frame) -> bool:
@@ -109,7 +96,7 @@ class Infer:
         stats: Stats,
         *,
         offload: Offload | None = None,
-        cloud: CloudModel | None = None,
+        cloud: ModelCard | None = None,
     ) -> None:
         self._spec, self._app, self._stats = spec, app, stats
         self._offload = offload if cloud is not None else None
@@ -124,7 +111,7 @@ class Infer:
         self._shape_of = pixels_key if self._takes_picture else readings_key
         self._edge = f"{first.bundle.reference}/{first.variant.name}"
         if self._cloud is not None:
-            check_same_input(first.card, self._cloud.card)
+            check_same_input(first.card, self._cloud)
         self._pool = EdgePool(models, slowdown())
         self._parallel = len(models)
         self._audit = Audit(spec.audit, time.monotonic())
@@ -249,7 +236,7 @@ class Infer:
     def _cloud_key(self, shape: str) -> str:
         """The cloud is sent pictures already fitted to its model: all of one shape."""
         assert self._cloud is not None
-        return self._cloud.key if self._cloud.card.input.kind == "image" else f"{self._cloud.key} {shape}"
+        return self._cloud.reference if self._cloud.input.kind == "image" else f"{self._cloud.reference} {shape}"
 
     def _give_up(self, slot: Slot) -> None:
         """The app ends before this frame was answered."""
@@ -329,11 +316,11 @@ class Infer:
 
     def _request(self, frame: Frame) -> CloudInput:
         assert self._cloud is not None
-        name, version = self._cloud.name, self._cloud.version
-        if self._cloud.card.input.kind == "image":
+        name, version = self._cloud.model, self._cloud.version
+        if self._cloud.input.kind == "image":
             if frame.image is None:
-                raise Invalid(f"frame {frame.index} has no picture, which {self._cloud.key} needs")
-            body = pictures.encode_jpeg(fit_for(self._cloud.card, frame.image))
+                raise Invalid(f"frame {frame.index} has no picture, which {self._cloud.reference} needs")
+            body = pictures.encode_jpeg(fit_for(self._cloud, frame.image))
             # Pictures of one source resemble each other: the next one will be about as large.
             self._payload_bytes += (len(body) - self._payload_bytes) // 4
             return CloudInput(name, version, "image/jpeg", body, frame_size=frame.image.shape[:2])
@@ -372,8 +359,8 @@ class Infer:
     def _first_guess(self) -> int:
         if self._cloud is None:
             return 0
-        size = self._cloud.card.input.size
-        return int(np.prod(size) * (BYTES_A_PIXEL if self._cloud.card.input.kind == "image" else 4))
+        size = self._cloud.input.size
+        return int(np.prod(size) * (BYTES_A_PIXEL if self._cloud.input.kind == "image" else 4))
 
 
 @dataclass(frozen=True, slots=True)

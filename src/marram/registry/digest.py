@@ -20,13 +20,10 @@ def manifest_of(folder: Path, names: list[str]) -> Manifest:
     """The manifest of the files `names` (relative) in `folder`. Raises Invalid where one cannot be read."""
     files = []
     for name in names:
-        digest, size = hashlib.sha256(), 0
         try:
             with (folder / name).open("rb") as file:
-                while chunk := file.read(1 << 20):
-                    digest.update(chunk)
-                    size += len(chunk)
+                sha256, size = hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
         except OSError as error:
             raise Invalid(f"cannot be read: {error.strerror}", where=str(folder / name)) from error
-        files.append(File(path=name, sha256=digest.hexdigest(), size_bytes=size))
+        files.append(File(path=name, sha256=sha256, size_bytes=size))
     return Manifest(files=files)

@@ -124,7 +124,7 @@ class File(Strict):
 
 
 class Manifest(Strict):
-    """A bundle's files. A bundle is known by the digest of this list (see `registry`/`bundle_digest`)."""
+    """A bundle's files. A bundle is known by the digest of this list (`registry/digest.py`)."""
 
     files: list[File]
 
