@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import socket
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,40 @@ async def test_a_connection_that_asks_nothing_is_closed(cloud: Cloud, monkeypatc
         with contextlib.suppress(ConnectionError):
             assert (b"200 OK" in await reader.read()) == (b"openapi" in begun)
         writer.close()
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        b"GET /healthz",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: ",
+        b"POST /api/v1/join HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: ",
+    ],
+    ids=["line", "header", "trailer"],
+)
+async def test_a_head_without_end_is_not_kept(cloud: Cloud, begun: bytes) -> None:
+    _, writer = await asyncio.open_connection("127.0.0.1", int(cloud.url.rpartition(":")[2]))
+    writer.write(begun)
+    with contextlib.suppress(ConnectionError):
+        for _ in range(2000):  # 40 MB, where the door does not shut
+            writer.write(b"x" * 20_000)
+            await writer.drain()
+        pytest.fail("all of it was taken")
+    writer.close()
+
+
+async def test_a_large_body_is_no_large_head(cloud: Cloud) -> None:
+    async with httpx.AsyncClient(base_url=cloud.url, trust_env=False) as client:
+        digest = hashlib.sha256(b"x" * 3_000_000).hexdigest()
+        headers = {"Authorization": f"Bearer {cloud.admin_token}"}
+
+        async def pieces() -> AsyncIterator[bytes]:
+            for _ in range(30):
+                yield b"x" * 100_000
+
+        for content in (b"x" * 3_000_000, pieces()):
+            sent = await client.put(f"/api/v1/blobs/{digest}", content=content, headers=headers)
+            assert sent.status_code == 201
 
 
 async def test_the_api_answers_and_needs_the_token(cloud: Cloud) -> None:

@@ -1,8 +1,9 @@
 """The API's door: how many connections stand open at once, and how long one may stand there asking nothing.
 
-uvicorn waits for ever for a request to be whole, and where a process has no file left for one more connection, asyncio
-says so thousands of times a second. Neither may take the cloud from those who have a token, nor fill its disk with log
-lines. The door knows nothing of tokens or paths: it counts and waits.
+uvicorn waits for ever for a request to be whole and holds as much of its head as comes; and where a process has no file
+left for one more connection, asyncio says so thousands of times a second. None of it may take the cloud from those who
+have a token, nor fill its memory, or its disk with log lines. The door knows nothing of tokens or paths: it counts and
+waits.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import asyncio
 import resource
 from typing import Any
 
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 # How long a connection may stand without a whole request head, or with no more coming of a body.
 PATIENCE_S = 30.0
 # Accepted at once, before any of them is counted. Below the reserve, so that a burst takes no file from the rest.
 BACKLOG = 64
+# The parser keeps all of a request's head, and of what follows a body, until it ends.
+MOST_HEAD_BYTES = 64 * 1024
 # Files left for the database, the objects, the broker, replicas.
 _RESERVED_FILES = 128
 _LEAST, _MOST = 32, 10_000
@@ -28,15 +31,16 @@ def most_connections() -> int:
     return _MOST if files == resource.RLIM_INFINITY else max(_LEAST, min(_MOST, files - _RESERVED_FILES))
 
 
-class Door(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # uvicorn chooses the class as it is imported
-    """uvicorn's protocol for one connection, with a limit on their number and on its silence."""
+class Door(HttpToolsProtocol):
+    """uvicorn's protocol for one connection, with a limit on their number, on its silence and on a request's head."""
 
     _heard_s: float = 0.0
+    _head_bytes: int = 0  # that came since the last end of a head or piece of a body
     _looking: asyncio.TimerHandle | None = None
     _looked_s: float = 0.0
     _seen: Any = None  # the request that was the latest at the last look
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         super().connection_made(transport)
         self._heard_s = self._looked_s = self.loop.time()
         if len(self.connections) > most_connections():
@@ -50,7 +54,18 @@ class Door(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # uvicorn choos
 
     def data_received(self, data: bytes) -> None:
         self._heard_s = self.loop.time()
+        self._head_bytes += len(data)
         super().data_received(data)
+        if self._head_bytes > MOST_HEAD_BYTES and not self.transport.is_closing():
+            self.send_400_response("The head of the request is too large.")
+
+    def on_headers_complete(self) -> None:
+        self._head_bytes = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._head_bytes = 0
+        super().on_body(body)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._looking is not None:
