@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import resource
 import signal
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -34,6 +36,8 @@ app = typer.Typer(add_completion=False)
 LOG, LOG_BYTES = "cloud.log", 2_000_000
 # How long the line it prints at its start lets a device join.
 JOIN_S = 3600.0
+# Open files that a cloud asks the system for, where that lets it.
+FILES = 65_536
 
 
 @app.command()
@@ -71,6 +75,7 @@ def cloud(
 ) -> None:
     """Start the cloud. Ctrl-C stops it; nothing is lost."""
     place = (folder or paths.cloud()).absolute()
+    _more_files()
     _log(place / LOG, verbose)
     settings = Settings(
         folder=place,
@@ -85,6 +90,15 @@ def cloud(
         brokers=tuple(broker or ()),
     )
     asyncio.run(_run(settings))
+
+
+def _more_files() -> None:
+    """A connection takes a file, and the usual limit is one for a person's programs: as many as we may have here."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _log(file: Path, verbose: bool) -> None:
