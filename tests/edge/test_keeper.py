@@ -17,7 +17,7 @@ from marram.edge import keeper as module
 from marram.edge.deploy import MAX_TRIES, AppRecord
 from marram.edge.keeper import Keeper
 from marram.edge.state import Folder
-from marram.edge.supervisor import Exit
+from marram.edge.supervisor import Exit, WorkerSpec
 from marram.schema.device import AppState, DesiredApp
 from marram.schema.model import Manifest
 
@@ -74,7 +74,8 @@ async def test_a_version_on_trial_is_counted_on_disk_before_each_start_and_given
     keeper = keeper_of(AppRecord(target=APP, state=AppState.FETCHED), folder)
     keeper._one_life = fails
     monkeypatch.setattr(module.asyncio, "sleep", pause)
-    await keeper._try(None)
+    here = folder.path
+    await keeper._try(WorkerSpec("pi-1", "gate", 3, here, {}, [], folder.outbox, here, here / "gate.log"))
     assert counted == list(range(1, MAX_TRIES + 1))
     assert pauses == [0.5 * 2**n for n in range(MAX_TRIES)]
     kept = folder.records()["gate"]

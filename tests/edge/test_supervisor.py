@@ -238,8 +238,17 @@ async def test_its_children_end_with_it(start: Start, tmp_path: Path) -> None:
     child = int((tmp_path / "work" / "child").read_text())
     assert Path(f"/proc/{child}").exists()
     worker.process.kill()
-    await end(worker)
+    assert (await end(worker)).reason == "killed by SIGKILL"  # that its child holds its output open hides nothing
     await gone_or_zombie(child)
+
+
+async def test_a_child_left_behind_makes_no_hang_of_a_finish(start: Start) -> None:
+    """Taken for a hang it would be started again, and record all of its source twice."""
+    files = calling("import subprocess\nsubprocess.Popen(['sleep', '600'])")
+    files["app.yaml"] = files["app.yaml"].replace(b", repeat: true", b"")
+    worker = await start(files)
+    found = await end(worker)
+    assert (found.finished, found.reason) == (True, "its source came to its end")
 
 
 async def gone_or_zombie(pid: int) -> None:

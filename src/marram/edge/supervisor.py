@@ -175,15 +175,16 @@ class Worker:
 
     async def _live(self) -> None:
         assert self.process.stdout is not None
-        tasks = [
-            asyncio.create_task(self._listen()),
-            asyncio.create_task(self._log.pump(self.process.stdout)),
-            asyncio.create_task(self._watch()),
-        ]
+        ended = asyncio.create_task(self.process.wait())
+        watching = asyncio.create_task(self._watch())
+        hearing = [asyncio.create_task(self._listen()), asyncio.create_task(self._log.pump(self.process.stdout))]
+        tasks: list[asyncio.Task[Any]] = [ended, watching, *hearing]
         try:
-            await self.process.wait()
-            # What it said last may still be on its way; its children may hold the pipe open for ever.
-            await asyncio.wait(tasks[:2], timeout=1)
+            # Its children may hold the pipe open for ever, and `wait` may wait for that too (Python 3.11): so the watch
+            # looks as well.
+            await asyncio.wait([ended, watching], return_when=asyncio.FIRST_COMPLETED)
+            # What it said last may still be on its way.
+            await asyncio.wait(hearing, timeout=1)
         finally:
             kill_group(self.process.pid)
             for task in tasks:
@@ -247,8 +248,9 @@ class Worker:
             self.kill(f"hung: at work on one frame for {busy_s:.0f} s")
 
     async def _watch(self) -> None:
+        """Until it ended."""
         looked_s = time.monotonic()
-        while True:
+        while self.process.returncode is None:
             await asyncio.sleep(1)
             now_s = time.monotonic()
             # If this agent itself did not run for a while, the worker's words wait unread: give them a turn first.
