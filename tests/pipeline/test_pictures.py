@@ -86,6 +86,17 @@ def test_not_one_readable_picture_is_an_error(build: Any, tmp_path: Path) -> Non
         pipeline.run()
 
 
+def test_a_picture_of_a_kind_nobody_reads_is_counted(build: Any, photos: Path) -> None:
+    """A telephone's folder is half HEIC: who hears nothing of it thinks that all of it was looked at."""
+    (photos / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    (photos / "notes.txt").write_text("no picture")
+    pipeline, seen = build(f"source: {{images: {photos}}}\nsteps: [classify: MODEL]\n")
+    pipeline.run()
+    assert seen.labels == NAMES * 3
+    stats = pipeline.stats()
+    assert (stats["errors"], stats["last_error"]) == (1, "IMG_1.HEIC: not a picture Marram can read")
+
+
 def test_repeat_starts_over(build: Any, photos: Path, running: Callable[[Pipeline], Any]) -> None:
     pipeline, seen = build(f"source: {{images: {photos}, repeat: true}}\nsteps: [classify: MODEL]\n")
     running(pipeline)
@@ -105,12 +116,14 @@ def test_every_paces_a_folder(build: Any, photos: Path) -> None:
 @pytest.mark.parametrize(("source", "words"), [
     ("images: nowhere", "no folder"),
     ("images: empty", "no pictures in"),
+    ("images: photo.jpg", "no folder .*It is a file: name the folder"),
     ("video: nowhere.mp4", "no file"),
     ("video: garbage.mp4", "is not a video that can be read"),
 ])  # fmt: skip
 def test_a_wrong_source_is_named(build: Any, tmp_path: Path, source: str, words: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "garbage.mp4").write_bytes(b"garbage" * 1000)
+    (tmp_path / "photo.jpg").write_bytes(b"")
     with pytest.raises(MarramError, match=words) as caught:
         build(f"source: {{{source}}}\nsteps: [classify: MODEL]\n")
     assert caught.value.hint

@@ -58,6 +58,7 @@ def test_rows_become_readings(tmp_path: Path) -> None:
         ("a.csv.gz", gzip.compress(CSV.encode(), mtime=0)),
         ("a.tsv", CSV.replace(",", "\t")),
         ("a.csv", CSV.replace(",", ";")),
+        ("a.csv", CSV.replace(",", ";").replace(".5", ",5")),
         ("a.csv", "\ufeff" + CSV),
         ("a.csv", CSV.replace("\n", "\r\n")),
         ("a.csv", CSV.rstrip("\n")),
@@ -104,6 +105,22 @@ def test_chosen_columns_in_the_order_asked(tmp_path: Path) -> None:
     assert frame.tensor is not None
     assert frame.tensor.tolist() == [[3, 1]]
     assert frame.reading == {"c": 3, "a": 1}
+
+
+def test_a_field_of_an_object_inside(tmp_path: Path) -> None:
+    rows = '{"motor": {"rpm": 90, "at": 5}, "a": 1}\n{"motor": 7, "a": 2}\n{"motor": {"rpm": 95, "at": 6}, "a": 3}\n'
+    source = opened(tmp_path, rows, ", columns: [a, motor.rpm], time: motor.at", name="a.jsonl")
+    frames = list(source.frames())
+    assert [f.tensor.tolist() for f in frames] == [[[1, 90]], [[3, 95]]]
+    assert frames[0].reading["motor.rpm"] == 90 and [f.time_s for f in frames] == [5, 6]
+    assert (source.errors, source.last_error) == (1, "a.jsonl:2 motor.rpm is missing")
+    with pytest.raises(Invalid, match=r'no column "motor\.volts"'):
+        opened(tmp_path, rows, ", columns: [motor.volts]", name="a.jsonl")
+
+
+def test_columns_that_are_counted_have_a_header(tmp_path: Path) -> None:
+    """As pandas writes a table without names."""
+    assert [f.reading for f in opened(tmp_path, "0,1\n5,6\n").frames()] == [{"0": 5, "1": 6}]
 
 
 def test_every_tenth_row(tmp_path: Path) -> None:
@@ -192,6 +209,9 @@ def test_a_truncated_gz_gives_what_can_be_read(tmp_path: Path) -> None:
         ("", "", "a.csv", Invalid, "holds no rows"),
         ("v,w\n", "", "a.csv", Invalid, "holds no rows"),
         ("v,v\n1,2\n", "", "a.csv", Invalid, "different column names"),
+        ("1.5,2\n3,4\n", "", "a.csv", Invalid, "begins with numbers, not with a header of column names. Write a first"),
+        ("Temp (°C)\n1\n".encode("latin-1"), "", "a.csv", Invalid, "header in UTF-8. Is it text? Then convert it"),
+        ("v\n1\n".encode("utf-16"), "", "a.csv", Invalid, "header in UTF-8"),
         (b"\x89PNG\r\n\x1a\n\x00\x00\x00", "", "a.csv", Invalid, "a.csv"),
         (b"not a gz at all", "", "a.csv.gz", Invalid, "holds no rows"),
         (CSV, ", columns: [temprature]", "a.csv", Invalid, 'did you mean "temperature"?'),

@@ -13,7 +13,9 @@ from marram.runtime import image
 from marram.schema.app import ImagesSource
 from marram.schema.errors import MarramError, Missing
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+_READ = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".avif", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+# What a telephone or a camera may have put among them: pictures all the same, so they are counted and not passed over.
+_UNREAD = frozenset({".heic", ".heif", ".dng", ".jxl", ".jp2"})
 
 
 def open_source(spec: ImagesSource, base: Path) -> Images:
@@ -23,20 +25,22 @@ def open_source(spec: ImagesSource, base: Path) -> Images:
         raise Missing(
             f"no folder {folder}",
             where=f"source: images: {spec.images}",
-            hint="Name a folder of pictures, relative to the app file.",
+            hint="It is a file: name the folder that it is in."
+            if folder.is_file()
+            else "Name a folder of pictures, relative to the app file.",
         )
     if not _pictures(folder):
         raise Missing(
             f"no pictures in {folder}",
             where=f"source: images: {spec.images}",
-            hint=f"Looked for {', '.join(sorted(SUFFIXES))}.",
+            hint=f"Looked for {', '.join(sorted(_READ))}.",
         )
     return Images(folder, Pace(spec.every), repeat=spec.repeat)
 
 
 def _pictures(folder: Path) -> list[Path]:
     try:
-        return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+        return sorted(file for file in folder.iterdir() if file.suffix.lower() in _READ | _UNREAD and file.is_file())
     except OSError:
         return []
 

@@ -3,7 +3,8 @@
 The file is streamed: its size costs no memory. A row that cannot be read (a wrong number of fields, a word or NaN where
 numbers stand) is counted and stepped over, with its line.
 
-- `columns`: which ones (default: all but the time). Those whose first rows are mostly numbers are the `tensor`'s.
+- `columns`: which ones (default: all but the time); `motor.rpm` is a field of an object inside.
+  Those whose first rows are mostly numbers are the `tensor`'s.
 - `time`: the column that says when (default: one called time, timestamp, date or datetime): ISO 8601, or Unix seconds,
   milli-, micro- or nanoseconds. Without a zone it is this machine's local time.
 - `window`, `every`: see `windows.Window`. Without `window`, `every: 100 ms` paces the rows as if they came
@@ -18,6 +19,7 @@ import gzip
 import io
 import json
 import math
+import re
 import time
 import zlib
 from collections.abc import Iterator
@@ -36,6 +38,7 @@ _TIME_NAMES = ("time", "timestamp", "datetime", "date", "ts", "time_s")
 # Unix times are told apart by their size: 1e11 s is the year 5138, 1e11 ms is 1973.
 _UNIX_SCALES = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
 _SAMPLE_ROWS = 20
+_DECIMAL_COMMA = re.compile(r"^(\s*[+-]?\d*),(\d+(?:[eE][+-]?\d+)?\s*)$")
 _JSON_NAMES = (".jsonl", ".ndjson", ".json")
 
 
@@ -126,7 +129,7 @@ class Series:
             raise Invalid(f"{self._path} holds no rows", where="source.series", hint="It needs a header and rows.")
         names = list(sample[0])
         for wanted in [*(self._spec.columns or ()), *([self._spec.time] if self._spec.time else ())]:
-            if wanted not in names:
+            if wanted not in names and all(_field(record, wanted) is None for record in sample):
                 help_ = did_you_mean(wanted, names) or f"; it has {', '.join(names[:20])}"
                 raise Invalid(f'{self._path.name} has no column "{wanted}"{help_}', where="source")
         self._time = self._spec.time or next(
@@ -144,7 +147,7 @@ class Series:
                 hint=f"Name it (`time: {names[0]}`), or count in rows (`window: 64`).",
             )
         self._columns = self._spec.columns or [name for name in names if name != self._time]
-        self._numeric = [name for name in self._columns if _mostly_numbers([row.get(name) for row in sample])]
+        self._numeric = [name for name in self._columns if _mostly_numbers([_field(row, name) for row in sample])]
 
     def _rows(self) -> Iterator[Timed]:
         """Good rows with their Unix time; bad ones counted."""
@@ -156,11 +159,12 @@ class Series:
                 row = {name: _value(record, name, name in numeric) for name in self._columns}
                 time_s = time.time()
                 if self._time is not None:
-                    found = _time_of(record.get(self._time))
+                    written = _field(record, self._time)
+                    found = _time_of(written)
                     if found is None:
-                        raise ValueError(f"{self._time} is {record.get(self._time)!r:.40}, not a time")
+                        raise ValueError(f"{self._time} is {written!r:.40}, not a time")
                     time_s = found
-                    row.setdefault(self._time, record[self._time])
+                    row.setdefault(self._time, written)
             except ValueError as error:
                 self._bad(line, str(error))
                 continue
@@ -191,10 +195,23 @@ class Series:
             return
         delimiter = max(",;\t", key=header_line.count)
         names = [name.strip() for name in next(csv.reader([header_line], delimiter=delimiter))]
-        # U+FFFD: bytes that are no UTF-8; a picture or an archive under a wrong name begins like this.
-        if "\0" in header_line or "\ufffd" in header_line or len(set(names)) != len(names):
+        # U+FFFD: bytes that are no UTF-8; a picture or an archive under a wrong name begins like this, too.
+        if "\0" in header_line or "\ufffd" in header_line:
+            raise Invalid(
+                f"{self._path.name} does not begin with a header in UTF-8",
+                where="source.series",
+                hint=f"Is it text? Then convert it: iconv -f LATIN1 -t UTF-8 {self._path.name} (or UTF-16).",
+            )
+        if len(set(names)) != len(names):
             raise Invalid(
                 f"{self._path.name} does not begin with a header of different column names", where="source.series"
+            )
+        # Numbers are no names, and a first row taken for a header would be lost; but 0, 1, 2 … are what pandas writes.
+        if all(_number(name) is not None for name in names) and names != [str(n) for n in range(len(names))]:
+            raise Invalid(
+                f"{self._path.name} begins with numbers, not with a header of column names",
+                where="source.series",
+                hint=f"Write a first line with names, such as {delimiter.join('abcdefgh'[: len(names)])}",
             )
         reader = csv.reader(text, delimiter=delimiter)
         while True:
@@ -205,6 +222,8 @@ class Series:
                 continue
             if fields is None:
                 return
+            if delimiter == ";":  # where that parts the fields, the comma is the decimal sign
+                fields = [_DECIMAL_COMMA.sub(r"\1.\2", field) for field in fields]
             if len(fields) == len(names):
                 yield reader.line_num + 1, dict(zip(names, fields, strict=True))
             elif fields:
@@ -231,15 +250,24 @@ class Series:
 
 def _value(record: dict[str, Any], name: str, is_number: bool) -> Any:
     """One field of a row. Raises ValueError where it is not what the column holds."""
-    if name not in record:
+    value = _field(record, name)
+    if value is None and name not in record:
         raise ValueError(f"{name} is missing")
-    value = record[name]
     if not is_number:
         return value
     number = _number(value)
     if number is None:
         raise ValueError(f"{name} is {value!r:.40}, not a number")
     return number
+
+
+def _field(record: dict[str, Any], name: str) -> Any:
+    """`rpm`, or `motor.rpm` of an object inside; None where it is not there."""
+    if name in record:
+        return record[name]
+    outer, _, inner = name.partition(".")
+    inside = record.get(outer) if inner else None
+    return _field(inside, inner) if isinstance(inside, dict) else None
 
 
 def _mostly_numbers(values: list[Any]) -> bool:
