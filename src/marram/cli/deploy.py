@@ -16,6 +16,7 @@ from marram.bus.http import CloudApi
 from marram.cli import _show
 from marram.cli._appfile import AppFile
 from marram.cli._context import Json, Token, Url, connect, print_json
+from marram.cli._options import parsed
 from marram.cli._shipping import check, files_of, send_files, send_models
 from marram.schema.api import Deployment, DeviceApp
 from marram.schema.device import AppState, DeviceState
@@ -50,18 +51,18 @@ def deploy(
         if list_:
             _list(api, json)
         elif remove is not None:
-            _selector(to or "all")
+            parsed(parse_labels, to or "all", "--to")
             api.undeploy(remove, to or "all")
             print(f"{remove} goes off {'every device' if (to or 'all') == 'all' else f'devices with {to}'}")
         elif file is not None:
-            wait_s = 0.0 if no_wait else _seconds(timeout)
+            wait_s = 0.0 if no_wait else parsed(parse_duration, timeout, "--timeout")
             _deploy(api, AppFile.read(file), to, wait_s, json)
 
 
 def _deploy(api: CloudApi, file: AppFile, to: str | None, wait_s: float, json: bool) -> None:
     if to is None:
         raise Invalid("to which devices?", where="--to", hint="--to all, or labels: --to site=shanghai")
-    selector = _selector(to)
+    selector = parsed(parse_labels, to, "--to")
     warnings = check(file)
     files_of(file)  # a missing file is told before a model of a gigabyte travels
     out = Console(stderr=True, highlight=False) if json else _show.console()
@@ -192,17 +193,3 @@ def _count(made: Deployment) -> str:
 
 def _names(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _selector(text: str) -> dict[str, str]:
-    try:
-        return parse_labels(text)
-    except ValueError as error:
-        raise Invalid(str(error), where="--to") from error
-
-
-def _seconds(text: str) -> float:
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise Invalid(str(error), where="--timeout") from error

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from marram.cli._options import parsed
 from marram.edge.join import check_broker
 from marram.edge.join import join as join_cloud
 from marram.edge.state import Folder
@@ -50,10 +51,7 @@ def join(
     broker: BrokerOption = None,
 ) -> None:
     """Join a cloud: the token becomes this device's identity, kept in its folder."""
-    try:
-        labels = parse_labels(",".join(label or []))
-    except ValueError as error:
-        raise Invalid(str(error), where="--label") from error
+    labels = parsed(parse_labels, ",".join(label or []), "--label")
     if token == "-":
         token = sys.stdin.readline().strip()
         if not token:

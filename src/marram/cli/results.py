@@ -13,8 +13,9 @@ from rich.text import Text
 from marram.bus.http import CloudApi
 from marram.cli import _show
 from marram.cli._context import Json, Token, Url, connect
+from marram.cli._options import parsed
 from marram.schema.api import EventView
-from marram.schema.errors import Invalid, Retryable
+from marram.schema.errors import Retryable
 from marram.schema.event import EventKind
 from marram.schema.units import parse_duration
 
@@ -79,10 +80,7 @@ def query(
     """Stored events, oldest first; with --json one JSON object a line."""
     since_s = None
     if since is not None:
-        try:
-            since_s = time.time() - parse_duration(since)
-        except ValueError as error:
-            raise Invalid(str(error), where="--since") from error
+        since_s = time.time() - parsed(parse_duration, since, "--since")
     with connect(url, token) as api:
         out, left, last = _show.console(), limit, after
         if last is None and since_s is not None:

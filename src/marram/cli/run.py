@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from marram.cli._appfile import AppFile, build_detector
+from marram.cli._options import parsed
 from marram.cli._show import plain
 from marram.pipeline.build import Around, Pipeline
 from marram.pipeline.contract import Frame
@@ -52,7 +53,7 @@ def run(
 
     The exit status is 2 where it cannot start, or where errors were all it gave.
     """
-    seconds = _seconds(duration)
+    seconds = parsed(parse_duration, duration, "--duration") if duration is not None else None
     read = AppFile.read(file)
     found, option = _with_source(read.app, camera, video, images)
     lines = Lines(json_lines=json_lines, quiet=quiet, limit=limit)
@@ -197,15 +198,6 @@ def summary(stats: dict[str, Any], took_s: float) -> str:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'s' if number != 1 else ''}"
-
-
-def _seconds(duration: str | None) -> float | None:
-    if duration is None:
-        return None
-    try:
-        return parse_duration(duration)
-    except ValueError as error:
-        raise Invalid(str(error), where="--duration") from error
 
 
 def _with_source(found: App, camera: int | None, video: str | None, images: Path | None) -> tuple[App, str | None]:

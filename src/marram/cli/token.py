@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
 from marram.cli import _show
 from marram.cli._context import Json, Token, Url, connect, print_json
-from marram.schema.errors import Invalid
+from marram.cli._options import parsed
 from marram.schema.ids import parse_labels
 from marram.schema.units import format_duration, parse_duration
 
-_T = TypeVar("_T")
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Make tokens that let devices join.")
 
 
@@ -27,9 +25,9 @@ def create(
     token: Token = None,
 ) -> None:
     """Make a join token: told once, here. Prints the command to type on the device."""
-    ttl_s = _checked(parse_duration, ttl, "--ttl")
+    ttl_s = parsed(parse_duration, ttl, "--ttl")
     with connect(url, token) as api:
-        made = api.create_token(_checked(parse_labels, labels, "--labels"), uses=uses, ttl_s=ttl_s)
+        made = api.create_token(parsed(parse_labels, labels, "--labels"), uses=uses, ttl_s=ttl_s)
         if json:
             print_json(made)
             return
@@ -69,10 +67,3 @@ def revoke(
     with connect(url, token) as api:
         api.revoke_token(id)
     print(f"token {id} is revoked")
-
-
-def _checked(parse: Callable[[str], _T], text: str, where: str) -> _T:
-    try:
-        return parse(text)
-    except ValueError as error:
-        raise Invalid(str(error), where=where) from error

@@ -13,9 +13,10 @@ from rich.text import Text
 from marram.bus.http import CloudApi
 from marram.cli import _show
 from marram.cli._context import Json, Token, Url, connect, print_json
+from marram.cli._options import parsed
 from marram.schema.api import Status
 from marram.schema.device import Device, ReportedApp
-from marram.schema.errors import Invalid, Retryable
+from marram.schema.errors import Retryable
 from marram.schema.figures import figure_of
 from marram.schema.units import format_rate, parse_duration
 
@@ -32,10 +33,7 @@ def top(
     token: Token = None,
 ) -> None:
     """Watch the fleet live; Ctrl-C ends it."""
-    try:
-        every_s = max(0.2, parse_duration(every))
-    except ValueError as error:
-        raise Invalid(str(error), where="--every") from error
+    every_s = max(0.2, parsed(parse_duration, every, "--every"))
     with connect(url, token) as api:
         if json:
             print_json(api.devices(labels))
