@@ -61,10 +61,11 @@ class Ingest:
         try:
             return await loop.run_in_executor(self._threads, self.store_batch, device, message.payload, arrived_s)
         except MarramError as error:
-            self.refused += 1
-            if device != _CHECKER and not isinstance(error, Invalid):  # what is malformed is the sender's fault
-                self._failed = (time.monotonic(), error)
-            log.warning("a batch of %s was not stored: %s", device, error)
+            if device != _CHECKER:  # a check that fails tells whoever asked for it
+                self.refused += 1
+                log.warning("a batch of %s was not stored: %s", device, error)
+                if not isinstance(error, Invalid):  # what is malformed is the sender's fault
+                    self._failed = (time.monotonic(), error)
             raise
 
     def store_batch(self, device: str, payload: bytes, arrived_s: float | None = None) -> bytes:

@@ -130,7 +130,8 @@ class Database:
             except OSError as error:
                 raise Retryable(f"its folder cannot be looked at: {error.strerror}", where=self.name) from error
             if free < ROOM_BYTES:
-                raise Retryable(f"the disk is full: {format_size(free)} are free", where=self.name, hint="Make room.")
+                left = format_size(free)
+                raise Retryable(f"the disk is full or nearly so: {left} free", where=self.name, hint="Make room.")
         # A change of nobody's data that still has to reach the disk: the file's header, a record in the server's log.
         change = (
             f"PRAGMA user_version={int(time.time())}"

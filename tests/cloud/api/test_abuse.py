@@ -106,6 +106,13 @@ def test_garbage_is_invalid(shared: Served, body: bytes) -> None:
     assert fault(answer).error.kind == "invalid"
 
 
+def test_a_body_that_does_not_call_itself_json_is_told_so(shared: Served) -> None:
+    headers = {"Authorization": f"Bearer {shared.token}"}
+    answer = httpx.post(f"{shared.url}/api/v1/tokens", content=b"{}", headers=headers, trust_env=False)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["what"] == "the body is not a JSON object sent with Content-Type: application/json"
+
+
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_huge_body_is_refused_before_it_is_held(http: httpx.Client, chunked: bool) -> None:
     def endless() -> Iterator[bytes]:

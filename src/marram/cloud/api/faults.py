@@ -82,6 +82,8 @@ async def _wrong(request: Request, error: Exception) -> JSONResponse:
         what = field_fault(fault, echo=False)
         if fault["type"] == "json_invalid":
             where, what = "", f"the body is not JSON: {fault.get('ctx', {}).get('error', what)}"
+        elif fault["type"] == "model_attributes_type" and where == "":  # FastAPI parses only what calls itself JSON
+            what = "the body is not a JSON object sent with Content-Type: application/json"
         lines.append(f"{where}: {what}"[:500] if where else what[:500])
     return _json(
         400, Fault(kind="invalid", what="\n".join(lines), hint=f"See /openapi.json, {request.url.path[:200]}.")
