@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -148,6 +149,36 @@ def test_a_cloud_model_that_may_never_be_asked_is_told(marram_: Terminal, tmp_pa
     (tmp_path / "a" / "f.py").write_text("def cover(frame, result): ...")
     assert told in marram_("deploy", app_file(tmp_path / "a", covered, "raw: redacted"), "--to", "all")
     assert told not in marram_("deploy", app_file(tmp_path / "a", steps, "raw: allowed"), "--to", "all")
+
+
+@pytest.mark.parametrize(
+    ("source", "files", "told"),
+    [
+        (
+            "series: rows/x.csv",
+            "[]",
+            '2  source.series: file "rows/x.csv" stays here.*`files: \\[rows/x.csv\\]` sends it',
+        ),
+        ("series: rows/x.csv", "[rows/x.csv]", None),
+        ("series: /srv/x.csv", "[]", None),
+        ("video: x.mp4", "[rows/x.csv]", 'source.video: file "x.mp4" stays here'),
+        ("video: 'rtsp://camera/1'", "[]", None),
+        ("images: rows", "[]", 'source.images: folder "rows" stays here'),
+        ("images: rows/", "[rows/x.csv]", None),
+        ("images: ~/photos", "[]", None),
+        ("camera: 0", "[]", None),
+    ],
+)
+def test_a_source_that_does_not_travel_is_told(
+    marram_: Terminal, tmp_path: Path, source: str, files: str, told: str | None
+) -> None:
+    """Else every device rolls the app back with a path that nobody wrote."""
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "x.csv").write_text("v\n1\n")
+    page = tmp_path / "app.yaml"
+    page.write_text(f"app: gate\nsource: {{{source}}}\nsteps: [{{filter: 'true'}}]\nfiles: {files}\n")
+    shown = marram_("deploy", str(page), "--to", "all")
+    assert re.search(told, shown) if told else "stays here" not in shown
 
 
 def test_arguments_that_make_no_sense_say_which(marram_: Terminal, tmp_path: Path) -> None:

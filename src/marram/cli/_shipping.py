@@ -11,7 +11,7 @@ from pathlib import Path
 
 from marram.bus.http import CloudApi, Progress
 from marram.cli._appfile import AppFile, build_detector
-from marram.pipeline.check import at, is_path, missing_files, rules, travelling_files
+from marram.pipeline.check import at, is_path, missing_files, note_source_left_behind, rules, travelling_files
 from marram.runtime import library
 from marram.runtime.bundle import Bundle
 from marram.schema.api import ModelView
@@ -93,6 +93,7 @@ def check(file: AppFile) -> list[str]:
     found = rules(file.app)
     for fault in found.faults:
         raise file.page.locate(fault)
+    note_source_left_behind(file.app, found)
     return [str(file.page.locate(note)) for note in found.notes]
 
 

@@ -294,20 +294,37 @@ def travelling_files(app: App) -> list[tuple[Place, str]]:
     return [*functions, *((("files", index), name) for index, name in enumerate(app.files))]
 
 
+def note_source_left_behind(app: App, found: Findings) -> None:
+    """Note a source that lies beside the app file and does not travel with it: on a device it is nowhere."""
+    path, thing = _read_from(app)
+    if path is None or path.startswith("~") or Path(path).is_absolute():
+        return
+    inside = f"{Path(path).as_posix()}/"
+    if not any(f"{Path(name).as_posix()}/".startswith(inside) for name in app.files):
+        travels = f"`files: [{path}]` sends it along" if thing == "file" else "`files:` sends what it names along"
+        found.note(
+            ("source", plugins.verb_of(app.source, SOURCES)),
+            f'{thing} "{path}" stays here, and a device looks beside the app, too',
+            f"{travels}; or name where it is on the device, from / or ~ on.",
+        )
+
+
+def _read_from(app: App) -> tuple[str | None, str]:
+    """The file or folder that the source reads, and which of the two; None where it reads neither."""
+    match app.source:
+        case SeriesSource(series=path) | VideoSource(video=path) if "://" not in path:
+            return path, "file"
+        case ImagesSource(images=path):
+            return path, "folder"
+    return None, ""
+
+
 def _look_at_source(app: App, base: Path, found: Findings) -> None:
     """What can be seen of the source from any machine; its pictures and rows may be on the device only."""
     source = app.source
-    match source:
-        case MqttSource():
-            path, thing = None, ""
-        case SeriesSource():
-            path, thing = source.series, "file"
-        case ImagesSource():
-            path, thing = source.images, "folder"
-        case VideoSource() if "://" not in source.video:
-            path, thing = source.video, "file"
-        case _:
-            return
+    path, thing = _read_from(app)
+    if path is None and not isinstance(source, MqttSource):
+        return
     place = ("source", plugins.verb_of(source, SOURCES))
     if path is not None:
         here = base / Path(path).expanduser()
