@@ -160,6 +160,15 @@ def test_samples_go_out_as_files_and_come_back_as_labels(marram_: Terminal, tmp_
     assert [s["id"] for s in marram_.json("sample", "list", "--unlabelled")] == [2, 3]
 
 
+@pytest.mark.parametrize("between", [";", "\t"])
+def test_a_sheet_as_spreadsheets_save_it(marram_: Terminal, tmp_path: Path, between: str) -> None:
+    marram_.served.deliver("pi-1", [sample(b"one")])
+    sheet = tmp_path / "labels.csv"
+    sheet.write_bytes("\ufeffid,label,reason\r\n1,cat,a b\r\n".replace(",", between).encode())
+    assert "1 sample labelled" in marram_("sample", "label", str(sheet))
+    assert [s["label"] for s in marram_.json("sample", "list")] == ["cat"]
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [(None, "no such file"), ("a,b\n1,2\n", "no columns"), ("id,label\nx,cat\n", 'labels.csv:2: "x" is not the id'),

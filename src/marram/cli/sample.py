@@ -165,7 +165,10 @@ def _read_labels(sheet: Path) -> list[tuple[int, str]]:
     """(id, label) of each row. Raises Missing, Invalid naming the line."""
     try:
         with sheet.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
+            # Spreadsheets of half the world save with ; between the fields.
+            header = file.readline()
+            file.seek(0)
+            rows = csv.DictReader(file, delimiter=max(",;\t", key=header.count))
             columns = rows.fieldnames or []
             if "id" not in columns or "label" not in columns:
                 raise Invalid(
