@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ import pytest
 from tests.edge.world import LONG_S, ticking
 
 from marram.bus.client import Bus
+from marram.bus.outbox import Outbox
 from marram.edge.logfile import LogFile
 from marram.edge.process import resident_bytes, worker_environment
 from marram.edge.relay import Relay
@@ -82,6 +84,15 @@ async def test_a_held_worker_runs_only_when_told(start: Start) -> None:
     assert not worker.stats
     worker.go()
     await proven(worker)
+
+
+async def test_what_it_made_last_is_on_the_disk_before_it_ends(start: Start, tmp_path: Path) -> None:
+    files = calling("return {'value': 1.0}")
+    files["rows.csv"] = b"x\n" + b"1\n" * 3000
+    files["app.yaml"] = files["app.yaml"].replace(b", every: 20 ms, repeat: true", b"").replace(b"nothing", b"results")
+    assert (await end(await start(files))).finished
+    with contextlib.closing(Outbox(tmp_path / "outbox.db")) as outbox:
+        assert outbox.depth() == 3000
 
 
 async def test_a_source_that_ends_is_a_finish(start: Start) -> None:
