@@ -6,6 +6,7 @@ import asyncio
 import resource
 import signal
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -208,6 +209,18 @@ async def test_those_who_ask_for_health_at_once_share_one_look(cloud: Cloud) -> 
     first = await asyncio.to_thread(cloud.state.checks, 60.0)
     assert await asyncio.to_thread(cloud.state.checks, 60.0) is first
     assert await asyncio.to_thread(cloud.state.checks) is not first
+
+
+async def test_a_part_that_hangs_holds_one_who_asks_and_no_more(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, answered = threading.Event(), threading.Event()
+    monkeypatch.setattr(cloud.state.objects, "check", lambda: (asked.set(), answered.wait(60), "fine")[2])
+    monkeypatch.setattr("marram.cloud.state.CHECK_WAIT_S", 0.01)
+    first = asyncio.create_task(asyncio.to_thread(cloud.state.checks))
+    await asyncio.to_thread(asked.wait, 60)
+    (told,) = await asyncio.to_thread(cloud.state.checks)
+    assert not told.ok and not first.done()
+    answered.set()
+    assert all(check.ok for check in await first)
 
 
 @contextmanager

@@ -42,6 +42,8 @@ from marram.store import DeploymentRow, EventFilter, Objects, SampleFilter, Stor
 
 # What `status` says of broker, database and ingest is at most so old: every open console asks each second.
 CHECKS_KEEP_S = 5.0
+# How long a caller waits for the checks that another one's question began.
+CHECK_WAIT_S = 3.0
 
 
 @dataclass(slots=True)
@@ -224,8 +226,10 @@ class CloudState:
         )
 
     def checks(self, age_s: float = 0.0) -> list[Check]:
-        # One caller tries, the others who come meanwhile share what it finds.
-        with self._checking:
+        # One caller tries, the others who come meanwhile share what it finds; a part that hangs holds none of them.
+        if not self._checking.acquire(timeout=CHECK_WAIT_S):
+            return [Check(name="checks", ok=False, detail="one has not come back yet")]
+        try:
             made_s, checks = self._checked
             if time.monotonic() - made_s >= age_s:
                 checks = [
@@ -235,6 +239,8 @@ class CloudState:
                 ]
                 self._checked = (time.monotonic(), checks)
             return checks
+        finally:
+            self._checking.release()
 
 
 def tried(name: str, attempt: Callable[[], str]) -> Check:

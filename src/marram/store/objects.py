@@ -13,6 +13,7 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,6 +25,9 @@ from marram.schema.errors import Invalid, MarramError, Missing, Refused, Retryab
 from marram.schema.words import first_line
 from marram.system.files import sync
 
+# A bucket that takes connections and says nothing: by default it would hold a thread for minutes. Devices send again.
+_PATIENCE: Any = {"connect_timeout": timedelta(seconds=5), "timeout": timedelta(seconds=20)}
+_AGAIN: Any = {"max_retries": 2, "retry_timeout": timedelta(seconds=10)}
 _CHUNK_BYTES = 1 << 20
 
 
@@ -58,7 +62,8 @@ class Objects:
             try:
                 # An endpoint written as http:// (an S3 on one's own network) is meant so.
                 plain = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
-                self._store = from_url(self.name, client_options={"allow_http": True} if plain else None)
+                options: Any = {"allow_http": plain, **_PATIENCE}
+                self._store = from_url(self.name, client_options=options, retry_config=_AGAIN)
             except (faults.BaseError, ValueError) as error:
                 raise Invalid(
                     f'"{self.name}" is not an object store: {first_line(error)}',
