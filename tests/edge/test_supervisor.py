@@ -20,6 +20,7 @@ from marram.edge.logfile import LogFile
 from marram.edge.process import resident_bytes, worker_environment
 from marram.edge.relay import Relay
 from marram.edge.supervisor import Patience, Worker, WorkerSpec
+from marram.schema.errors import Retryable
 
 Start = Callable[..., Awaitable[Worker]]
 
@@ -330,3 +331,9 @@ async def test_a_full_disk_loses_words_only(small_disk: Path) -> None:
     reader.feed_eof()
     await log.pump(reader)
     assert log.last_words() == "last words"
+
+
+async def test_a_file_where_the_working_folder_belongs_is_named(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "work").write_text("")
+    with pytest.raises(Retryable, match=f"{tmp_path}/work: file exists"):
+        await start(ticking())

@@ -23,6 +23,7 @@ from marram.edge.agent_end import AgentEnd
 from marram.edge.logfile import LogFile
 from marram.edge.process import kill_group, resident_bytes, signal_name, worker_environment
 from marram.edge.relay import Relay
+from marram.edge.state import disk_fault
 from marram.schema.errors import Invalid, MarramError, Retryable
 from marram.schema.units import format_size
 
@@ -118,7 +119,11 @@ class Worker:
     @classmethod
     async def start(cls, spec: WorkerSpec, relay: Callable[[AgentEnd], Relay], patience: Patience) -> Worker:
         """Start the process and tell it what to run. Raises Retryable where the machine cannot start one."""
-        spec.work.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            spec.work.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            fault = disk_fault(error, spec.work)
+            raise Retryable(fault.what, where=fault.where, hint=fault.hint) from error
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
