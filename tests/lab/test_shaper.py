@@ -134,6 +134,24 @@ async def test_a_cut_moves_nothing_and_closes_nothing_and_a_heal_delivers_all() 
         writer.close()
 
 
+async def test_a_cut_holds_up_what_is_in_the_air_on_its_way_down() -> None:
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"hello")
+        await reader.read()
+        writer.close()
+
+    async with server(greet) as port, Link("127.0.0.1", port, constant(20e6, 0.6)) as link:
+        reader, writer = await asyncio.open_connection("127.0.0.1", link.port)
+        while not link._down._lumps:  # the greeting is on its way, for 300 ms more
+            await asyncio.sleep(0.01)
+        link.cut()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(reader.read(1), 0.5)
+        link.heal()
+        assert await asyncio.wait_for(reader.readexactly(5), 10) == b"hello"
+        writer.close()
+
+
 async def test_a_cut_in_the_middle_of_a_transfer_loses_nothing() -> None:
     data = random.Random(2).randbytes(120_000)
     async with server(echo) as port, Link("127.0.0.1", port, constant(4e6, 0.02)) as link:
