@@ -132,6 +132,10 @@ def test_top_shows_the_fleet_at_a_glance(marram_: Terminal) -> None:
     shown = marram_("top")
     assert "6.1 Mbit/s 48 ms" in shown and "75 %" in shown and "25 %" in shown and "40 ms" in shown
     assert "no app" in shown and "1 of 2 devices online" in shown
+    marram_.served.report("pi-1", stats={"frames": 8, "errors": 3})
+    assert "errors" not in marram_("top")
+    marram_.served.report("pi-1", stats={"frames": 0, "errors": 1234})
+    assert "colours 1 1,234 errors" in marram_("top")
 
 
 # ---------------------------------------------------------------- samples

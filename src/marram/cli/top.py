@@ -91,6 +91,9 @@ def _row(device: Device, item: ReportedApp | None, *, first: bool) -> list[str |
     label = Text(f"{item.name} {item.version}")
     if item.state.value != "committed":
         label.append(" ").append_text(_show.state(item.state.value))
+    errors = figure_of(stats, "errors")
+    if errors and not figure_of(stats, "frames"):  # it runs, and answers nothing: why is in `marram device show`
+        label.append(f" {errors:,.0f} errors", style="red")
     return [
         name,
         state,
