@@ -191,13 +191,15 @@ def test_without_a_terminal_a_long_wait_is_no_silence() -> None:
     still.stop()
 
 
-@pytest.mark.parametrize(("lost", "answers", "status"), [(0, 3, 0), (1, 3, 1), (0, 0, 1)])
+@pytest.mark.parametrize(
+    ("lost", "twice", "answers", "status"), [(0, 0, 3, 0), (1, 0, 3, 1), (0, 1, 3, 1), (0, 0, 0, 1)]
+)
 def test_the_exit_status_is_whether_the_promises_held(
-    lost: int, answers: int, status: int, monkeypatch: pytest.MonkeyPatch
+    lost: int, twice: int, answers: int, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     figures = {
         "events_lost": lost,
-        "events_duplicated": 0,
+        "events_duplicated": twice,
         "devices": [{"name": "a", "results_during_outage": 5}, {"name": "b", "results_during_outage": answers}],
     }
     monkeypatch.setattr("marram.lab.demo.Demo.run", lambda self: figures)

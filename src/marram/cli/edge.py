@@ -132,6 +132,7 @@ def _row(app: dict[str, Any]) -> dict[str, str]:
         "frames": f"{stats.get('frames', 0):,}",
         "frames/s": f"{stats.get('fps', 0):.1f}",
         "p50": f"{p50:.1f} ms" if p50 is not None else "-",
+        "errors": f"{stats.get('errors', 0):,}",
         "restarts": str(app["restarts"]),
-        "reason": app["reason"],
+        "reason": app["reason"] or stats.get("last_error", ""),
     }
