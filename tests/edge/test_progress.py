@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from tests.edge.world import LONG_S, Cloud, Device, gone
 
+from marram.bus.outbox import Outbox
 from marram.pipeline import opencv
 from marram.schema.device import AppState
 from marram.schema.event import EventKind
@@ -89,6 +90,16 @@ async def test_a_killed_worker_and_a_killed_agent_record_each_frame_once(
     await until_finished(cloud, 1)
     assert device.words().count("version 1 started") == started == 3
     await device.stop()
+    # Also where the device forgot everything else.
+    (device.folder.path / "apps" / "counting.json").write_bytes(b"\0" * 100)
+    await device.start()
+    await until_finished(cloud, 1)
+    assert device.words().count("version 1 started") == 4
+    await device.stop()
+    outbox = Outbox(device.folder.outbox)
+    assert outbox.depth() == 0
+    outbox.close()
+    await each_frame_once(cloud)
 
 
 async def test_a_clean_stop_goes_on_and_another_version_or_a_new_deployment_begins_anew(

@@ -95,6 +95,7 @@ class Agent:
             device=self._device,
             patience=self._settings.patience,
             changed=self._changed.set,
+            forget=lambda app: outbox.progress(app, 0, ()),
         )
         log.info("device %s, process %d, folder %s", self._device, os.getpid(), self._folder.path)
         await self._bus.subscribe(subjects.desired(self._device), self._nudged)

@@ -40,9 +40,13 @@ class AppRecord(Strict):
 
     @property
     def started(self) -> tuple[int, ...]:
-        """The versions that ran here and may run again, the target from its second try on."""
-        committed = (self.committed.version,) if self.committed else ()
-        return (*committed, self.target.version) if self.tries > 1 else committed
+        """The versions that ran here and may run again, the target from its second try on.
+
+        Also where no version was proven: this record may be new because the one before it was damaged.
+        """
+        if self.committed is None:
+            return (self.target.version,)
+        return (self.committed.version, self.target.version) if self.tries > 1 else (self.committed.version,)
 
     @property
     def settled(self) -> bool:

@@ -19,7 +19,10 @@ from marram.schema.device import DesiredApp
 
 @dataclass
 class Ground:
-    """Shared by all keepers. `changed` is called when there is something new to report."""
+    """Shared by all keepers. `changed` is called when there is something new to report.
+
+    `forget` has the outbox forget how far an app's source came; it blocks, and raises MarramError.
+    """
 
     folder: Folder
     bundles: Bundles
@@ -29,6 +32,7 @@ class Ground:
     engines: Engines = field(default_factory=Engines)
     patience: Patience = field(default_factory=Patience)
     changed: Callable[[], None] = lambda: None
+    forget: Callable[[str], object] = lambda app: None
 
     def __post_init__(self) -> None:
         self._using = 0

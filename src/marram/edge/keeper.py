@@ -124,6 +124,10 @@ class Keeper:
         """Do what is missing, in order; safe to cancel anywhere."""
         if self.removed:
             await self._stop_steady()
+            try:
+                await asyncio.to_thread(self._ground.forget, self.name)
+            except MarramError as error:
+                log.warning("%s: deployed again it may go on where it was: %s", self.name, error)
             self._ground.folder.remove_record(self.name)
             log.info("%s: removed", self.name)
             self._ground.changed()

@@ -110,12 +110,12 @@ class Run:
             if self._told.get() != "go":
                 return 0
         outbox = Outbox(Path(self._start["outbox"]))
-        version = self._start["version"]
+        name, version = self._start["app"], self._start["version"]
         try:
-            reached = outbox.progress(app.app, version, self._start["started"])
+            reached = outbox.progress(name, version, self._start["started"])
             writer = OutboxWriter(outbox)
             try:
-                self._run(app, _Ledger(writer, app.app, version, reached))
+                self._run(app, _Ledger(writer, name, version, reached))
             finally:
                 writer.close()
         finally:
