@@ -7,7 +7,6 @@ Every MarramError becomes one line on stderr and exit status 2; Ctrl-C exits 130
 from __future__ import annotations
 
 import importlib
-import itertools
 import os
 import sys
 from typing import Any
@@ -17,7 +16,6 @@ from rich.console import Console
 from typer.main import get_command
 
 from marram import __version__
-from marram.cli._signatures import without_bodies
 from marram.last_resort import ended
 
 COMMANDS: dict[str, str] = {
@@ -40,13 +38,7 @@ COMMANDS: dict[str, str] = {
 
 def main() -> None:
     """The `marram` program."""
-    arguments = sys.argv[1:]
-    if "--help" in arguments:
-        # What stands between the command's words and --help would change nothing, and must not be taken for a value.
-        arguments = [*itertools.takewhile(lambda word: not word.startswith("-"), arguments), "--help"]
-    if "--help" in arguments or _completing():
-        without_bodies()
-    sys.exit(execute(arguments))
+    sys.exit(execute(sys.argv[1:]))
 
 
 def execute(arguments: list[str]) -> int:
@@ -75,9 +67,11 @@ def _dispatch(arguments: list[str]) -> int:
     return status if isinstance(status, int) else 0
 
 
-def _completing() -> bool:
-    """Whether a shell asks what may come next."""
-    return "_MARRAM_COMPLETE" in os.environ
+def _completing() -> list[str]:
+    """The line so far, where a shell asks what may come next: bash tells it in one way, the others in another."""
+    if "_MARRAM_COMPLETE" not in os.environ:
+        return []
+    return (os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS") or "marram").split()
 
 
 def _noun(name: str) -> typer.Typer:
@@ -86,7 +80,7 @@ def _noun(name: str) -> typer.Typer:
 
 
 def _overview() -> Any:
-    """`marram --help`, `--version`, unknown commands; every real command only where a shell asks for completion."""
+    """`marram --help`, `--version`, unknown commands; a real command only where a shell completes a line of it."""
     app = typer.Typer(
         no_args_is_help=True,
         help="Runs AI across cloud and edge: where it answers soonest, and on when the link does not.",
@@ -101,8 +95,7 @@ def _overview() -> Any:
     for name, line in COMMANDS.items():
         app.command(name, help=line)(_never)
     overview: Any = get_command(app)
-    if _completing():
-        overview.commands |= {name: get_command(_noun(name)) for name in COMMANDS}
+    overview.commands |= {name: get_command(_noun(name)) for name in _completing()[1:2] if name in COMMANDS}
     return overview
 
 
