@@ -159,6 +159,14 @@ def test_samples_go_out_as_files_and_come_back_as_labels(marram_: Terminal, tmp_
     sheet.write_text(sheet.read_text().replace("\n1,,", "\n1,cat,").replace("1,,", "1,cat,", 1))
     marram_("sample", "export", str(out))  # again, before anything was sent: what was typed stays
     assert next(csv.DictReader(sheet.open()))["label"] == "cat"
+    sheet.write_text(sheet.read_text().replace("\n3,,", "\n3,dog,"))
+    marram_("sample", "export", str(out), "--limit", "2")  # fewer of them: what was typed for the others stays as well
+    assert [(row["id"], row["label"]) for row in csv.DictReader(sheet.open())] == [
+        ("1", "cat"),
+        ("2", ""),
+        ("3", "dog"),
+    ]
+    sheet.write_text(sheet.read_text().replace("\n3,dog", "\n3,"))
     assert "1 sample labelled" in marram_("sample", "label", str(sheet))
     assert [s["label"] for s in marram_.json("sample", "list", "--labelled")] == ["cat"]
     assert [s["id"] for s in marram_.json("sample", "list", "--unlabelled")] == [2, 3]

@@ -132,7 +132,7 @@ def test_duration_ends_what_has_no_end(folder: Path, capsys: pytest.CaptureFixtu
 
 @pytest.mark.parametrize(("arguments", "words"), [
     (["nowhere.yaml"], "no such file nowhere.yaml"),
-    (["APP", "--duration", "10"], '--duration: "10" has no unit; write 10 ms or 0.01 s'),
+    (["APP", "--duration", "10"], '--duration: "10" has no unit; write 10 s or 10 ms'),
     (["APP", "--images", "a", "--camera", "0"], "an app has one source"),
     (["APP", "--camera", "-1"], "-1 is no camera"),
     (["APP", "--images", "/nowhere"], "no folder /nowhere"),

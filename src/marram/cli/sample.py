@@ -76,10 +76,10 @@ def export(
 ) -> None:
     """Write samples as files, and a labels.csv to fill in: then `marram sample label FOLDER/labels.csv`.
 
-    Run again, it fetches what is new; labels typed into labels.csv meanwhile stay.
+    Run again, it fetches what is new; labels typed into labels.csv meanwhile stay, those of other samples too.
     """
     sheet = folder / "labels.csv"
-    typed = dict(_read_labels(sheet)) if sheet.exists() else {}
+    typed = {id: label for id, label in _read_labels(sheet) if label} if sheet.exists() else {}
     with connect(url, token) as api:
         found = _all(api, app, device, labelled, limit)
         if not found:
@@ -150,9 +150,12 @@ def _write_sheet(sheet: Path, found: list[SampleView], typed: dict[int, str]) ->
         rows.writerow(_COLUMNS)
         for item in found:
             answer, confidence = _answer(item)
-            told = typed.get(item.id) or item.label or ""
+            told = typed.pop(item.id, "") or item.label or ""
             texts = (item.device, item.app, answer, confidence, item.reason)
             rows.writerow([item.id, told, _file(item), *map(_harmless, texts)])
+        rows.writerows(
+            [id, told] for id, told in typed.items()
+        )  # this export's filter left them out; nobody typed in vain
     fresh.replace(sheet)
 
 

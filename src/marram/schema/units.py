@@ -35,14 +35,18 @@ def _split(text: object, units: dict[str, Any], example: str) -> tuple[float, st
 
 def parse_duration(text: object) -> float:
     """`200 ms` -> 0.2 seconds. Raises ValueError on a missing or unknown unit, or a negative duration."""
-    number = str(text).strip()
-    example = (
-        f"{number} ms or {float(number) / 1000:g} s" if re.fullmatch(r"\d+(\.\d+)?", number) else "200 ms or 0.2 s"
-    )
-    value, unit = _split(text, _DURATION_S, example)
+    value, unit = _split(text, _DURATION_S, _likely(str(text).strip()))
     if value < 0:
         raise ValueError(f'"{text}" is negative')
     return value * _DURATION_S[unit]
+
+
+def _likely(number: str) -> str:
+    """What a person who wrote a duration without its unit may have meant."""
+    if not re.fullmatch(r"\d+(\.\d+)?", number):
+        return "200 ms or 0.2 s"
+    # Few are seconds, as in --duration 10; hundreds are milliseconds, as in deadline: 200.
+    return f"{number} s or {number} ms" if float(number) < 100 else f"{number} ms or {float(number) / 1000:g} s"
 
 
 def parse_size(text: object) -> int:
