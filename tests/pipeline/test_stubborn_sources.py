@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from marram.pipeline import newest
 from marram.pipeline.contract import Image
 from marram.pipeline.newest import Newest
+from marram.pipeline.sources import video
 from marram.pipeline.sources.video import open_source
+from marram.runtime.image import encode_jpeg
 from marram.schema.app import VideoSource
 from marram.schema.errors import Invalid, Missing
 
@@ -63,3 +67,45 @@ def test_a_video_of_which_no_picture_can_be_decoded_is_a_fault_not_an_end(tmp_pa
     source = open_source(VideoSource(video="gate.avi"), tmp_path)
     with pytest.raises(Invalid, match=r"not one picture of .*gate\.avi can be decoded"):
         list(source.frames())
+
+
+@pytest.mark.timeout(25)  # left to itself OpenCV waits for half a minute
+def test_a_stream_that_falls_silent_and_stays_open_is_noticed_and_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a camera does whose firmware hangs: the connection stands, no picture comes any more, and no end either."""
+    pytest.importorskip("cv2")
+    monkeypatch.setattr(newest, "BACK_OFF_S", (0.01,))
+    monkeypatch.setattr(video, "READ_TIMEOUT_MS", 2000)
+    listener, held = socket.create_server(("127.0.0.1", 0)), list[socket.socket]()
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary=b\r\n\r\n"
+    jpeg = encode_jpeg(np.full((48, 64, 3), 90, np.uint8))
+    part = b"--b\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n%s\r\n" % (len(jpeg), jpeg)
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            held.append(connection)
+            connection.recv(4096)
+            connection.sendall(head + 30 * part)  # and never more
+
+    server = threading.Thread(target=serve)
+    server.start()
+    source = open_source(VideoSource(video=f"http://127.0.0.1:{listener.getsockname()[1]}/stream"), tmp_path)
+    frames = source.frames()
+    try:
+        next(frames)
+        while len(held) < 2:
+            next(frames)
+        assert source.errors >= 1 and "stopped giving pictures" in source.last_error
+    finally:
+        source.close()
+        frames.close()
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        for connection in held:
+            connection.close()
+        server.join(30)
