@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import sqlite3
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.bus.filling import event, numbers
@@ -81,3 +84,37 @@ def test_what_is_given_up_while_the_disk_fails_and_fails_again_is_still_counted(
     assert sum(given_up.values()) == writer.given_up > 0
     assert outbox.depth() - bool(given_up) + sum(given_up.values()) in (22, 21)
     writer.close()
+
+
+def test_whoever_replaces_the_file_does_so_alone(outbox: Outbox) -> None:
+    """SQLite's own locks go with a file that is moved aside; the guard beside it is what the others wait for."""
+    outbox.append([event(1)])
+    with Path(f"{outbox.path}.lock").open("r+b") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        appending = threading.Thread(target=outbox.append, args=([event(2)],))
+        appending.start()
+        appending.join(0.3)
+        assert appending.is_alive()
+    appending.join(30)
+    assert numbers(outbox) == [1, 2]
+
+
+def test_flush_waits_for_the_disk_not_for_the_queue(tmp_path: Path) -> None:
+    begun, gate = threading.Event(), threading.Event()
+
+    class Slow(Outbox):
+        def append_encoded(self, *given: Any, **more: Any) -> int:
+            begun.set()
+            gate.wait(30)
+            return super().append_encoded(*given, **more)
+
+    with contextlib.closing(Slow(tmp_path / "outbox.db")) as outbox:
+        writer = OutboxWriter(outbox)
+        writer.emit(event(1))
+        assert begun.wait(30)
+        assert not writer.flush(0.05)
+        assert writer.waiting() == 1
+        gate.set()
+        assert writer.flush(30)
+        assert numbers(outbox) == [1]
+        writer.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sqlite3
@@ -264,6 +265,19 @@ async def test_a_cloud_that_calls_everything_invalid_is_believed_ever_more_slowl
     await until(lambda: pauses)
     assert pauses == [uplink.REFUSED_RETRY_S]
     assert sending.refused == 4 and outbox.refused() == {"result": 4}  # the other sixteen wait
+
+
+async def test_what_the_outbox_gave_up_is_in_the_status(
+    tmp_path: Path, connect: Connect, send: Send, outbox: Outbox, until: Until
+) -> None:
+    with contextlib.closing(Outbox(outbox.path, limit_bytes=20_000)) as small:
+        small.append([event(n, 1000) for n in range(100)])
+        given_up = small.given_up()
+    assert given_up["result"] > 70
+    sending = send(await connect("d1"))  # nobody takes them
+    await until(lambda: sending.status().given_up == given_up)
+    assert sending.status().waiting >= 100 - given_up["result"]
+    assert sending.status().waiting_bytes > 0
 
 
 async def test_big_events_go_alone(

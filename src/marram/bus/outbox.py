@@ -231,8 +231,10 @@ class Outbox:
                 ]
             database.executemany("DELETE FROM events WHERE sequence = ?", wanted)
             totals.add_up(database, gone)
-            if database.execute("PRAGMA freelist_count").fetchone()[0] > SPARE_PAGES:
-                database.execute(f"PRAGMA incremental_vacuum({SPARE_PAGES // 4})").fetchall()
+            spare = database.execute("PRAGMA freelist_count").fetchone()[0] - SPARE_PAGES
+            for _ in range(min(spare, SPARE_PAGES // 4)):
+                # Page by page: each is a row without columns, and Python ends a statement at the first of those.
+                database.execute("PRAGMA incremental_vacuum(1)")
 
         if wanted:
             self._guarded(work)
