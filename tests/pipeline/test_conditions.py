@@ -127,7 +127,7 @@ def test_a_frame_without_a_result_is_false_and_counted() -> None:
         ("(" * 3000, "not a condition"),
         ("result.confidence > \x00", "not a condition"),
         ("result.label == ”x”", "not a condition"),
-        ("true for 10", "10 ms or 0.01 s"),
+        ("true for 10", "10 s or 10 ms"),
         ("true for 10 parsecs", "parsecs"),
     ],
 )

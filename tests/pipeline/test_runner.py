@@ -273,6 +273,24 @@ def test_what_a_filter_holds_back_is_counted_wherever_it_stands() -> None:
         assert stats.read()["frames"] == 10
 
 
+@pytest.mark.parametrize("last", ["marram-stage-0", "marram-stage-1", "marram-source"])
+def test_ctrl_c_while_it_starts_leaves_nothing_running(monkeypatch: pytest.MonkeyPatch, last: str) -> None:
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name == last:
+            raise KeyboardInterrupt
+
+    source, stats, sink = Numbers(), Stats(), Sink()
+    run = runner(source, [Stage(Passing(), []), Stage(Passing(), [])], sink, stats)
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    assert sink.closed and source.closed.is_set()
+    assert stats.read()["frames"] + stats.read()["dropped"] == source.taken
+
+
 def test_ctrl_c_leaves_a_step_that_hangs_behind_and_counts_its_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("marram.pipeline.runner.STOP_GRACE_S", 0.1)
     gate = threading.Event()

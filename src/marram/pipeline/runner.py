@@ -202,23 +202,27 @@ class Runner:
 
     def run(self) -> None:
         """See `Pipeline.run`."""
-        threads = [threading.Thread(target=self._feed, name="marram-source", daemon=True)]
+        feeding = threading.Thread(target=self._feed, name="marram-source", daemon=True)
+        threads = []
         for place, stage in enumerate(self._stages):
             following = self._stages[place + 1] if place + 1 < len(self._stages) else None
             threads.append(
                 threading.Thread(target=self._drain, args=(stage, following), name=f"marram-stage-{place}", daemon=True)
             )
-        for thread in threads:
-            thread.start()
+        threads.append(feeding)
         try:
+            for thread in threads:
+                thread.start()
             while not self._control.get():
                 self._wind_down()
         finally:
             # Also on Ctrl-C in this thread: nothing is left running.
             self._stopping = True
             self._wind_down()
+            if feeding.ident is None:  # Ctrl-C came before all were started: nobody else tells the stages of the end
+                self._stages[0].finish()
             deadline_s = time.monotonic() + STOP_GRACE_S
-            for thread in threads:
+            for thread in filter(threading.Thread.is_alive, threads):
                 thread.join(max(0.0, deadline_s - time.monotonic()))
             # What a step or sink that hangs still holds has no answer any more, even where it comes back.
             self._over = True
