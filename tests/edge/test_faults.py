@@ -186,7 +186,7 @@ async def test_a_model_that_does_not_load_never_stops_what_runs(cloud: Cloud, de
     broken = cloud.app("ticking", 2, {"app.yaml": app}, models=[{"name": "net", "version": 1, "manifest": manifest}])
     await cloud.want(broken)
     reported = await cloud.until_state("ticking", AppState.ROLLED_BACK, 2)
-    assert "net.tflite" in reported.reason
+    assert "net@1/net.tflite" in reported.reason and "bundles/" not in reported.reason
     assert device.workers() == workers
 
 

@@ -88,6 +88,12 @@ class Run:
         # What the main thread is told. Signals come there too: a SimpleQueue is safe in a handler, an Event is not.
         self._told: SimpleQueue[str] = SimpleQueue()
 
+    def _name(self, error: MarramError) -> None:
+        """In `error`, call folders here, which have a digest for a name, by the app's or model's own name."""
+        for name, folder in {self._start["app"]: self._folder, **self._models}.items():
+            error.what = error.what.replace(str(folder), name)
+            error.where = error.where and error.where.replace(str(folder), name)
+
     def live(self) -> int:
         """Verify where asked to, run the app, leave clean. Raises MarramError where it cannot run."""
         signal.signal(signal.SIGTERM, lambda *_: self._stop())
@@ -100,7 +106,7 @@ class Run:
             return self._live(app_on(page))
         except MarramError as error:
             # What is wrong with the app is said by its line, here as where it was written.
-            page.locate(error)
+            self._name(page.locate(error))
             raise
 
     def _live(self, app: App) -> int:
