@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import yaml
 from PIL import Image as Pillow
 
 from marram.pipeline.build import Around, Pipeline
@@ -100,6 +101,50 @@ class Seen:
     @property
     def labels(self) -> list[str | None]:
         return [frame.result.label if frame.result else None for frame in self.frames]
+
+
+@pytest.fixture
+def seer(tmp_path: Path) -> Path:
+    """A face detector that says NaN for a black picture, and sees one face in the middle of any other."""
+    helper, real = onnx.helper, onnx.TensorProto.FLOAT
+    regressors = np.zeros((1, 896, 16), np.float32)
+    regressors[..., 2:4] = 64.0  # half the input wide and high
+    scores = np.full((1, 896, 1), -50.0, np.float32)
+    scores[0, 2 * (8 * 16 + 8)] = 5.0  # the anchor right of the centre
+    graph = helper.make_graph(
+        [
+            helper.make_node("ReduceMean", ["picture"], ["mean"], keepdims=0),
+            helper.make_node("Add", ["mean", "lift"], ["lifted"]),
+            helper.make_node("Log", ["lifted"], ["log"]),  # of what is below zero: NaN
+            helper.make_node("Mul", ["log", "zero"], ["nothing"]),
+            helper.make_node("Add", ["fixed_scores", "nothing"], ["scores"]),
+            helper.make_node("Identity", ["fixed_regressors"], ["regressors"]),
+        ],
+        "seer",
+        [helper.make_tensor_value_info("picture", real, [1, 128, 128, 3])],
+        [
+            helper.make_tensor_value_info("regressors", real, [1, 896, 16]),
+            helper.make_tensor_value_info("scores", real, [1, 896, 1]),
+        ],
+        [
+            onnx.numpy_helper.from_array(np.array(0.9, np.float32), "lift"),
+            onnx.numpy_helper.from_array(np.array(0.0, np.float32), "zero"),
+            onnx.numpy_helper.from_array(scores, "fixed_scores"),
+            onnx.numpy_helper.from_array(regressors, "fixed_regressors"),
+        ],
+    )
+    folder = tmp_path / "seer"
+    folder.mkdir()
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, str(folder / "model.onnx"))
+    card = {
+        "model": "blazeface", "task": "detection", "labels": ["face"], "licence": "Apache-2.0", "source": "the tests",
+        "input": {"size": [128, 128], "fit": "letterbox", "mean": [127.5], "std": [127.5]},
+        "output": {"form": "blazeface", "min_confidence": 0.5, "overlap": 0.3},
+        "variants": [{"name": "onnx", "engine": "onnx", "file": "model.onnx"}],
+    }  # fmt: skip
+    (folder / "model.yaml").write_text(yaml.safe_dump(card))
+    return folder
 
 
 Build = Callable[..., tuple[Pipeline, Seen]]

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import yaml
 from PIL import Image as Pillow
@@ -44,44 +43,6 @@ def blazeface(tmp_path: Path, shared_data: Path) -> None:
     shutil.copy(shared_data / "models" / "face_detection_short_range.tflite", folder / "model.tflite")
     variants = [{"name": "litert", "engine": "litert", "file": "model.tflite"}]
     (folder / "model.yaml").write_text(yaml.safe_dump(CARD | {"variants": variants}))
-
-
-@pytest.fixture
-def moody(tmp_path: Path) -> None:
-    """A detector that says NaN for a black picture, and sees one face in the middle of any other."""
-    helper, real = onnx.helper, onnx.TensorProto.FLOAT
-    regressors = np.zeros((1, 896, 16), np.float32)
-    regressors[..., 2:4] = 64.0  # half the input wide and high
-    scores = np.full((1, 896, 1), -50.0, np.float32)
-    scores[0, 2 * (8 * 16 + 8)] = 5.0  # the anchor right of the centre
-    graph = helper.make_graph(
-        [
-            helper.make_node("ReduceMean", ["picture"], ["mean"], keepdims=0),
-            helper.make_node("Add", ["mean", "lift"], ["lifted"]),
-            helper.make_node("Log", ["lifted"], ["log"]),  # of what is below zero: NaN
-            helper.make_node("Mul", ["log", "zero"], ["nothing"]),
-            helper.make_node("Add", ["fixed_scores", "nothing"], ["scores"]),
-            helper.make_node("Identity", ["fixed_regressors"], ["regressors"]),
-        ],
-        "moody",
-        [helper.make_tensor_value_info("picture", real, [1, 128, 128, 3])],
-        [
-            helper.make_tensor_value_info("regressors", real, [1, 896, 16]),
-            helper.make_tensor_value_info("scores", real, [1, 896, 1]),
-        ],
-        [
-            onnx.numpy_helper.from_array(np.array(0.9, np.float32), "lift"),
-            onnx.numpy_helper.from_array(np.array(0.0, np.float32), "zero"),
-            onnx.numpy_helper.from_array(scores, "fixed_scores"),
-            onnx.numpy_helper.from_array(regressors, "fixed_regressors"),
-        ],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    folder = tmp_path / "moody"
-    folder.mkdir()
-    onnx.save(model, str(folder / "model.onnx"))
-    variants = [{"name": "onnx", "engine": "onnx", "file": "model.onnx"}]
-    (folder / "model.yaml").write_text(yaml.safe_dump(CARD | {"model": "moody", "variants": variants}))
 
 
 def detail(image: np.ndarray) -> float:
@@ -151,8 +112,8 @@ def test_a_small_face_in_a_large_picture_is_covered(last_step: Make, blazeface: 
     step.close()  # type: ignore[attr-defined]
 
 
-def test_where_the_detector_fails_nothing_goes_on(last_step: Make, moody: None) -> None:
-    step = last_step(IMAGES + "steps: [{redact: faces, model: moody}]")
+def test_where_the_detector_fails_nothing_goes_on(last_step: Make, seer: Path) -> None:
+    step = last_step(IMAGES + "steps: [{redact: faces, model: seer}]")
     (good,) = step(Frame(0, 0.0, 0.0, image=noise(128, 128)))
     assert good.redacted
     with pytest.raises(MarramError, match="NaN"):
