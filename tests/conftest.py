@@ -9,7 +9,9 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -34,6 +36,18 @@ def marram_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("MARRAM_HOME", str(home))
     return home
+
+
+@pytest.fixture
+def clean_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a function step changes in its process is put back: a worker ends, the tests' process goes on."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if name.startswith(("greengrasssdk", "handler", "marram_app_", "helper")):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

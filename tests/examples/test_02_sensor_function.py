@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,10 @@ pytest.importorskip("torch", reason="needs PyTorch (pip install 'marram[torch]')
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "02-sensor-function"
 # PyTorch's own deprecations are not this example's.
-pytestmark = pytest.mark.filterwarnings("ignore:::torch", "ignore::FutureWarning", "ignore::UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:::torch", "ignore::FutureWarning", "ignore::UserWarning"),
+    pytest.mark.usefixtures("clean_process"),
+]
 
 
 @pytest.fixture(scope="session")
@@ -39,16 +41,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert ran.returncode == 0, ran.stderr
     return folder
-
-
-@pytest.fixture(autouse=True)
-def clean_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A function step changes its process; the tests' process goes on."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
-    yield
-    for name in [name for name in sys.modules if name.startswith(("greengrasssdk", "handler"))]:
-        del sys.modules[name]
 
 
 class Outbox:

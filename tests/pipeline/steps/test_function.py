@@ -22,19 +22,8 @@ from marram.schema.result import Result
 CAT = Result(task=Task.CLASSIFICATION, model="m", label="cat", confidence=0.9)
 
 
-@pytest.fixture(autouse=True)
-def clean_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a function step changes in its process is put back: a worker ends, the tests' process goes on."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
-    before = set(sys.modules)
-    yield
-    for name in set(sys.modules) - before:
-        if name.startswith(("greengrasssdk", "handler", "marram_app_", "helper")):
-            del sys.modules[name]
-
-
 Make = Callable[..., Step]
+pytestmark = pytest.mark.usefixtures("clean_process")
 
 
 @pytest.fixture

@@ -21,16 +21,7 @@ from marram.schema.errors import Invalid, Permanent
 from marram.schema.event import EventKind
 
 Make = Callable[..., Step]
-
-
-@pytest.fixture(autouse=True)
-def clean_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a function step changes in its process is put back."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
-    yield
-    for name in [name for name in sys.modules if name.startswith(("greengrasssdk", "handler"))]:
-        del sys.modules[name]
+pytestmark = pytest.mark.usefixtures("clean_process")
 
 
 @pytest.fixture

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,10 +22,8 @@ def function_handler(event, context):
 
 
 def test_a_message_goes_out_with_the_function_that_sends_it(
-    tmp_path: Path, last_step: Callable[[str], Step], heard: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, last_step: Callable[[str], Step], heard: Any, clean_process: None
 ) -> None:
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     steps: list[Any] = []
     for name in ("first", "second"):
         (tmp_path / f"handler_{name}.py").write_text(HANDLER)
@@ -38,8 +34,6 @@ def test_a_message_goes_out_with_the_function_that_sends_it(
     finally:
         for step in steps:
             step.close()
-        for name in [name for name in sys.modules if name.startswith(("greengrasssdk", "handler_"))]:
-            del sys.modules[name]
     assert [event.data["function"].partition(".")[0] for event in heard.events] == [
         "handler_first", "handler_second", "handler_second", "handler_first",
     ]  # fmt: skip
