@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 from marram.schema.errors import NotReady
 from marram.schema.model import Engine
+from marram.schema.words import first_line
 
 # The package that each engine's plug-in imports when it is used.
 PACKAGES: dict[Engine, str] = {
@@ -35,6 +36,4 @@ def importing(engine: Engine, name: str, hint: str) -> Iterator[None]:
     except Exception as error:  # a library that is broken may raise anything while it is imported
         if not installed(engine):
             raise NotReady(f"{name} is not installed", hint=hint) from error
-        lines = str(error).strip().splitlines()
-        why = lines[0].rstrip(".") if lines else type(error).__name__
-        raise NotReady(f"{name} is installed but does not load: {why}", hint=f"Install it again: {hint}") from error
+        raise NotReady(f"{name} is installed but does not load: {first_line(error)}", hint=f"Install it again: {hint}") from error
