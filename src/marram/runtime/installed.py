@@ -36,4 +36,6 @@ def importing(engine: Engine, name: str, hint: str) -> Iterator[None]:
     except Exception as error:  # a library that is broken may raise anything while it is imported
         if not installed(engine):
             raise NotReady(f"{name} is not installed", hint=hint) from error
-        raise NotReady(f"{name} is installed but does not load: {first_line(error)}", hint=f"Install it again: {hint}") from error
+        raise NotReady(
+            f"{name} is installed but does not load: {first_line(error)}", hint=f"Install it again: {hint}"
+        ) from error
