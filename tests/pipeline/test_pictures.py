@@ -14,7 +14,9 @@ from PIL import Image as Pillow
 
 from marram.pipeline import opencv
 from marram.pipeline.build import Pipeline
+from marram.pipeline.pace import Pace
 from marram.pipeline.sources import camera
+from marram.pipeline.sources.images import Images
 from marram.schema.app import CameraSource
 from marram.schema.errors import Invalid, MarramError, Missing
 from marram.schema.event import EventKind
@@ -95,6 +97,26 @@ def test_a_picture_of_a_kind_nobody_reads_is_counted(build: Any, photos: Path) -
     assert seen.labels == NAMES * 3
     stats = pipeline.stats()
     assert (stats["errors"], stats["last_error"]) == (1, "IMG_1.HEIC: not a picture Marram can read")
+
+
+def test_a_repeated_folder_that_is_away_for_a_moment_is_looked_at_again(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for spare in sorted(photos.iterdir())[1:]:
+        spare.unlink()
+    source, away, rests = Images(photos, Pace(None), repeat=True), tmp_path / "away", []
+    frames = source.frames()
+    first = next(frames)
+    photos.rename(away)
+
+    def rest(_: Pace, span_s: float) -> None:
+        rests.append(span_s)
+        if len(rests) == 2:
+            away.rename(photos)
+
+    monkeypatch.setattr(Pace, "rest", rest)
+    assert next(frames).name == first.name
+    assert len(rests) == 2 and rests[0] > 0
 
 
 def test_repeat_starts_over(build: Any, photos: Path, running: Callable[[Pipeline], Any]) -> None:

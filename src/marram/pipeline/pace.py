@@ -26,6 +26,10 @@ class Pace:
             self._due_s = following(self._due_s, self._every_s)
         return not self._closed.is_set()
 
+    def rest(self, span_s: float) -> None:
+        """Sleep for `span_s`, or until `close`."""
+        self._closed.wait(span_s)
+
     def close(self) -> None:
         """End all waiting. Safe from any thread, any number of times."""
         self._closed.set()

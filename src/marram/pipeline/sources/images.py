@@ -17,6 +17,9 @@ _READ = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".avif", "
 # What a telephone or a camera may have put among them: pictures all the same, so they are counted and not passed over.
 _UNREAD = frozenset({".heic", ".heif", ".dng", ".jxl", ".jp2"})
 
+# How soon a folder that is repeated, and has nothing to read right now, is looked at again.
+AGAIN_S = 0.5
+
 
 def open_source(spec: ImagesSource, base: Path) -> Images:
     """`~` is the home of whoever runs the app. Raises Missing where the folder is absent or has no pictures."""
@@ -62,12 +65,12 @@ class Images:
         self._reached = reached
 
     def frames(self) -> Iterator[Frame]:
-        """Every readable picture, over and over with `repeat`. Raises Missing where not one of a round can be read."""
-        reached = self._reached
+        """Every readable picture, over and over with `repeat`. Raises Missing where not one can be read."""
+        reached, given = self._reached, 0
         index = count(0 if reached is None else reached.frame + 1)
         while not self._pace.closed():
             files = [file for file in _pictures(self._folder) if reached is None or file.name > reached.name]
-            before = self.errors
+            before = given
             for file in files:
                 if not self._pace.wait():
                     return
@@ -77,14 +80,17 @@ class Images:
                     self.errors += 1
                     self.last_error = f"{file.name}: {error.what if isinstance(error, MarramError) else error}"
                     continue
+                given += 1
                 yield Frame(next(index), time.time(), time.monotonic(), image=picture, name=file.name)
-            if self.errors - before == len(files) and reached is None:
+            if not given and reached is None:
                 raise Missing(
                     f"none of the {len(files)} pictures in {self._folder} can be read",
                     hint=f"The last one: {self.last_error}." if self.last_error else None,
                 )
             if not self._repeat:
                 return
+            if given == before:  # who puts other pictures there may be at it this moment
+                self._pace.rest(AGAIN_S)
 
     def close(self) -> None:
         """See `contract.Source`."""
