@@ -13,7 +13,7 @@ import typer
 from pydantic import BaseModel
 
 from marram.cli import COMMANDS
-from marram.schema.app import SINKS, SOURCES, STEPS, App, Limits
+from marram.schema.app import SINKS, SOURCES, STEPS, App, Health, Limits
 from marram.schema.model import Input, ModelCard, Output, Variant
 from marram.train.recipe import Accept, Data, Recipe, Samples
 
@@ -56,7 +56,7 @@ def test_every_setting_is_documented() -> None:
 @pytest.mark.parametrize(
     ("name", "models"),
     [
-        ("app.md", [App, Limits, *SOURCES.values(), *STEPS.values(), *SINKS.values()]),
+        ("app.md", [App, Health, Limits, *SOURCES.values(), *STEPS.values(), *SINKS.values()]),
         ("models.md", [ModelCard, Input, Output, Variant]),
         ("learning.md", [Recipe, Data, Samples, Accept]),
     ],

@@ -6,6 +6,9 @@
 | `d.<id>.report` | device → fleet (queue group) | Reported; the answer carries Desired where the device's is old |
 | `d.<id>.desired` | fleet → device | a nudge: report now |
 | `d.<id>.blob` | device → fleet (queue group) | one range of a file by digest |
+| `d.<id>.metadata` | device → fleet (queue group) | one range of a signed metadata file by name |
+| `d.<id>.renew` | device → fleet (queue group) | a new certificate for a new key |
+| `d.<id>.secrets` | device → fleet (queue group) | the secrets that its apps declare, sealed to its key |
 | `infer.<model>.<version>` | device → replicas (queue group) | one inference |
 | `probe` | device → replicas (queue group) | bytes to time the link with |
 """
@@ -15,6 +18,9 @@ from __future__ import annotations
 INGEST = "d.*.events"
 REPORTS = "d.*.report"
 BLOBS = "d.*.blob"
+METADATA = "d.*.metadata"
+RENEWALS = "d.*.renew"
+SECRETS = "d.*.secrets"
 PROBE = "probe"
 
 
@@ -34,6 +40,18 @@ def blob(device: str) -> str:
     return f"d.{device}.blob"
 
 
+def metadata(device: str) -> str:
+    return f"d.{device}.metadata"
+
+
+def renew(device: str) -> str:
+    return f"d.{device}.renew"
+
+
+def secrets(device: str) -> str:
+    return f"d.{device}.secrets"
+
+
 def infer(model: str, version: int) -> str:
     return f"infer.{model}.{version}"
 
@@ -46,6 +64,10 @@ def device_of(subject: str) -> str:
 def device_permissions(device: str) -> dict[str, list[str]]:
     """What the broker allows a device: speak as itself, ask replicas, hear only what is addressed to it."""
     return {
-        "publish": [f"d.{device}.events", f"d.{device}.report", f"d.{device}.blob", "infer.>", PROBE],
+        "publish": [
+            *(f"d.{device}.{what}" for what in ("events", "report", "blob", "metadata", "renew", "secrets")),
+            "infer.>",
+            PROBE,
+        ],
         "subscribe": [f"d.{device}.desired", f"_INBOX_{device}.>"],
     }

@@ -280,6 +280,21 @@ else:
     AnySource, AnyStep, AnySink = _one_of(SOURCES), _one_of(STEPS), _one_of(SINKS)
 
 
+class Health(Strict):
+    """What a new version of the app must show on a device before it is committed there, beyond a first result.
+
+    It is on trial for at least `trial`; for as long as it is quiet (a sensor that says nothing) it waits `quiet` and is
+    then taken as it is. A version that breaks one of these on trial is rolled back.
+    """
+
+    trial: Duration = 1.0
+    quiet: Duration = 60.0
+    # Share of its frames that may fail.
+    errors: Share = 0.5
+    # 95th percentile of the delay from capture to result.
+    p95: Duration | None = None
+
+
 class App(Strict):
     """One pipeline description."""
 
@@ -292,6 +307,9 @@ class App(Strict):
     # What may leave the device of the input itself: nothing, pictures after `redact` (see `running_steps`), everything.
     raw: Literal["never", "redacted", "allowed"] = "never"
     limits: Limits = Limits()
+    health: Health = Health()
+    # Secrets (`marram secret set`) that it is given: `${NAME}` in addresses, environment variables in functions.
+    secrets: list[Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]{0,63}$")]] = Field(default=[], max_length=64)
     # Further files that travel with the app (a model a function loads, a table), relative to the app file.
     files: list[RelativePath] = []
 

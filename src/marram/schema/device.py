@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from enum import StrEnum
 from typing import Any
 
@@ -14,6 +15,10 @@ from marram.schema.model import Manifest, ModelCard, Strict
 REPORT_INTERVAL_S = 3.0
 
 
+# Whose signing key the versions are under, until there are several projects.
+PROJECT = "main"
+
+
 class DeviceInfo(Strict):
     """What a device says of itself when it joins."""
 
@@ -22,6 +27,9 @@ class DeviceInfo(Strict):
     cores: int = 0
     memory_bytes: int = 0
     marram: str = ""
+    # For which wheels are made: "3.11", and "glibc 2.36", "musl 1.2", "macos 13.0".
+    python: str = ""
+    libc: str = ""
 
 
 class DeviceState(StrEnum):
@@ -67,6 +75,15 @@ class ModelRef(Strict):
     manifest: Manifest
     variants: list[Name | None] = [None]
 
+    @property
+    def target(self) -> str:
+        """The name under which it is signed."""
+        return f"models/{PROJECT}/{self.name}/{self.version}.json"
+
+    def signed(self) -> bytes:
+        """What is signed of it; see `DesiredApp.signed`."""
+        return _canonical(self.model_dump(mode="json", exclude_defaults=True, exclude={"variants"}))
+
 
 class CloudModel(Strict):
     """A model that replicas serve and an app may ask; the card tells the device what to send."""
@@ -77,29 +94,82 @@ class CloudModel(Strict):
 
 
 class DesiredApp(Strict):
-    """One app version a device should run. `files` hold `app.yaml` and what it ships (functions, data)."""
+    """One app version a device should run. `files` hold `app.yaml` and what it ships (functions, data).
+
+    `wheels`: for each platform (`edge/platform.py`) the packages that its functions require. `secrets`: names alone.
+    """
 
     name: Name
     version: int
     files: Manifest
     models: list[ModelRef] = []
     cloud: list[CloudModel] = []
+    wheels: dict[str, Manifest] = {}
+    secrets: list[str] = []
+
+    @property
+    def target(self) -> str:
+        """The name under which it is signed."""
+        return f"apps/{PROJECT}/{self.name}/{self.version}.json"
+
+    def signed(self) -> bytes:
+        """What is signed: the same bytes on every version of Marram that knows all its fields.
+
+        Keys in order, defaults left out: a field that a newer Marram adds changes nothing where it is not used.
+        """
+        return _canonical(self.model_dump(mode="json", exclude_defaults=True))
 
 
 class Desired(Strict):
-    """All that a device should run. `version` rises with every change; the device keeps the last one it received."""
+    """All that a device should run. `version` rises with every change; the device keeps the last one it received.
+
+    `attempts`: by app, how often a person asked to try again what the device gave up; a higher number than the one it
+    knows makes it try once more.
+    """
 
     version: int = 0
     apps: list[DesiredApp] = []
+    attempts: dict[Name, int] = {}
+
+
+class Measured(Strict):
+    """One variant of a model, timed on the device. `fault`: why it cannot run there; the figures are then None."""
+
+    variant: Name
+    p50_ms: float | None = None
+    p95_ms: float | None = None
+    memory_bytes: int | None = None
+    load_ms: float | None = None
+    accuracy: float | None = None  # as the card says
+    fault: str = ""
+
+
+class Chosen(Strict):
+    """Which variant of a model the device runs, and why: its measurements, fastest first."""
+
+    model: str  # name@version
+    variant: Name
+    why: str = ""
+    measured: list[Measured] = []
+    measured_s: float | None = None
 
 
 class ReportedApp(Strict):
-    """What a device says of one app."""
+    """What a device says of one app. `version` is the one it was last told to run, whose `state` this is.
+
+    `running`: the version whose worker is there now (None: none); `back`: the version it would fall back to;
+    `refused`: versions it gave up and will not try by itself.
+    """
 
     name: Name
     version: int
     state: AppState
     reason: str = ""
+    running: int | None = None
+    back: int | None = None
+    refused: list[int] = []
+    attempt: int = 0
+    chosen: list[Chosen] = []
     # Whatever the worker measured since its start, see `pipeline/stats.py`: frames, shares, delays, skips.
     stats: dict[str, Any] = {}
     restarts: int = 0
@@ -116,6 +186,14 @@ class Reported(Strict):
     memory_bytes: int = 0
     uptime_s: float = Field(default=0, ge=0)
     time_s: float = 0
+    # None where the machine does not tell.
+    temperature_c: float | None = None
+    throttled: bool | None = None
+    # A person at the device told it to change nothing for now, and why.
+    held: str | None = None
+    # How workers are kept from what is not theirs: "landlock", "user", "none" …
+    isolation: str = ""
+    certificate_expires_s: float | None = None
 
 
 class Device(Strict):
@@ -126,6 +204,11 @@ class Device(Strict):
     info: DeviceInfo = DeviceInfo()
     state: DeviceState = DeviceState.NEW
     joined_s: float = 0
+    revoked_s: float | None = None
     seen_s: float | None = None
     desired: Desired = Desired()
     reported: Reported | None = None
+
+
+def _canonical(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()

@@ -7,6 +7,7 @@ what is wrong with it, and the next step.
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import ClassVar
 
 
@@ -74,6 +75,44 @@ class Conflict(Permanent):
     kind = "conflict"
 
 
+class Threat(StrEnum):
+    """What a refusal defends against: a name for each, so that an operator (and a test) knows which check held."""
+
+    UNSIGNED = "unsigned"  # nobody we trust has signed it
+    TAMPERED = "tampered"  # its content is not what was signed
+    ROLLBACK = "rollback"  # older than what was seen before
+    FREEZE = "freeze"  # signed long ago and expired: somebody may be holding the newer one back
+    MIX_AND_MATCH = "mix and match"  # parts that were never signed together
+    ENDLESS = "endless data"  # more bytes than were announced or allowed
+    SLOW = "slow data"  # so slow that it would never end
+    WRONG_KEY = "wrong key"  # signed by keys that are not (or not enough of) those we trust
+    SPENT = "spent token"  # a join token used before
+    OTHER_CLOUD = "other cloud"  # not the cloud that the token or the certificate names
+    CLONED = "cloned identity"  # an identity that somebody else uses, or one that was replaced
+    REVOKED = "revoked identity"
+    EXPIRED = "expired identity"
+    NOT_YOURS = "not yours"  # speaking or listening as another
+    TRAVERSAL = "path traversal"
+    BOMB = "zip bomb"
+    PICKLE = "pickle"
+
+
+class Untrusted(Refused):
+    """A check of identity, signature or content failed: `threat` names what it would have let in.
+
+    Its words begin with the threat's name, from which it is known again where it travelled as text.
+    """
+
+    kind = "untrusted"
+
+    def __init__(
+        self, what: str, *, threat: Threat | None = None, where: str | None = None, hint: str | None = None
+    ) -> None:
+        named = next((each for each in Threat if what.startswith(f"{each.value}: ")), None)
+        super().__init__(f"{threat.value}: {what}" if threat and threat is not named else what, where=where, hint=hint)
+        self.threat = threat or named
+
+
 KINDS: dict[str, type[MarramError]] = {
-    error.kind: error for error in (Retryable, NotReady, Permanent, Invalid, Missing, Refused, Conflict)
+    error.kind: error for error in (Retryable, NotReady, Permanent, Invalid, Missing, Refused, Conflict, Untrusted)
 }

@@ -11,6 +11,7 @@ class EventKind(StrEnum):
     """What happened. Order of worth, highest first: what a full outbox gives up last."""
 
     DROPPED = "dropped"  # the outbox's own count of what it gave up; never itself given up
+    DEPLOYMENT = "deployment"  # a version of an app moved from one state to another here, and why
     ALERT = "alert"
     SAMPLE = "sample"  # key data: the input itself in `body`, the reason in `data`
     MESSAGE = "message"  # published by user code on a topic (`data["topic"]`, `data["payload"]` or `body`)

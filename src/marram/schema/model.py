@@ -91,7 +91,7 @@ class Variant(Strict):
     file: RelativePath
     precision: Literal["fp32", "fp16", "int8", "uint8"] = "fp32"
     # Measured on the card's own test set, where the builder measured it (0–1).
-    accuracy: float | None = None
+    accuracy: float | None = Field(default=None, ge=0, le=1)
 
 
 class ModelCard(Strict):
@@ -103,6 +103,8 @@ class ModelCard(Strict):
     input: Input
     output: Output
     variants: list[Variant] = Field(min_length=1)
+    # A device picks the fastest variant whose `accuracy` is at least this; None: any.
+    accuracy_floor: float | None = Field(default=None, ge=0, le=1)
     # One label a line; or listed here.
     labels: RelativePath | list[str] | None = None
     licence: str

@@ -38,9 +38,26 @@ devices = Table(
     Column("id", String(64), primary_key=True),
     Column("labels", Text, nullable=False),
     Column("info", Text, nullable=False),
-    # The broker needs it in plain to know the device again; 256 random bits that open nothing else.
     Column("secret", String(128), nullable=False),
     Column("joined_s", Float, nullable=False),
+    Column("revoked_s", Float),
+)
+
+# Every certificate a device ever got. The broker lets in whoever shows one that is neither superseded nor revoked.
+certificates = Table(
+    "certificates",
+    metadata,
+    # Hexadecimal, as X.509 prints it.
+    Column("serial", String(64), primary_key=True),
+    Column("device", String(64), nullable=False),
+    # SHA-256 of the public key (SubjectPublicKeyInfo), hex.
+    Column("key_hash", String(64), nullable=False),
+    Column("issued_s", Float, nullable=False),
+    Column("expires_s", Float, nullable=False),
+    # When a newer certificate of the device was first used: from then on this one is refused.
+    Column("superseded_s", Float),
+    Column("revoked_s", Float),
+    Index("ix_certificates_device", "device"),
 )
 
 # What a device should run, and what it last said it runs: apart from `devices`, because these change all the time.
@@ -185,4 +202,104 @@ admins = Table(
     Column("secret_hash", String(64), nullable=False),
     Column("created_s", Float, nullable=False),
     Column("revoked", Boolean, nullable=False, server_default=text("false")),
+    # Whose it is (a user's name); NULL: of the machine that the cloud runs on, which may do everything.
+    Column("owner", String(64)),
+    # Permissions, as JSON; NULL: all that its owner has.
+    Column("scopes", Text),
+    Column("expires_s", Float),
+)
+
+users = Table(
+    "users",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("role", String(16), nullable=False),
+    # argon2id, with its parameters and salt inside.
+    Column("password_hash", Text, nullable=False),
+    Column("created_s", Float, nullable=False),
+    Column("disabled", Boolean, nullable=False, server_default=text("false")),
+)
+
+# Every change, by whom. Triggers refuse to change or delete a row, and each row holds the digest of the one before.
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("time_s", Float, nullable=False),
+    # `user:NAME`, `token:ID`, `device:ID`, `rollout:ID` …
+    Column("actor", String(200), nullable=False),
+    # `device.revoke`, `deploy` …
+    Column("action", String(64), nullable=False),
+    Column("target", String(400), nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("previous", String(64), nullable=False),
+    Column("digest", String(64), nullable=False),
+    sqlite_autoincrement=True,
+)
+
+# Signed update metadata (TUF), as it is served: one row for each version of each role, never changed.
+signed = Table(
+    "signed",
+    metadata,
+    Column("role", String(64), primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("document", Text, nullable=False),
+    Column("expires_s", Float, nullable=False),
+    Column("created_s", Float, nullable=False),
+)
+
+# A name that points to a version of a model: `stable`, `canary`. Moves are in the audit log.
+channels = Table(
+    "channels",
+    metadata,
+    Column("model", String(64), primary_key=True),
+    Column("channel", String(64), primary_key=True),
+    Column("version", Integer, nullable=False),
+    Column("moved_s", Float, nullable=False),
+)
+
+# What apps need and nobody should read: sealed with a key that is not in this database.
+secrets = Table(
+    "secrets",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("sealed", Text, nullable=False),
+    # Devices that match it may have it.
+    Column("selector", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("changed_s", Float, nullable=False),
+)
+
+# A deployment that goes by stages (`schema/rollout.py`); the same id as its deployment.
+rollouts = Table(
+    "rollouts",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("app", String(64), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("state", String(16), nullable=False),
+    # The stage it is in, from 1, and since when; what the gates said last.
+    Column("stage", Integer, nullable=False),
+    Column("stage_s", Float, nullable=False),
+    Column("plan", Text, nullable=False),
+    Column("verdict", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    # Rises with each change: of two controllers that decide at once, one wins.
+    Column("revision", Integer, nullable=False),
+    Column("created_s", Float, nullable=False),
+    Column("ended_s", Float),
+    Index("ix_rollouts_state", "state"),
+)
+rollout_devices = Table(
+    "rollout_devices",
+    metadata,
+    Column("rollout", BigInteger, primary_key=True, autoincrement=False),
+    Column("device", String(64), primary_key=True),
+    Column("stage", Integer, nullable=False),
+    Column("outcome", String(16), nullable=False),
+    Column("reached_s", Float),
+    Column("ended_s", Float),
+    Column("attempt", Integer, nullable=False, server_default="0"),
+    Column("reason", Text, nullable=False),
+    Column("evidence", Text, nullable=False),
 )
