@@ -1,0 +1,96 @@
+"""A device's identity: its key, what it asks its cloud's authority for, and what it accepts as the answer.
+
+The key is made here and never leaves the device; key and certificate are one PEM text, so that renewing is replacing
+one file. Nothing here trusts what came from outside before it is checked against the device's own authority. No files,
+no network, no clock.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from marram.schema.errors import Invalid, Threat, Untrusted
+from marram.trust import pki
+from marram.trust.authority import check_issuer, check_usage
+
+# What a proof signs begins with this: it can never be taken for a signature made for anything else.
+_RENEWAL = b"marram renewal 1\0"
+
+
+def new_key() -> bytes:
+    """A fresh private key, as PEM."""
+    return pki.key_pem(pki.new_key())
+
+
+def request(key_pem: bytes, name: str = "") -> bytes:
+    """A signing request (PEM) for the key. `name` is for people: the cloud sets the name itself. Raises Invalid."""
+    key = pki.load_key(key_pem)
+    attributes = [x509.NameAttribute(NameOID.COMMON_NAME, name)] if name else []
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name(attributes))
+    algorithm = None if not hasattr(key, "curve") else hashes.SHA256()
+    return builder.sign(key, algorithm).public_bytes(serialization.Encoding.PEM)
+
+
+def check_cloud(ca_pem: bytes, fingerprint: str) -> bytes:
+    """`ca_pem` as it is to be kept, where it is the authority that a token names. Raises Untrusted (OTHER_CLOUD)."""
+    try:
+        found = pki.load_certificate(ca_pem)
+    except Invalid as error:
+        raise Untrusted(f"its authority cannot be told: {error.what}", threat=Threat.OTHER_CLOUD) from error
+    if not hmac.compare_digest(pki.fingerprint(found).encode(), fingerprint.encode()):
+        raise Untrusted("the cloud that answers is not the one that the token names", threat=Threat.OTHER_CLOUD)
+    return pki.pem_of(found)
+
+
+def accept(certificate_pem: bytes, key_pem: bytes, ca_pem: bytes, device: str | None = None) -> bytes:
+    """The identity (PEM: key, then certificate) that an answered request makes.
+
+    Raises Untrusted: OTHER_CLOUD (another authority), WRONG_KEY (a certificate for another key), NOT_YOURS (for another
+    device or use). Raises Invalid (unreadable).
+    """
+    certificate, key = pki.load_certificate(certificate_pem), pki.load_key(key_pem)
+    check_issuer(certificate, pki.load_certificate(ca_pem))
+    check_usage(certificate, ExtendedKeyUsageOID.CLIENT_AUTH)
+    if pki.key_hash(pki.supported(certificate.public_key())) != pki.key_hash(key.public_key()):
+        raise Untrusted("the certificate is for another key than this device's", threat=Threat.WRONG_KEY)
+    if device is not None and pki.common_name(certificate) != device:
+        raise Untrusted(f'the certificate is not of "{device}"', threat=Threat.NOT_YOURS)
+    return pki.key_pem(key) + pki.pem_of(certificate)
+
+
+def device_of(identity_pem: bytes) -> str:
+    """The device's name, as its certificate says. Raises Invalid."""
+    return pki.common_name(pki.load_certificate(identity_pem))
+
+
+def validity_s(identity_pem: bytes) -> tuple[float, float]:
+    """From when to when the certificate is valid, Unix times. Raises Invalid."""
+    certificate = pki.load_certificate(identity_pem)
+    return certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
+
+
+def certificate_of(identity_pem: bytes) -> bytes:
+    """The certificate alone: what may be shown. Raises Invalid."""
+    return pki.pem_of(pki.load_certificate(identity_pem))
+
+
+def prove(identity_pem: bytes, csr_pem: bytes) -> str:
+    """That whoever has `identity_pem` asks for the certificate `csr_pem`: a signature, base64. Raises Invalid."""
+    signature = pki.sign(pki.load_key(identity_pem), _RENEWAL + csr_pem)
+    return base64.b64encode(signature).decode()
+
+
+def proves(proof: str, certificate_pem: bytes, csr_pem: bytes) -> bool:
+    """Whether `proof` is what `prove` makes with the certificate's key. Raises Invalid (unreadable certificate)."""
+    key = pki.supported(pki.load_certificate(certificate_pem).public_key())
+    try:
+        signature = base64.b64decode(proof, validate=True)
+    except (binascii.Error, ValueError):
+        return False
+    return pki.signed_by(key, signature, _RENEWAL + csr_pem)
