@@ -255,11 +255,15 @@ class Bus:
 
     # ------------------------------------------------------------ the supervisor
 
+    def _make_session(self) -> Session:
+        """The next connection; a rehearsal's leads elsewhere (`lab/hub.py`)."""
+        return Session(self._login, self._timing)
+
     async def _supervise(self) -> None:
         loop = asyncio.get_running_loop()
         failures, down_since_s = 0, loop.time()
         while not self._closing.is_set():
-            session = self._session = Session(self._login, self._timing)
+            session = self._session = self._make_session()
             try:
                 self.url = next(self._urls)
                 await session.open(self.url)
