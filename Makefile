@@ -58,15 +58,15 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $@
 
-# A browser and an MQTT broker for the tests that drive them; without root they are skipped, saying so.
+# A browser, an MQTT broker and strace (power cuts) for the tests that drive them; without root they are skipped, saying so.
 system:
-	@for program in chromium chromedriver mosquitto; do PATH="$$PATH:/usr/sbin" command -v $$program >/dev/null || missing=1; done; \
+	@for program in chromium chromedriver mosquitto strace; do PATH="$$PATH:/usr/sbin" command -v $$program >/dev/null || missing=1; done; \
 	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    echo "installing chromium and mosquitto (once)"; \
-	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium chromium-driver mosquitto; } >/dev/null 2>&1 \
-	      || echo "chromium and mosquitto could not be installed (apt-get failed): tests that need them are skipped"; \
-	  else echo "chromium, chromedriver or mosquitto is missing: tests that need them are skipped (apt-get install chromium chromium-driver mosquitto)"; fi; \
+	    echo "installing chromium, mosquitto and strace (once)"; \
+	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium chromium-driver mosquitto strace; } >/dev/null 2>&1 \
+	      || echo "chromium, mosquitto and strace could not be installed (apt-get failed): tests that need them are skipped"; \
+	  else echo "chromium, chromedriver, mosquitto or strace is missing: tests that need them are skipped (apt-get install chromium chromium-driver mosquitto strace)"; fi; \
 	fi
 
 clean:
