@@ -35,7 +35,7 @@ _FD = re.compile(r"^(-?\d+|AT_FDCWD)(?:<((?:\\x[0-9a-f]{2})*)>(\(deleted\))?)?$"
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """One name in a folder: it means `inode` from now on, or (None) nothing. `folder` is an inode too; the root is 0."""
+    """One name in a folder: it means `inode` from now on, or (None) nothing. `folder` is an inode; 0 is the root."""
 
     folder: int
     name: str
