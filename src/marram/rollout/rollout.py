@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 
-from marram.registry import Registry, bundle_digest
+from marram.registry import Registry
 from marram.rollout.desire import desired_apps, holding
-from marram.runtime.library import parse_reference
-from marram.schema.app import App, model_uses, parse_app
-from marram.schema.device import CloudModel, DesiredApp, ModelRef
-from marram.schema.errors import Invalid, Missing
-from marram.schema.model import File, Manifest
-from marram.store import DeploymentRow, ModelRow, Objects, Store
-
-APP_FILE = "app.yaml"
+from marram.rollout.release import Releases
+from marram.schema.device import DesiredApp
+from marram.schema.errors import Missing
+from marram.schema.model import Manifest
+from marram.store import DeploymentRow, Objects, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +27,7 @@ class Rollout:
 
     def __init__(self, store: Store, registry: Registry, objects: Objects) -> None:
         self._store = store
-        self._registry = registry
-        self._objects = objects
+        self._releases = Releases(store, registry, objects)
 
     def deploy(self, app_yaml: str, files: Manifest, selector: dict[str, str]) -> Rolled:
         """Put an app on every device that matches `selector` ({}: all), those that join later included.
@@ -41,20 +36,8 @@ class Rollout:
         are pinned to a version now, so what "newest" means does not shift under a running device.
         Raises Invalid (app, files), Missing (a model or file is not in the cloud).
         """
-        app = parse_app(app_yaml)
-        manifest = self._files(app, app_yaml, files)
-        wanted = DesiredApp(
-            name=app.app,
-            version=0,
-            files=manifest,
-            models=self._edge_models(app),
-            cloud=[
-                CloudModel(name=row.name, version=row.version, card=row.card)
-                for row in self._resolve([use.reference for use in model_uses(app) if use.cloud])
-            ],
-        )
-        version = self._store.apps.add(wanted, _digest(wanted)).version
-        deployment = self._store.deployments.add(app.app, version, selector)
+        made = self._releases.make(app_yaml, files)
+        deployment = self._store.deployments.add(made.name, made.version, selector)
         return Rolled(deployment, self.refresh())
 
     def remove(self, app: str, selector: dict[str, str] | None = None) -> Rolled:
@@ -121,72 +104,3 @@ class Rollout:
         for desired in self._store.states.all_desired().values():
             pairs |= {(model.name, model.version) for each in desired.apps for model in each.cloud}
         return pairs
-
-    # ------------------------------------------------------------ what an app version is made of
-
-    def _files(self, app: App, app_yaml: str, files: Manifest) -> Manifest:
-        """The app's text and everything it names, each proven to be in the object store."""
-        text = self._objects.put(app_yaml.encode())
-        listed = {file.path: file for file in files.files}
-        if len(listed) != len(files.files):
-            raise Invalid("a file is listed twice", where=app.app)
-        given = listed.get(APP_FILE)
-        if given is not None and given.sha256 != text.sha256:
-            raise Invalid(f"the files hold another {APP_FILE} than the app's own", where=app.app)
-        listed[APP_FILE] = File(path=APP_FILE, sha256=text.sha256, size_bytes=text.size_bytes)
-        for file in listed.values():
-            if not self._objects.has(file.sha256):
-                raise Missing(f"{file.path} was not uploaded ({file.sha256[:12]}…)", where=app.app)
-            if self._objects.size(file.sha256) != file.size_bytes:
-                raise Invalid(f"{file.path} is not {file.size_bytes} bytes long", where=app.app)
-        for name in [*(step.file for step in app.functions), *app.files]:
-            if name not in listed:
-                raise Invalid(f'the app names "{name}", which was not sent along', where=app.app)
-        return Manifest(files=[listed[path] for path in sorted(listed)])
-
-    def _edge_models(self, app: App) -> list[ModelRef]:
-        """What the device itself runs, each model once, with the variants that its steps name."""
-        rows: dict[tuple[str, int], ModelRow] = {}
-        variants: dict[tuple[str, int], set[str | None]] = {}
-        for use in model_uses(app):
-            if use.cloud:
-                continue
-            row = self._model(use.reference)
-            known = [variant.name for variant in row.card.variants]
-            if use.variant is not None and use.variant not in known:
-                raise Invalid(
-                    f'{row.card.reference} has no variant "{use.variant}"; it has {", ".join(known)}', where=app.app
-                )
-            rows[row.name, row.version] = row
-            variants.setdefault((row.name, row.version), set()).add(use.variant)
-        return [
-            ModelRef(
-                name=row.name,
-                version=row.version,
-                manifest=row.manifest,
-                variants=sorted(variants[key], key=lambda name: (name is not None, name or "")),
-            )
-            for key, row in sorted(rows.items())
-        ]
-
-    def _resolve(self, references: list[str]) -> list[ModelRow]:
-        """Each model once, in name order."""
-        rows = {(row.name, row.version): row for row in map(self._model, references)}
-        return [rows[key] for key in sorted(rows)]
-
-    def _model(self, reference: str) -> ModelRow:
-        try:
-            return self._registry.get(*parse_reference(reference))
-        except Invalid as error:
-            error.hint = error.hint or "A folder means nothing here: push it, then write name or name@version."
-            raise
-
-
-def _digest(app: DesiredApp) -> str:
-    """An app version is its files and the model versions it means: a newer model makes a newer app version."""
-    parts = {
-        "files": bundle_digest(app.files),
-        "models": [[m.name, m.version, bundle_digest(m.manifest)] for m in app.models],
-        "cloud": [[m.name, m.version] for m in app.cloud],
-    }
-    return hashlib.sha256(json.dumps(parts, separators=(",", ":"), sort_keys=True).encode()).hexdigest()
