@@ -36,6 +36,7 @@ from sqlalchemy.exc import (
 from marram.schema.errors import Conflict, Invalid, MarramError, Permanent, Refused, Retryable
 from marram.schema.units import format_size
 from marram.schema.words import first_line
+from marram.store.audit import pending, record
 
 # One writer at a time takes this: ids then become visible in the order they were given out, so that a reader who
 # asks for everything after an id misses nothing. The number is arbitrary, its own for Marram.
@@ -105,12 +106,21 @@ class Database:
     def write(self) -> Iterator[Connection]:
         """A transaction that writes: committed, and on disk, when the block ends; undone where it raises.
 
-        Raises Conflict where a key is taken, Retryable where the database is locked, full or away.
+        Inside `auditing` the first one that commits takes the act's row with it. Raises Conflict where a key is taken,
+        Retryable where the database is locked, full or away.
         """
+        act = pending()
         with self._translated(), self._writing, self._engine.connect() as connection:
             connection = connection.execution_options(marram_write=True)
             with connection.begin():
+                if act is not None:
+                    act.idle = False
                 yield connection
+                takes_row = act is not None and not act.idle
+                if act is not None and takes_row:
+                    record(connection, act)
+            if act is not None:
+                act.recorded = takes_row
 
     def order_ids(self, connection: Connection) -> None:
         """Until this transaction ends, no other gives out ids: a tail by id then misses none (SQLite: always so)."""

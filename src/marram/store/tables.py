@@ -54,7 +54,9 @@ certificates = Table(
     Column("key_hash", String(64), nullable=False),
     Column("issued_s", Float, nullable=False),
     Column("expires_s", Float, nullable=False),
-    # When a newer certificate of the device was first used: from then on this one is refused.
+    # When the device first showed it; with that all others of the device are superseded, older ones and siblings.
+    Column("used_s", Float),
+    # When another certificate of the device was first used: from then on this one is refused.
     Column("superseded_s", Float),
     Column("revoked_s", Float),
     Index("ix_certificates_device", "device"),
@@ -207,6 +209,9 @@ admins = Table(
     # Permissions, as JSON; NULL: all that its owner has.
     Column("scopes", Text),
     Column("expires_s", Float),
+    # Made by signing in; a page or a command line of its owner, which ends with the owner's password.
+    Column("session", Boolean, nullable=False, server_default=text("false")),
+    Index("ix_admins_owner", "owner"),
 )
 
 users = Table(
@@ -221,10 +226,11 @@ users = Table(
 )
 
 # Every change, by whom. Triggers refuse to change or delete a row, and each row holds the digest of the one before.
+# Ids have no gaps.
 audit = Table(
     "audit",
     metadata,
-    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
     Column("time_s", Float, nullable=False),
     # `user:NAME`, `token:ID`, `device:ID`, `rollout:ID` …
     Column("actor", String(200), nullable=False),
@@ -234,7 +240,14 @@ audit = Table(
     Column("detail", Text, nullable=False),
     Column("previous", String(64), nullable=False),
     Column("digest", String(64), nullable=False),
-    sqlite_autoincrement=True,
+)
+# Where the audit log ends: one row, changed with each that is added, so that rows cut off its end are missed.
+audit_head = Table(
+    "audit_head",
+    metadata,
+    Column("one", Integer, primary_key=True, autoincrement=False),
+    Column("id", BigInteger, nullable=False),
+    Column("digest", String(64), nullable=False),
 )
 
 # Signed update metadata (TUF), as it is served: one row for each version of each role, never changed.

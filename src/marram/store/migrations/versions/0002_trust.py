@@ -13,7 +13,6 @@ down_revision = "0001"
 branch_labels = None
 depends_on = None
 
-_ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def upgrade() -> None:
@@ -23,6 +22,8 @@ def upgrade() -> None:
         admins.add_column(sa.Column("owner", sa.String(length=64), nullable=True))
         admins.add_column(sa.Column("scopes", sa.Text(), nullable=True))
         admins.add_column(sa.Column("expires_s", sa.Float(), nullable=True))
+        admins.add_column(sa.Column("session", sa.Boolean(), server_default=sa.text("false"), nullable=False))
+    op.create_index("ix_admins_owner", "admins", ["owner"], unique=False)
     op.create_table(
         "certificates",
         sa.Column("serial", sa.String(length=64), nullable=False),
@@ -30,6 +31,7 @@ def upgrade() -> None:
         sa.Column("key_hash", sa.String(length=64), nullable=False),
         sa.Column("issued_s", sa.Float(), nullable=False),
         sa.Column("expires_s", sa.Float(), nullable=False),
+        sa.Column("used_s", sa.Float(), nullable=True),
         sa.Column("superseded_s", sa.Float(), nullable=True),
         sa.Column("revoked_s", sa.Float(), nullable=True),
         sa.PrimaryKeyConstraint("serial", name=op.f("pk_certificates")),
@@ -46,7 +48,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "audit",
-        sa.Column("id", _ID, autoincrement=True, nullable=False),
+        sa.Column("id", sa.BigInteger(), autoincrement=False, nullable=False),
         sa.Column("time_s", sa.Float(), nullable=False),
         sa.Column("actor", sa.String(length=200), nullable=False),
         sa.Column("action", sa.String(length=64), nullable=False),
@@ -55,9 +57,16 @@ def upgrade() -> None:
         sa.Column("previous", sa.String(length=64), nullable=False),
         sa.Column("digest", sa.String(length=64), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_audit")),
-        sqlite_autoincrement=True,
+    )
+    op.create_table(
+        "audit_head",
+        sa.Column("one", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("id", sa.BigInteger(), nullable=False),
+        sa.Column("digest", sa.String(length=64), nullable=False),
+        sa.PrimaryKeyConstraint("one", name=op.f("pk_audit_head")),
     )
     _only_added_to("audit")
+    _only_rises("audit_head")
     op.create_table(
         "signed",
         sa.Column("role", sa.String(length=64), nullable=False),
@@ -118,18 +127,42 @@ def upgrade() -> None:
 
 def _only_added_to(table: str) -> None:
     """Triggers that refuse to change or delete a row of `table`, whoever asks with the cloud's own rights."""
+    words = f"{table} is only ever added to"
     if op.get_bind().dialect.name == "sqlite":
         for verb in ("UPDATE", "DELETE"):
-            op.execute(
-                f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table} "
-                f"BEGIN SELECT RAISE(ABORT, '{table} is only ever added to'); END"
-            )
+            _refuse_on_sqlite(table, verb, "", words)
+        # INSERT OR REPLACE deletes the row that is there, and no trigger on DELETE hears of it.
+        _refuse_on_sqlite(table, "INSERT", f"WHEN EXISTS (SELECT 1 FROM {table} WHERE id = NEW.id)", words)
         return
+    _refuse_on_postgresql(table, "only_added_to", "UPDATE OR DELETE OR TRUNCATE", "STATEMENT", "", words)
+
+
+def _only_rises(table: str) -> None:
+    """Triggers for a table of one row with an `id`: the row never goes, and its id never falls."""
+    words = f"{table} only ever rises"
+    if op.get_bind().dialect.name == "sqlite":
+        _refuse_on_sqlite(table, "DELETE", "", words)
+        _refuse_on_sqlite(table, "UPDATE", "WHEN NEW.id <= OLD.id OR NEW.one <> OLD.one", words)
+        # An upsert asks here too, with the new row: it may pass only where it rises.
+        _refuse_on_sqlite(table, "INSERT", f"WHEN EXISTS (SELECT 1 FROM {table} WHERE id >= NEW.id)", words)
+        return
+    _refuse_on_postgresql(table, "stays", "DELETE OR TRUNCATE", "STATEMENT", "", words)
+    _refuse_on_postgresql(table, "rises", "UPDATE", "ROW", "WHEN (NEW.id <= OLD.id OR NEW.one <> OLD.one)", words)
+
+
+def _refuse_on_sqlite(table: str, verb: str, when: str, words: str) -> None:
     op.execute(
-        f"CREATE FUNCTION {table}_only_added_to() RETURNS trigger LANGUAGE plpgsql AS "
-        f"$$ BEGIN RAISE EXCEPTION '{table} is only ever added to'; END $$"
+        f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table} {when} "
+        f"BEGIN SELECT RAISE(ABORT, '{words}'); END"
+    )
+
+
+def _refuse_on_postgresql(table: str, name: str, verbs: str, each: str, when: str, words: str) -> None:
+    op.execute(
+        f"CREATE FUNCTION {table}_{name}() RETURNS trigger LANGUAGE plpgsql AS "
+        f"$$ BEGIN RAISE EXCEPTION '{words}'; END $$"
     )
     op.execute(
-        f"CREATE TRIGGER {table}_only_added_to BEFORE UPDATE OR DELETE OR TRUNCATE ON {table} "
-        f"FOR EACH STATEMENT EXECUTE FUNCTION {table}_only_added_to()"
+        f"CREATE TRIGGER {table}_{name} BEFORE {verbs} ON {table} "
+        f"FOR EACH {each} {when} EXECUTE FUNCTION {table}_{name}()"
     )
