@@ -47,3 +47,13 @@ def parse_labels(text: str) -> dict[str, str]:
 def matches(selector: dict[str, str], labels: dict[str, str]) -> bool:
     """Whether `labels` has every pair of `selector` (an empty selector matches every device)."""
     return all(labels.get(key) == value for key, value in selector.items())
+
+
+def covers(wider: dict[str, str], narrower: dict[str, str]) -> bool:
+    """Whether every device that `narrower` could ever match is matched by `wider` too."""
+    return matches(wider, narrower)
+
+
+def disjoint(one: dict[str, str], other: dict[str, str]) -> bool:
+    """Whether no device can ever match both: they ask for different values of one label."""
+    return any(key in other and other[key] != value for key, value in one.items())

@@ -100,7 +100,11 @@ class Gates(Strict):
 
 
 class Plan(Strict):
-    """How a rollout goes. The defaults are those of `marram deploy`."""
+    """How a rollout goes. The defaults are those of `marram deploy`.
+
+    A stage is a number of the matching devices, or a share of them rounded up, and at least one more than the stage
+    before it.
+    """
 
     stages: list[Stage] = Field(default=["1", "10%", "all"], min_length=1, max_length=20)
     # How long the devices of a stage must keep to the gates, from the moment the last of them committed.
@@ -117,6 +121,14 @@ class Plan(Strict):
         if self.stages[-1] not in ("all", "100%"):
             raise ValueError('the last stage is "all"')
         return self
+
+
+def at_once() -> Plan:
+    """To all that match, and nobody judges: what a first deployment does, since there is nothing to go back to."""
+    gates = Gates(
+        failures=None, silent=None, errors=None, p95_ratio=None, confidence_shift=None, throttling=False
+    )  # fmt: skip
+    return Plan(stages=["all"], soak_s=0, gates=gates)
 
 
 class DeviceOutcome(StrEnum):
@@ -140,3 +152,20 @@ class RolloutDevice(Strict):
     attempt: int = 0
     reason: str = ""
     evidence: dict[str, Any] = {}
+
+
+class GateVerdict(Strict):
+    """What one gate says. `passed` None: it had too little to judge, which stops nothing; `words` say so."""
+
+    gate: str
+    passed: bool | None
+    words: str
+    figures: dict[str, Any] = {}
+
+
+class Verdict(Strict):
+    """What all gates said of `stage`, and what the rollout waits for ("": nothing)."""
+
+    stage: int = 0
+    gates: list[GateVerdict] = []
+    waits: str = ""

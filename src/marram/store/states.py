@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Select, select
 
-from marram.schema.device import Desired, DesiredApp, Reported
+from marram.schema.device import Desired, DesiredApp, DeviceState, Reported
 from marram.store.database import Database
+from marram.store.devices import device_state
+from marram.store.documents import load
 from marram.store.tables import desired, devices, reported
 from marram.store.upsert import upsert
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """One device, as cheaply as it can be read for a whole fleet; `said` is its last report, as plain JSON.
+
+    A report was a valid `Reported` when it was stored, by this version of Marram or an older one.
+    """
+
+    device: str
+    labels: dict[str, str]
+    info: dict[str, Any]
+    state: DeviceState
+    seen_s: float | None
+    revoked_s: float | None
+    said: dict[str, Any] | None
 
 
 class States:
@@ -30,20 +50,64 @@ class States:
         with self._database.read() as connection:
             return {row.device: Desired.model_validate_json(row.document) for row in connection.execute(query)}
 
-    def desire(self, device: str, apps: list[DesiredApp]) -> Desired | None:
+    def desire(self, device: str, apps: list[DesiredApp], attempts: dict[str, int] | None = None) -> Desired | None:
         """Set what a device should run; returns the new state, or None where it is that already (or no such device).
 
         The version rises by one with each change, inside the transaction, so two who decide at once cannot both win.
         """
+        attempts = attempts or {}
         with self._database.write() as connection:
             self._database.order_ids(connection)
             document = connection.execute(select(desired.c.document).where(desired.c.device == device)).scalar()
             old = Desired() if document is None else Desired.model_validate_json(document)
-            if old.apps == apps or not connection.execute(select(devices.c.id).where(devices.c.id == device)).first():
+            if not connection.execute(select(devices.c.id).where(devices.c.id == device)).first():
                 return None
-            new = Desired(version=old.version + 1, apps=apps)
-            upsert(connection, desired, {"device": device, "version": new.version, "document": new.model_dump_json()})
-            return new
+            same = old.apps == apps and old.attempts == attempts
+            new = Desired(version=old.version if same else old.version + 1, apps=apps, attempts=attempts)
+            text = new.model_dump_json()
+            # Also where only the way it is written changed: whoever compares texts then finds it the same.
+            if text != document and not (document is None and same):
+                upsert(connection, desired, {"device": device, "version": new.version, "document": text})
+            return None if same else new
+
+    def desired_texts(self) -> dict[str, tuple[int, str]]:
+        """The desired state of every device that has one, unread: its version and its document, as `desire` wrote it.
+
+        Comparing texts is what makes a look over ten thousand devices cheap.
+        """
+        with self._database.read() as connection:
+            rows = connection.execute(select(desired.c.device, desired.c.version, desired.c.document))
+            return {row.device: (row.version, row.document) for row in rows}
+
+    def sightings(self, device: str | None = None, now_s: float | None = None) -> list[Sighting]:
+        """Every device (or one) with its last report, by name."""
+        now_s = time.time() if now_s is None else now_s
+        query: Select[Any] = (
+            select(
+                devices.c.id,
+                devices.c.labels,
+                devices.c.info,
+                devices.c.revoked_s,
+                reported.c.seen_s,
+                reported.c.document,
+            )
+            .select_from(devices.outerjoin(reported, reported.c.device == devices.c.id))
+            .order_by(devices.c.id)
+        )
+        query = query if device is None else query.where(devices.c.id == device)
+        with self._database.read() as connection:
+            return [
+                Sighting(
+                    row.id,
+                    load(row.labels),
+                    load(row.info),
+                    device_state(row.seen_s, now_s),
+                    row.seen_s,
+                    row.revoked_s,
+                    None if row.document is None else load(row.document),
+                )
+                for row in connection.execute(query)
+            ]
 
     def report(self, device: str, state: Reported, now_s: float | None = None) -> None:
         """Keep what a device says of itself, and that it was heard just now (the cloud's clock)."""
