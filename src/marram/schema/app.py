@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from marram.schema.errors import Invalid
+from marram.schema.health import Health
 from marram.schema.ids import Name
 from marram.schema.model import RelativePath, Strict, Task
 from marram.schema.page import Page, Place
@@ -278,21 +279,6 @@ if TYPE_CHECKING:
     AnySink = Sink
 else:
     AnySource, AnyStep, AnySink = _one_of(SOURCES), _one_of(STEPS), _one_of(SINKS)
-
-
-class Health(Strict):
-    """What a new version of the app must show on a device before it is committed there, beyond a first result.
-
-    It is on trial for at least `trial`; for as long as it is quiet (a sensor that says nothing) it waits `quiet` and is
-    then taken as it is. A version that breaks one of these on trial is rolled back.
-    """
-
-    trial: Duration = 1.0
-    quiet: Duration = 60.0
-    # Share of its frames that may fail.
-    errors: Share = 0.5
-    # 95th percentile of the delay from capture to result.
-    p95: Duration | None = None
 
 
 class App(Strict):
