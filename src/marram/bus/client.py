@@ -7,16 +7,20 @@ never buffers silently: what cannot be sent now fails now, and whatever must not
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import random
 import re
+import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from marram.bus.library import Msg
 from marram.bus.session import ERROR_HEADER, Login, Session, Timing
+from marram.bus.subjects import device_of
+from marram.bus.tls import TlsFiles
 from marram.schema.errors import Invalid, MarramError, NotReady, Permanent, Refused, Retryable
 
 log = logging.getLogger(__name__)
@@ -24,8 +28,8 @@ log = logging.getLogger(__name__)
 __all__ = ["Bus", "BusState", "Handler", "Message", "Timing"]
 
 _SUBJECT = re.compile(r"[^\s.]+(\.[^\s.]+)*")
-# Where answers are heard, whoever asks. The broker checks what a device publishes, not where it wants the answer: one
-# sent elsewhere would be a device speaking on another's subjects with our rights.
+# Where answers are heard. The broker checks what a device publishes, not where it wants the answer: one sent elsewhere
+# would be a device speaking on another's subjects, or into another's inbox, with our rights.
 _INBOX = "_INBOX"
 CLOSE_S = 2.0  # how long `close` waits for handlers at work
 
@@ -91,22 +95,25 @@ class Bus:
         self._changed = asyncio.Event()  # set and replaced at each change of state
         self._supervisor: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
+        self._anew = asyncio.Event()  # the next attempt need not wait
 
     @classmethod
     async def connect(
         cls,
         urls: str | Sequence[str],
         user: str,
-        password: str,
+        password: str = "",
         *,
+        tls: TlsFiles | None = None,
         name: str = "",
         inbox_prefix: str | None = None,
         timing: Timing | None = None,
     ) -> Bus:
         """Start connecting and return at once: the broker need not be there yet.
 
-        `urls`: `nats://host:port`, one or several to take in turns. `inbox_prefix`: default `_INBOX_<user>`, the only
-        one that a device is permitted. Raises Invalid on a malformed URL.
+        `urls`: `nats://host:port`, one or several to take in turns. `tls`: a device's identity, which is all it needs;
+        the cloud's processes have user and password as well. `inbox_prefix`: default `_INBOX_<user>`, the only one
+        that a device is permitted. Raises Invalid on a malformed URL.
         """
         chosen = [urls] if isinstance(urls, str) else list(urls)
         for url in chosen:
@@ -115,7 +122,9 @@ class Bus:
                 raise Invalid(f'"{url}" is not the address of a broker', hint="Write nats://HOST:PORT.")
         if not chosen:
             raise Invalid("no broker to connect to", hint="Give at least one nats://HOST:PORT.")
-        bus = cls(chosen, Login(user, password, name or user, inbox_prefix or f"_INBOX_{user}"), timing or Timing())
+        instance = f"{name or user} {secrets.token_hex(8)}"
+        login = Login(user, password, instance, inbox_prefix or f"_INBOX_{user}", tls)
+        bus = cls(chosen, login, timing or Timing())
         bus._supervisor = asyncio.create_task(bus._supervise(), name=f"bus-{user}")
         return bus
 
@@ -170,6 +179,13 @@ class Bus:
         """
         return await self._up().request(subject, payload, timeout_s)
 
+    async def gather(self, subject: str, payload: bytes, timeout_s: float, quiet_s: float) -> list[bytes]:
+        """Ask everybody who handles `subject`; what came within `timeout_s`, or until nothing came for `quiet_s`.
+
+        Raises NotReady (not connected), Retryable (no answer at all, link choked), Refused, Invalid.
+        """
+        return await self._up().gather(subject, payload, timeout_s, quiet_s)
+
     async def publish(self, subject: str, payload: bytes) -> None:
         """Say it to whoever listens now. Raises NotReady (not connected), Retryable (link choked), Invalid (too big).
 
@@ -195,6 +211,15 @@ class Bus:
             await session.settle()
         except Retryable:
             log.debug("lost while subscribing to %s", subject)
+
+    def reconnect(self) -> None:
+        """Leave the present connection, or the pause before the next attempt, and connect anew: the identity changed.
+
+        What is under way is lost as with any lost connection.
+        """
+        self._anew.set()
+        if self._session is not None and self.connected:
+            self._session.drop("connecting anew")
 
     async def close(self) -> None:
         """For good; any number of times. Handlers at work get `CLOSE_S` to finish and reply."""
@@ -232,7 +257,7 @@ class Bus:
     async def _handle(self, session: Session, subscription: _Subscription, message: Msg) -> None:
         """Run the handler on one message; whatever it does, the subscription lives on."""
         headers: dict[str, str] | None = None
-        answer_to = message.reply if message.reply.startswith(_INBOX) else ""
+        answer_to = message.reply if message.reply.startswith(_inbox_of(message.subject)) else ""
         try:
             reply = await subscription.handler(Message(message.subject, message.data, bool(answer_to)))
         except MarramError as error:
@@ -295,7 +320,10 @@ class Bus:
             finally:
                 self._session = None
                 await session.close()
-            await asyncio.sleep(self._wait_s(failures, loop.time() - down_since_s))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._wait_s(failures, loop.time() - down_since_s)):
+                    await self._anew.wait()
+            self._anew.clear()
 
     def _wait_s(self, failures: int, down_s: float) -> float:
         """Doubling and jittered, so that a fleet does not come back in one instant."""
@@ -320,3 +348,8 @@ class Bus:
                 callback(state)
             except Exception:
                 log.exception("a listener to the state of the bus failed")
+
+
+def _inbox_of(subject: str) -> str:
+    """Where the answer to a question on `subject` may go: the subject of a device proves whose inbox that is."""
+    return f"{_INBOX}_{device_of(subject)}." if subject.startswith("d.") else _INBOX

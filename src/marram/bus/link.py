@@ -15,6 +15,7 @@ import struct
 import sys
 import termios
 from collections.abc import Callable
+from typing import cast
 from urllib.parse import ParseResult
 
 from marram.bus.library import Transport
@@ -34,6 +35,7 @@ class Link(Transport):
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._socket: socket.socket | None = None
+        self._below: asyncio.Transport | None = None  # under TLS: what carries its records
 
     def __bool__(self) -> bool:
         # The client makes a transport of its own where ours is false.
@@ -53,6 +55,7 @@ class Link(Transport):
         """Raises OSError (ssl.SSLError among them), TimeoutError."""
         writer = self._open()
         name = uri if isinstance(uri, str) else uri.hostname
+        self._below = cast(asyncio.Transport, writer.transport)
         async with asyncio.timeout(connect_timeout):
             await writer.start_tls(ssl_context, server_hostname=name)
 
@@ -66,7 +69,7 @@ class Link(Transport):
             data = b"" if self._ended else await self._reader.read(buffer_size)
             why = "closed by the broker"
         except OSError as error:
-            data, why = b"", error.strerror or str(error)
+            data, why = b"", getattr(error, "reason", None) or error.strerror or str(error)
         if not data:
             self._ended = True
             self._on_end(why)
@@ -121,14 +124,17 @@ class Link(Transport):
     def abort(self) -> None:
         """Close now, without sending what is buffered."""
         self._ended = True
-        if self._writer is not None:
-            self._writer.transport.abort()
+        for transport in (self._below, self._writer.transport if self._writer is not None else None):
+            if transport is not None:
+                transport.abort()
 
     def unsent_bytes(self) -> int:
         """Written here and not yet taken by the peer's kernel, as far as this system tells."""
         if self._writer is None or self._socket is None:
             return 0
-        return self._writer.transport.get_write_buffer_size() + _kernel_unsent_bytes(self._socket)
+        above = self._writer.transport.get_write_buffer_size()
+        below = self._below.get_write_buffer_size() if self._below is not None else 0
+        return above + below + _kernel_unsent_bytes(self._socket)
 
     def sent_bytes(self) -> int:
         """Written here and taken by the peer."""

@@ -12,11 +12,13 @@ import os
 import re
 import secrets
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from marram.bus.library import Client, Msg, nats_errors
 from marram.bus.link import Link
+from marram.bus.tls import TlsFiles, tls_fault
 from marram.schema.errors import KINDS, Invalid, NotReady, Refused, Retryable
 
 log = logging.getLogger(__name__)
@@ -37,12 +39,16 @@ _DENIED = re.compile(r'Permissions Violation for (Publish|Subscription) to "([^"
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """Who we are to the broker."""
+    """Who we are to the broker: with `tls` by certificate, and what runs in the cloud by user and password too.
+
+    `name`: told to the operator; unlike for each process, so that a copied identity shows.
+    """
 
     user: str
     password: str
     name: str
     inbox_prefix: str
+    tls: TlsFiles | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +85,15 @@ class Session:
         self._inbox = f"{login.inbox_prefix}.{secrets.token_hex(8)}"
         self._asked = 0
         self._waiting: dict[str, tuple[str, asyncio.Future[Msg]]] = {}
+        self._gathering: dict[str, asyncio.Queue[bytes]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._opening = True
         self._ping_mark: int | None = None  # bytes written when the outstanding PING was
 
     async def open(self, url: str) -> None:
-        """Raises Refused (credentials), Retryable (anything else)."""
+        """Raises Refused (credentials; Untrusted with the threat's name), Retryable (link), or what `TlsFiles` does."""
         try:
+            tls = self._login.tls.context() if self._login.tls is not None else None
             async with asyncio.timeout(3 * self._timing.connect_s):
                 await self._client.connect(
                     servers=[url],
@@ -101,19 +109,29 @@ class Session:
                     # cancellation there, so that a time-out would not end it.
                     ping_interval=86_400,
                     pending_size=4 * UNSENT_LIMIT_BYTES,
+                    tls=tls,
+                    tls_handshake_first=tls is not None,
                 )
                 if not self._client.is_connected:
                     raise Retryable("the broker did not finish the handshake")
                 await self._client.subscribe(f"{self._inbox}.*", cb=self._on_reply)
+        except ssl.SSLError as error:
+            fault = tls_fault(error, self._login.user)
+            self.why = fault.what
+            raise fault from error
         except (nats_errors.Error, OSError, TimeoutError, EOFError, ValueError, AttributeError) as error:
             # ValueError: a line too long, so not a NATS server. AttributeError: closed in mid-handshake.
             text = self.why = _plain(error)
             if "authorization" in text.lower() or "authentication" in text.lower():
-                raise Refused(f"the broker refuses {self._login.user}: {text}") from error
+                raise Refused(f"the broker refuses {self._login.user}: {text}", hint=self._hint()) from error
             raise Retryable(f"no connection to the broker: {text}") from error
         finally:
             self._opening = False
         self._tasks = [asyncio.create_task(self._ping()), asyncio.create_task(self._watch())]
+
+    def _hint(self) -> str | None:
+        # The broker keeps to itself why: whoever tries a stolen identity need not learn it.
+        return "The cloud's log says why." if self._login.tls is not None else None
 
     async def close(self) -> None:
         """Never blocks for long, never raises. Where it was not lost, what is buffered is sent if the link takes it."""
@@ -152,6 +170,30 @@ class Session:
             if kind := message.headers.get(ERROR_HEADER):
                 raise KINDS.get(kind, Retryable)(message.data.decode(errors="replace"))
         return message.data
+
+    async def gather(self, subject: str, payload: bytes, timeout_s: float, quiet_s: float) -> list[bytes]:
+        """See `Bus.gather`."""
+        self._asked += 1
+        token = str(self._asked)
+        answers = self._gathering[token] = asyncio.Queue[bytes]()
+        found: list[bytes] = []
+        try:
+            await self.publish(subject, payload, reply=f"{self._inbox}.{token}")
+            async with asyncio.timeout(timeout_s):
+                found.append(await answers.get())
+                while True:
+                    async with asyncio.timeout(quiet_s):
+                        found.append(await answers.get())
+        except TimeoutError as error:
+            if not found:
+                raise Retryable(f"no answer on {subject} within {timeout_s:g} s") from error
+        finally:
+            del self._gathering[token]
+        return found
+
+    def drop(self, why: str) -> None:
+        """End it from our side, as if it had been lost."""
+        self._lose(why)
 
     async def publish(
         self, subject: str, payload: bytes, reply: str = "", headers: dict[str, str] | None = None
@@ -202,7 +244,11 @@ class Session:
     # ------------------------------------------------------------ hearing
 
     async def _on_reply(self, message: Msg) -> None:
-        _, answer = self._waiting.get(message.subject.rpartition(".")[2], ("", None))
+        token = message.subject.rpartition(".")[2]
+        if token in self._gathering:
+            self._gathering[token].put_nowait(message.data)
+            return
+        _, answer = self._waiting.get(token, ("", None))
         if answer is not None and not answer.done():
             answer.set_result(message)
 
