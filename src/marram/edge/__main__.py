@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from marram.edge.agent import Agent, Settings
+from marram.edge.sandbox import seal_agent
 from marram.edge.state import Folder
 from marram.last_resort import OneLine, ended
 
@@ -18,6 +19,7 @@ def main(arguments: list[str]) -> int:
     handler.setFormatter(OneLine("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("marram").setLevel(logging.INFO)
+    seal_agent()
     place, every_s, *brokers = arguments
     folder = Folder(Path(place))
 

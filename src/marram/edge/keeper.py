@@ -23,6 +23,7 @@ from marram.edge.bundles import check_size
 from marram.edge.deploy import AppRecord
 from marram.edge.ground import Ground
 from marram.edge.relay import Relay
+from marram.edge.sandbox import plan
 from marram.edge.supervisor import Exit, Worker, WorkerSpec
 from marram.edge.tasks import cancelled, finished
 from marram.edge.variants import card_alone, engines, needed
@@ -182,6 +183,7 @@ class Keeper:
             memory_bytes=_memory_limit(folders[0] / "app.yaml"),
             verify=not proven,
             started=(app.version,) if proven else (),
+            plan=plan(folder.path, folders, [folder.work(app.name), folder.outbox.parent]),
         )
 
     async def _bring(self, manifests: list[Manifest]) -> None:

@@ -48,7 +48,8 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.outbox = path / "outbox.db"
+        # In a folder of its own, which workers may write in: SQLite makes files beside its own.
+        self.outbox = path / "outbox" / "outbox.db"
         self._credentials = path / "credentials.yaml"
         self._desired = path / "desired.json"
         self._apps = path / "apps"
@@ -63,12 +64,15 @@ class Folder:
 
     def make(self) -> None:
         """Create the folder, for nobody else to read. Raises Permanent or Retryable where it cannot be written."""
-        for part in (self.path, self._apps, self.path / "logs", self.path / "work"):
+        for part in (self.path, self._apps, self.path / "logs", self.path / "work", self.outbox.parent):
             with _translated(part):
                 part.mkdir(parents=True, exist_ok=True, mode=0o700)
         with _translated(self.path):
             for leftover in (*self.path.glob(".*.tmp"), *self._apps.glob(".*.tmp")):
                 leftover.unlink()
+            # Where it lay before: its parts one by one, the database last, so that a cut leaves the move to be finished.
+            for part in sorted(self.path.glob("outbox.db*"), reverse=True):
+                part.replace(self.outbox.parent / part.name)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

@@ -23,6 +23,7 @@ from marram.edge.agent_end import AgentEnd
 from marram.edge.logfile import LogFile
 from marram.edge.process import kill_group, resident_bytes, signal_name, worker_environment
 from marram.edge.relay import Relay
+from marram.edge.sandbox import Plan
 from marram.edge.state import disk_fault
 from marram.schema.errors import Invalid, MarramError, Retryable
 from marram.schema.units import format_size
@@ -45,6 +46,7 @@ class WorkerSpec:
 
     `verify`: load every model once and wait for `go` before running. `started`: versions of the app that ran here and
     may run again; one among them goes on where its finite source was, any other starts at the beginning.
+    `plan`: all that it can use of the device's folder; None: it is not confined.
     """
 
     device: str
@@ -59,6 +61,7 @@ class WorkerSpec:
     memory_bytes: int | None = None
     verify: bool = False
     started: tuple[int, ...] = ()
+    plan: Plan | None = None
 
     def message(self) -> dict[str, Any]:
         """The channel's `start` message."""
@@ -127,10 +130,11 @@ class Worker:
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        confined = [] if spec.plan is None else ["marram.edge.sandbox", spec.plan.text()]
         try:
             # -P: what user code leaves in its working folder must not shadow a module.
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-P", "-m", "marram.edge.worker", str(theirs.fileno()), str(os.getpid()),
+                sys.executable, "-P", "-m", *confined, "marram.edge.worker", str(theirs.fileno()), str(os.getpid()),
                 stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
                 pass_fds=[theirs.fileno()], env=worker_environment(os.environ), cwd=spec.work,
                 start_new_session=True,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from marram.edge import status as agent_status
+from marram.edge.state import Folder
 from marram.lab.children import Child, marram
 from marram.lab.ledger import Mark, read_mark
 from marram.lab.link import LinkProcess
@@ -42,7 +43,7 @@ class DemoDevice:
     def __init__(self, spec: Spec, folder: Path, broker: str, environment: Mapping[str, str]) -> None:
         self.spec = spec
         self.folder = folder
-        self.outbox = folder / "outbox.db"
+        self.outbox = Folder(folder).outbox
         self._environment = dict(environment) | {"MARRAM_SLOWDOWN": f"{spec.slowdown:g}"}
         self._log = folder.parent / f"{spec.name}.log"
         self.link = LinkProcess(broker.removeprefix("nats://"), spec.trace)

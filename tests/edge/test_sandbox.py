@@ -1,0 +1,282 @@
+"""What a hostile function tries, in a real worker, confined as the agent confines it: each try is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.edge.world import LONG_S
+
+from marram.bus.client import Bus
+from marram.edge.relay import Relay
+from marram.edge.sandbox import Plan, isolation, plan
+from marram.edge.state import Folder
+from marram.edge.supervisor import Patience, Worker, WorkerSpec
+from marram.system import landlock
+
+needs_landlock = pytest.mark.skipif(landlock.abi() < 6, reason="needs a kernel with Landlock 6 or newer")
+
+APP = (
+    "app: curious\nsource: {series: rows.csv, every: 20 ms, repeat: true}\n"
+    "steps:\n  - function: handler.py:handle\nsend: nothing\nfiles: [rows.csv]\n"
+)
+PREAMBLE = """
+import ctypes, json, os, pathlib, signal, socket, subprocess, sys
+
+answers = {}
+
+def attempt(name, try_it):
+    try:
+        answers[name] = repr(try_it())[:200]
+    except BaseException as error:
+        answers[name] = type(error).__name__
+
+def handle(event, context):
+    pass
+
+"""
+EPILOGUE = """
+pathlib.Path("answers.json.new").write_text(json.dumps(answers))
+os.rename("answers.json.new", "answers.json")
+"""
+
+
+class Site:
+    """A device's folder with what should be safe in it, and an app in its bundle."""
+
+    def __init__(self, path: Path) -> None:
+        self.folder = Folder(path)
+        self.folder.make()
+        for place, text in {
+            "identity/identity.pem": "KEY", "credentials.yaml": "device: pi-1", "secrets/a.sealed": "S",
+            "apps/other.json": "{}", "work/other/diary": "mine", "blobs/00": "b", "desired.json": "{}",
+            "logs/other.log": "words",
+        }.items():  # fmt: skip
+            (path / place).parent.mkdir(parents=True, exist_ok=True)
+            (path / place).write_text(text)
+        self.bundle = path / "bundles" / "digest"
+        self.bundle.mkdir(parents=True)
+        self.work = self.folder.work("curious")
+
+    def plan(self) -> Plan:
+        return plan(self.folder.path, [self.bundle], [self.work, self.folder.outbox.parent])
+
+
+Run = Callable[[Site, str], Awaitable[dict[str, str]]]
+
+
+@pytest.fixture
+async def run() -> AsyncIterator[Run]:
+    """Run these lines at the top of an app's function, in a confined worker; what each `attempt` met."""
+    bus = await Bus.connect("nats://127.0.0.1:9", "nobody", "nothing")
+    workers: list[Worker] = []
+
+    async def begin(site: Site, tries: str) -> dict[str, str]:
+        (site.bundle / "app.yaml").write_text(APP)
+        (site.bundle / "rows.csv").write_text("x\n1\n")
+        (site.bundle / "handler.py").write_text(PREAMBLE + tries + EPILOGUE)
+        spec = WorkerSpec(
+            device="pi-1", app="curious", version=1, folder=site.bundle, models={}, cloud=[],
+            outbox=site.folder.outbox, work=site.work, log=site.folder.log_file("curious"), plan=site.plan(),
+        )  # fmt: skip
+        worker = await Worker.start(spec, lambda channel: Relay(bus, channel, ()), Patience())
+        workers.append(worker)
+        proven = asyncio.ensure_future(worker.proven.wait())
+        await asyncio.wait([proven, worker.exited], timeout=LONG_S, return_when=asyncio.FIRST_COMPLETED)
+        proven.cancel()
+        answers = site.work / "answers.json"
+        assert answers.exists(), (worker.exited.done() and worker.exited.result(), spec.log.read_text())
+        found: dict[str, str] = json.loads(answers.read_text())
+        return found
+
+    yield begin
+    for worker in workers:
+        await worker.stop()
+    await bus.close()
+
+
+@needs_landlock
+async def test_nothing_of_the_device_but_its_own(run: Run, tmp_path: Path) -> None:
+    site = Site(tmp_path / "device")
+    answers = await run(
+        site,
+        f"""
+device = pathlib.Path({str(site.folder.path)!r})
+for name in ("identity/identity.pem", "credentials.yaml", "secrets/a.sealed", "apps/other.json", "work/other/diary",
+             "blobs/00", "desired.json", "logs/other.log"):
+    attempt("read " + name, lambda: (device / name).read_bytes())
+    attempt("write " + name, lambda: open(device / name, "r+").write("x"))
+    attempt("cut " + name, lambda: os.truncate(device / name, 0))
+    attempt("delete " + name, lambda: (device / name).unlink())
+    attempt("link " + name, lambda: os.link(device / name, "stolen"))
+for name in ("", "identity", "secrets", "work", "work/other", "bundles"):
+    attempt("list " + name, lambda: os.listdir(device / name))
+    attempt("make in " + name, lambda: (device / name / "new").write_text("x"))
+attempt("change its own bundle", lambda: open({str(site.bundle / "handler.py")!r}, "a"))
+attempt("through another name", lambda: pathlib.Path("/proc/self/root" + str(device / "credentials.yaml")).read_text())
+os.symlink(device / "credentials.yaml", "pointer")
+attempt("through a link", lambda: pathlib.Path("pointer").read_text())
+attempt("a child", lambda: subprocess.run(["cat", str(device / "credentials.yaml")], check=True, capture_output=True))
+attempt("mount", lambda: ctypes.CDLL(None, use_errno=True).mount(b"none", str(device).encode(), b"tmpfs", 0, None) or 1 / 0)
+""",
+    )
+    mounted = answers.pop("mount")
+    assert mounted == "-1"
+    allowed = {
+        name: met for name, met in answers.items() if met not in ("PermissionError", "CalledProcessError", "OSError")
+    }
+    assert not allowed
+    assert (site.folder.path / "identity/identity.pem").read_text() == "KEY"
+
+
+@needs_landlock
+async def test_the_agent_is_out_of_reach(run: Run, tmp_path: Path) -> None:
+    site = Site(tmp_path / "device")
+    answers = await run(
+        site,
+        """
+agent = os.getppid()
+for name in ("mem", "environ", "maps", "auxv", "stack"):
+    attempt(name, lambda: open(f"/proc/{agent}/{name}", "rb").read(1))
+attempt("fd", lambda: os.listdir(f"/proc/{agent}/fd"))
+attempt("root", lambda: os.listdir(f"/proc/{agent}/root/"))
+attempt("cwd", lambda: os.listdir(f"/proc/{agent}/cwd/"))
+libc = ctypes.CDLL(None, use_errno=True)
+attempt("attach", lambda: libc.ptrace(16, agent, 0, 0))
+attempt("seize", lambda: libc.ptrace(0x4206, agent, 0, 0))
+buffer = ctypes.create_string_buffer(8)
+attempt("pidfd", lambda: libc.syscall(438, os.pidfd_open(agent), 0, 0))
+attempt("kill", lambda: os.kill(agent, 0))
+attempt("by pidfd", lambda: signal.pidfd_send_signal(os.pidfd_open(agent), 0))
+""",
+    )
+    assert {answers.pop(name) for name in ("attach", "seize", "pidfd")} == {"-1"}
+    assert set(answers.values()) <= {"PermissionError", "ProcessLookupError"}, answers
+
+
+@needs_landlock
+async def test_abstract_sockets_of_others_are_out_of_reach(run: Run, tmp_path: Path) -> None:
+    import socket
+
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(f"\0marram-test-{os.getpid()}")
+    listening.listen()
+    with listening:
+        answers = await run(
+            Site(tmp_path / "device"),
+            f"""
+attempt("connect", lambda: socket.socket(socket.AF_UNIX).connect(chr(0) + "marram-test-{os.getpid()}"))
+""",
+        )
+    assert answers == {"connect": "PermissionError"}
+
+
+async def test_what_an_app_needs_works_as_before(run: Run, tmp_path: Path) -> None:
+    site = Site(tmp_path / "device")
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "1.txt").write_text("picture")
+    answers = await run(
+        site,
+        f"""
+import tempfile
+attempt("work", lambda: pathlib.Path("note").write_text("x"))
+attempt("move", lambda: (os.mkdir("sub"), os.rename("note", "sub/note")) and None)
+attempt("temporary", lambda: tempfile.TemporaryFile().write(b"x"))
+attempt("neighbour", lambda: os.listdir({str(tmp_path / "pictures")!r}))
+attempt("device", lambda: open("/dev/null", "wb").write(b"x"))
+attempt("shared memory", lambda: __import__("multiprocessing.shared_memory").shared_memory.SharedMemory(create=True, size=64).unlink())
+attempt("program", lambda: subprocess.run(["true"], check=True) and None)
+attempt("network", lambda: socket.create_server(("127.0.0.1", 0)).close())
+attempt("own child", lambda: subprocess.Popen(["sleep", "60"]).kill())
+attempt("import", lambda: __import__("numpy") and None)
+attempt("own memory", lambda: open("/proc/self/maps").readline() and None)
+""",
+    )
+    good = {"work": "1", "temporary": "1", "device": "1", "neighbour": "['1.txt']"}
+    assert answers == dict.fromkeys(answers, "None") | good
+
+
+async def test_no_core_few_files_no_new_powers(run: Run, tmp_path: Path) -> None:
+    answers = await run(
+        Site(tmp_path / "device"),
+        """
+import resource
+attempt("core", lambda: resource.getrlimit(resource.RLIMIT_CORE))
+attempt("files", lambda: resource.getrlimit(resource.RLIMIT_NOFILE)[1] <= 4096)
+attempt("status", lambda: dict(line.split(":", 1) for line in open("/proc/self/status") if line.startswith(("NoNew", "CapEff"))))
+attempt("block device", lambda: os.mknod("disk", 0o60600, os.makedev(7, 0)))
+""",
+    )
+    assert answers["core"] == "(0, 0)"
+    assert answers["files"] == "True"
+    if landlock.abi():
+        assert "'NoNewPrivs': '\\t1\\n'" in answers["status"]
+    # CHOWN DAC_OVERRIDE FOWNER FSETID NET_BIND_SERVICE IPC_LOCK IPC_OWNER SYS_NICE at most, where we are root
+    effective = int(answers["status"].split("'CapEff': '\\t")[1][:16], 16)
+    assert effective & ~0x80C41B == 0
+    assert answers["block device"] == "PermissionError"
+
+
+@needs_landlock
+def test_a_worker_that_cannot_be_confined_does_not_start(tmp_path: Path) -> None:
+    folder = tmp_path / "device"
+    folder.mkdir()
+    made = Plan(folder=str(folder), cgroup=str(tmp_path / "no-such-group"))
+    ended = subprocess.run(
+        [sys.executable, "-m", "marram.edge.sandbox", made.text(), "this"], capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stderr) == (5, "a worker cannot be confined: No such file or directory\n")
+
+
+def test_it_says_what_is_in_force(monkeypatch: pytest.MonkeyPatch) -> None:
+    if landlock.abi() >= 6:
+        assert isolation().startswith(f"landlock {landlock.abi()}: files, memory of others, signals")
+    monkeypatch.setattr(landlock, "abi", lambda: 0)
+    assert isolation() == "none: this kernel has no Landlock; workers can read what the agent can"
+    monkeypatch.setattr(landlock, "abi", lambda: 4)
+    assert "signals" not in isolation()
+
+
+def _at(version: int, code: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    """`code`, confined as a kernel of that Landlock version would."""
+    program = f"from marram.system import landlock; landlock.abi = lambda: {version}\n{code}"
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("version", range(1, 8))
+def test_older_kernels_keep_files_too(version: int, tmp_path: Path) -> None:
+    if version > landlock.abi():
+        pytest.skip("this kernel's Landlock is older")
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "closed" / "file").write_text("x")
+    (tmp_path / "open").mkdir()
+    code = f"""
+landlock.restrict(landlock.everything_but({{{str(tmp_path / "closed")!r}: 0}}))
+open("open/new", "w").write("x")
+try:
+    open("closed/file")
+except PermissionError:
+    print("refused")
+"""
+    ended = _at(version, code, tmp_path)
+    assert (ended.stdout, ended.stderr) == ("refused\n", "")
+
+
+def _seen(rules: Any) -> set[str]:
+    return {os.path.basename(path) for path, _ in rules}  # noqa: PTH119
+
+
+def test_neighbours_stay_and_links_are_passed_over(tmp_path: Path) -> None:
+    for name in ("a", "b", "way/closed", "way/open"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "way")
+    rules = list(landlock.everything_but({str(tmp_path / "way/closed"): 0}))
+    assert {"a", "b", "open"} <= _seen(rules)
+    assert not {"way", "closed", "link"} & _seen(rules)
