@@ -118,7 +118,7 @@ def _of_root() -> dict[str, int]:
 
 def _keep_homely(ways: set[str], plan: Plan) -> None:
     """Nothing new can be made directly in a folder that leads to the device's: mend what commonly is."""
-    temporary = os.path.realpath(os.environ.get("TMPDIR") or "/tmp")  # noqa: S108
+    temporary = os.path.realpath(os.environ.get("TMPDIR") or "/tmp")
     if temporary in ways and plan.write:
         os.environ["TMPDIR"] = plan.write[0]
     home = os.path.realpath(os.environ.get("HOME") or "/")
@@ -145,7 +145,7 @@ def _drop_capabilities() -> None:
 
 
 def seal_agent() -> None:
-    """In the agent: nobody of its own user reads its memory, its environment or its descriptors, and no core is kept."""
+    """In the agent: nobody of its own user reads its memory, environment or descriptors, and no core is kept."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     _limit(resource.RLIMIT_CORE, 0)

@@ -70,7 +70,7 @@ class Folder:
         with _translated(self.path):
             for leftover in (*self.path.glob(".*.tmp"), *self._apps.glob(".*.tmp")):
                 leftover.unlink()
-            # Where it lay before: its parts one by one, the database last, so that a cut leaves the move to be finished.
+            # Where it lay before: its parts one by one, the database last, so that a cut leaves a move to finish.
             for part in sorted(self.path.glob("outbox.db*"), reverse=True):
                 part.replace(self.outbox.parent / part.name)
 
