@@ -19,6 +19,16 @@ REPORT_INTERVAL_S = 3.0
 PROJECT = "main"
 
 
+def app_target(name: str, version: int) -> str:
+    """The name under which an app version is signed."""
+    return f"apps/{PROJECT}/{name}/{version}.json"
+
+
+def model_target(name: str, version: int) -> str:
+    """The name under which a model version is signed."""
+    return f"models/{PROJECT}/{name}/{version}.json"
+
+
 class DeviceInfo(Strict):
     """What a device says of itself when it joins."""
 
@@ -78,7 +88,7 @@ class ModelRef(Strict):
     @property
     def target(self) -> str:
         """The name under which it is signed."""
-        return f"models/{PROJECT}/{self.name}/{self.version}.json"
+        return model_target(self.name, self.version)
 
     def signed(self) -> bytes:
         """What is signed of it; see `DesiredApp.signed`."""
@@ -110,7 +120,7 @@ class DesiredApp(Strict):
     @property
     def target(self) -> str:
         """The name under which it is signed."""
-        return f"apps/{PROJECT}/{self.name}/{self.version}.json"
+        return app_target(self.name, self.version)
 
     def signed(self) -> bytes:
         """What is signed: the same bytes on every version of Marram that knows all its fields.

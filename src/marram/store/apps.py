@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -68,6 +69,12 @@ class Apps:
         """Every version, by name, newest first."""
         with self._database.read() as connection:
             return [_app(row) for row in connection.execute(select(apps).order_by(apps.c.name, apps.c.version.desc()))]
+
+    def versions(self) -> builtins.list[tuple[str, int]]:
+        """Name and version of every one, newest first."""
+        query = select(apps.c.name, apps.c.version).order_by(apps.c.name, apps.c.version.desc())
+        with self._database.read() as connection:
+            return [(row.name, row.version) for row in connection.execute(query)]
 
     def count(self) -> int:
         """How many different apps there are."""

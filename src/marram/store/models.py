@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,6 +81,12 @@ class Models:
             query = query.where(models.c.name == name)
         with self._database.read() as connection:
             return [_model(row) for row in connection.execute(query)]
+
+    def versions(self) -> builtins.list[tuple[str, int]]:
+        """Name and version of every one, newest first."""
+        query = select(models.c.name, models.c.version).order_by(models.c.name, models.c.version.desc())
+        with self._database.read() as connection:
+            return [(row.name, row.version) for row in connection.execute(query)]
 
     def count(self) -> int:
         with self._database.read() as connection:

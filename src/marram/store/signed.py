@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import delete, insert, select
 
-from marram.schema.signed import OFFLINE, SignedDocument
+from marram.schema.signed import ROOT, SignedDocument
 from marram.store.database import Database
 from marram.store.tables import signed
 
@@ -58,6 +58,9 @@ class Signed:
                         "created_s": created_s,
                     },
                 )
-                if document.role not in OFFLINE:
-                    old = document.version - _KEPT
-                    connection.execute(delete(signed).where(signed.c.role == document.role, signed.c.version <= old))
+                if document.role != ROOT:
+                    of_role = signed.c.role == document.role
+                    versions = select(signed.c.version).where(of_role).order_by(signed.c.version.desc())
+                    oldest = connection.execute(versions.offset(_KEPT - 1).limit(1)).scalar()
+                    if oldest is not None:
+                        connection.execute(delete(signed).where(of_role, signed.c.version < oldest))

@@ -47,6 +47,7 @@ ISSUED = "x-marram-issued"
 # Devices fetch the whole list whenever it changes: about 200 bytes each.
 MOST_TARGETS = 5000
 _TRIES = 20
+_EPOCH_S = 1_577_836_800  # 2020-01-01
 
 T = TypeVar("T", Root, Timestamp, Snapshot, Targets)
 
@@ -168,11 +169,12 @@ class Repository:
         )
         self.date(documents.root, ROOT)
         self.date(documents.targets, TARGETS)
+        documents.targets.signed.version = next_version(0, self._now_s())
         for signer in root_keys:
             documents.root.sign(signer, append=True)
         documents.targets.sign(targets_key)
         self._signers |= {signer.public_key.keyid: signer for signer in online.values()}
-        self._finish(documents, {ROOT, TARGETS, PROJECT}, first=True)
+        self._finish(documents, {ROOT, TARGETS, PROJECT})
 
     def publish(self, targets: Mapping[str, bytes]) -> bool:
         """Sign `targets` (document by path), beside what is signed; whether that changed anything.
@@ -209,10 +211,11 @@ class Repository:
         for role, new in ((ROOT, root), (TARGETS, targets)):
             if new is None:
                 continue
-            if new.signed.version != documents.of(role).signed.version + 1:
+            present = documents.of(role).signed.version
+            # A device goes from root to root, one by one; of the others it takes any that is newer.
+            if new.signed.version <= present or (role == ROOT and new.signed.version != present + 1):
                 raise Conflict(
-                    f"this is version {new.signed.version} of {role}; version {documents.of(role).signed.version} is"
-                    " in force by now",
+                    f"this is version {new.signed.version} of {role}; version {present} is in force by now",
                     hint="Make the change again.",
                 )
             setattr(documents, role, new)
@@ -248,14 +251,13 @@ class Repository:
             return changed
         raise Retryable("others keep changing what is signed")
 
-    def _finish(self, documents: Documents, changed: set[str], *, first: bool = False) -> None:
+    def _finish(self, documents: Documents, changed: set[str]) -> None:
         """Sign what `changed`, and whatever stands on it, and store it all."""
         out: dict[str, bytes] = {}
 
         def sign(role: str) -> None:
             document = documents.of(role)
-            if not first:
-                document.signed.version += 1
+            document.signed.version = next_version(document.signed.version, self._now_s())
             self.date(document, role)
             self._sign(document, role, documents)
             out[role] = document.to_bytes()
@@ -311,6 +313,15 @@ class Repository:
         document.signatures.clear()
         for signer in signers:
             document.sign(signer, append=True)
+
+
+def next_version(version: int, now_s: float) -> int:
+    """The version after `version`, of any role but root: seconds since 2020, so that it is also after lost ones.
+
+    A cloud whose database comes back from a backup would else sign versions that devices have seen already, and they
+    would refuse them for long.
+    """
+    return max(version + 1, int(now_s) - _EPOCH_S)
 
 
 def role_keyids(role: str, root: Root, targets: Targets) -> list[str]:

@@ -4,7 +4,8 @@ The rules are python-tuf's (specification 1.0, section 5); here are what surroun
 wrong, files that outlive a power cut, limits on what is fetched, and a name for each attack that a rule held off.
 What was fetched touches nothing before python-tuf has verified it: it works on a scratch copy, and what it found good
 is then brought to the disk, roots first, since the other documents count only under the newest of them. Each document
-on the disk is thus the old one or the new one, and nothing older than the newest of them is ever taken again. It never writes into the folder what was not verified, and never asks for more bytes than a document may have.
+on the disk is thus the old one or the new one, and nothing older than the newest of them is ever taken again. It never
+writes into the folder what was not verified, and never asks for more bytes than a document may have.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ from marram.schema.units import format_duration
 from marram.schema.words import file_fault
 from marram.system import files
 from marram.trust.clock import Clock
-from marram.trust.repository import ISSUED
+from marram.trust.repository import DAY_S, ISSUED
 
 # Asks for signed metadata by its name: at most so many bytes. None: there is no such file. Raises MarramError.
 Fetch = Callable[[str, int], bytes | None]
 
 # What no clock is off by in ordinary use: then the words say that it may be the clock.
-_ODD_CLOCK_S = 2 * 86_400.0
+_ODD_CLOCK_S = 2 * DAY_S
 _SCRATCH = ".scratch-"
 _BASE = "marram:/"
 
@@ -213,20 +214,16 @@ class Verifier:
         what = f"what the cloud signed as {role} has expired"
         if document is not None:
             expires_s = document.signed.expires.timestamp()
-            what = (
-                f"what the cloud signed as {role} expired {format_duration(now_s - expires_s)} ago ({_day(expires_s)})"
-            )
-        hint = (
-            "The cloud signs it anew by itself while it runs: somebody may be holding the newer one back."
-            if role not in (ROOT, TARGETS)
-            else "On the cloud: marram cloud root renew"
-        )
+            what = f"what the cloud signed as {role} expired {_long(now_s - expires_s)} ago ({_day(expires_s)})"
+        hint = "The cloud signs it anew by itself while it runs: somebody may be holding the newer one back."
+        if role in (ROOT, TARGETS):
+            hint = "On the cloud: marram cloud root renew"
         if floor_s and wall_s - floor_s > _ODD_CLOCK_S:
             what += (
-                f"; this device's clock says {_day(wall_s)}, {format_duration(wall_s - floor_s)} after the newest"
+                f"; this device's clock says {_day(wall_s)}, {_long(wall_s - floor_s)} after the newest"
                 " moment that a signature has shown it"
             )
-            hint = f"If its clock is wrong, set it. {hint}"
+            hint = f"Is its clock right? {hint}"
         return Untrusted(what, threat=Threat.FREEZE, hint=hint)
 
     def _wrong_version(self, error: Exception, role: str, scratch: Path, fetching: _Fetching) -> Untrusted:
@@ -390,6 +387,11 @@ def _number(path: Path) -> int:
 def _role(name: str) -> str:
     """`root` of `3.root.json`."""
     return name.removesuffix(".json").split(".")[-1]
+
+
+def _long(seconds: float) -> str:
+    """A duration that may be years."""
+    return f"{seconds / DAY_S:.0f} days" if seconds > 2 * DAY_S else format_duration(seconds)
 
 
 def _day(time_s: float) -> str:
