@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from marram.schema.errors import Invalid, Missing
-from marram.schema.model import Input, ModelCard, Output, Strict, Task, Variant
+from marram.schema.errors import Invalid, Missing, Threat, Untrusted
+from marram.schema.model import TRAVERSAL, Input, ModelCard, Output, Strict, Task, Variant
 from marram.schema.page import Page
 from marram.schema.words import did_you_mean, field_fault, file_fault
 
@@ -99,7 +99,7 @@ class Bundle:
 def parse_card(text: str, name: str = CARD) -> ModelCard:
     """The card that `text` (YAML) describes; `name` is the file's name, for messages.
 
-    Raises Invalid with every fault found, one a line: `name:line  field: fault`.
+    Raises Invalid with every fault found, one a line: `name:line  field: fault`; Untrusted where it names a file outside.
     """
     return _card_on(Page.read(text, name))
 
@@ -110,7 +110,11 @@ def _card_on(page: Page) -> ModelCard:
     try:
         card = ModelCard.model_validate(page.document)
     except ValidationError as error:
-        raise Invalid("\n".join(_fault(page, e) for e in error.errors())) from error
+        faults = error.errors()
+        out = next((fault for fault in faults if fault["type"] == TRAVERSAL), None)
+        if out is not None:
+            raise Untrusted(_fault(page, out), threat=Threat.TRAVERSAL) from error
+        raise Invalid("\n".join(_fault(page, e) for e in faults)) from error
     _check(card, page)
     return card
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from marram.runtime import image as pictures
 from marram.runtime.bundle import Bundle
-from marram.runtime.contract import Session, Tensor, TensorInfo
+from marram.runtime.contract import Session, Tensor
 from marram.runtime.engines import PLUGINS
 from marram.runtime.fit import Fit, plan
 from marram.runtime.image import Image
@@ -55,7 +55,7 @@ class Model:
         self._preprocessor = Preprocessor(self.card.input, session.inputs[0], where)
         self._preprocessor.check()
         self._taken = _taken(self.card.output, session, where)
-        _check_labels(bundle, [session.outputs[i] for i in self._taken], where)
+        check_labels(bundle, [session.outputs[i].shape for i in self._taken], where)
         self._form = FORMS[self.card.output.form]
 
     @classmethod
@@ -153,12 +153,15 @@ def _taken(output: Output, session: Session, where: str) -> list[int]:
     return [names.index(name) for name in output.tensors] or list(range(len(names)))
 
 
-def _check_labels(bundle: Bundle, outputs: list[TensorInfo], where: str) -> None:
-    """Raises Invalid where a classifier's labels are not as many as its classes: every name could be another's."""
+def check_labels(bundle: Bundle, shapes: list[tuple[int, ...]], where: str) -> None:
+    """Raises Invalid where a classifier's labels are not as many as its classes: every name could be another's.
+
+    `shapes`: of the outputs that the form takes, as the file declares them (-1 where free) or as they came.
+    """
     output = bundle.card.output
-    if output.form not in ("logits", "softmax") or not bundle.labels or len(outputs) != 1:
+    if output.form not in ("logits", "softmax") or not bundle.labels or len(shapes) != 1:
         return
-    classes, named = outputs[0].shape[-1:], len(bundle.labels) - output.label_offset
+    classes, named = shapes[0][-1:], len(bundle.labels) - output.label_offset
     if classes and classes[0] > 0 and classes[0] != named:
         at = f" from line {output.label_offset} on" if output.label_offset else ""
         one_more = named == classes[0] + 1 and not output.label_offset

@@ -95,6 +95,8 @@ class Threat(StrEnum):
     TRAVERSAL = "path traversal"
     BOMB = "zip bomb"
     PICKLE = "pickle"
+    EXHAUSTION = "exhaustion"  # takes more memory or time than a file of its size may
+    CRASH = "crash"  # takes down whoever opens it
 
 
 class Untrusted(Refused):

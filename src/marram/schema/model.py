@@ -11,14 +11,23 @@ from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from marram.schema.ids import Name
 
 
+# The type of pydantic's fault for a path that leads out of its folder.
+TRAVERSAL = "path_traversal"
+
+
 def _inside(path: str) -> str:
     pure = PurePosixPath(path)
-    if pure.is_absolute() or ".." in pure.parts or not path or "\\" in path or path != str(pure):
-        raise ValueError(f'"{path}" must be a plain path inside the folder: relative, no "..", no backslash')
+    plain = f'"{path}" must be a plain path inside the folder: relative, no "..", no backslash'
+    if pure.is_absolute() or ".." in pure.parts or "\\" in path:
+        # Of a type of its own: who takes files from strangers refuses it by its name.
+        raise PydanticCustomError(TRAVERSAL, "{plain}", {"plain": plain})
+    if not path or path != str(pure):
+        raise ValueError(plain)
     return path
 
 

@@ -38,6 +38,8 @@ def field_fault(fault: Mapping[str, Any], *, echo: bool = True) -> str:
         return "no such field"
     if fault["type"] == "value_error":
         return str(fault["ctx"]["error"])
+    if fault["type"] == "path_traversal":
+        return str(fault["msg"])
     message = str(fault["msg"])
     message = f"{message[0].lower()}{message[1:]}"
     return f"{message}, got {reprlib.repr(fault.get('input'))}" if echo else message

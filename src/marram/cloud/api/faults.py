@@ -16,7 +16,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from marram.schema.api import ErrorReply, Fault
-from marram.schema.errors import Invalid, MarramError, Refused, Retryable
+from marram.schema.errors import Invalid, MarramError, Refused, Retryable, Threat, Untrusted
+from marram.schema.model import TRAVERSAL
 from marram.schema.words import field_fault
 
 _log = logging.getLogger(__name__)
@@ -77,7 +78,12 @@ async def _wrong(request: Request, error: Exception) -> JSONResponse:
     """Pydantic's faults, one a line; what was sent is not echoed (it may be a secret, or huge)."""
     assert isinstance(error, RequestValidationError)
     lines = []
-    for fault in error.errors()[:20]:
+    faults = error.errors()
+    out = next((fault for fault in faults if fault["type"] == TRAVERSAL), None)
+    if out is not None:
+        where = ".".join(str(part)[:80] for part in out["loc"] if part != "body")
+        return reply(Untrusted(field_fault(out)[:500], threat=Threat.TRAVERSAL, where=where))
+    for fault in faults[:20]:
         where = ".".join(str(part)[:80] for part in fault["loc"] if part not in ("body", "query", "path"))
         what = field_fault(fault, echo=False)
         if fault["type"] == "json_invalid":

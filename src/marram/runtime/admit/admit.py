@@ -1,0 +1,123 @@
+"""The parent's side: start the child, wait so long and no longer, and say in words what became of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from marram.schema.errors import KINDS, Invalid, MarramError, Retryable, Threat, Untrusted
+from marram.schema.units import format_size
+from marram.system.children import tied
+
+# Each opens a model: more at once would only take the memory from one another.
+_AT_ONCE = threading.BoundedSemaphore(2)
+_ENVIRONMENT = ("PATH", "LANG", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "SYSTEMROOT")
+_OUT_OF_MEMORY = ("bad_alloc", "MemoryError", "out of memory", "Cannot allocate", "length_error")
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a model may take to be opened and asked once."""
+
+    memory_bytes: int
+    cpu_s: int = 60
+    wall_s: float = 120.0
+
+    @classmethod
+    def of(cls, folder: Path) -> Bounds:
+        """By the size of what is in `folder`: an engine holds a model several times while it loads it."""
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        seconds = 60 + size // 5_000_000
+        return cls(memory_bytes=2_000_000_000 + 6 * size, cpu_s=seconds, wall_s=2.0 * seconds)
+
+
+def admit(folder: Path, bounds: Bounds | None = None) -> list[str]:
+    """Check the bundle in `folder`, which holds its files and nothing else. Returns what could not be checked here.
+
+    Each variant's file is looked into; where its engine is installed it is opened and asked once, and its inputs,
+    outputs and labels are compared with the card. Raises Untrusted (a pickle, a bomb, a path that leaves the folder,
+    a file that takes down who opens it), Invalid (card and files do not agree), Retryable (no process can be started).
+    """
+    bounds = bounds or Bounds.of(folder)
+    with _AT_ONCE, tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as complained:
+        try:
+            process = subprocess.Popen(
+                tied([sys.executable, "-P", "-m", "marram.runtime.admit.child"]),
+                stdin=subprocess.PIPE,
+                stdout=said,
+                stderr=complained,
+                cwd=folder,
+                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | {"MALLOC_ARENA_MAX": "2"},
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise Retryable(f"the model cannot be checked now: {error.strerror}") from error
+        late = False
+        try:
+            process.communicate(
+                json.dumps({"folder": str(folder.absolute()), **asdict(bounds)}).encode(), bounds.wall_s
+            )
+        except subprocess.TimeoutExpired:
+            late = True
+        finally:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        messages = _messages(_end(said))
+        at = next((each["at"] for each in reversed(messages) if "at" in each), "it")
+        for message in messages:
+            if "fault" in message:
+                raise _fault(message["fault"])
+            if "unchecked" in message and process.returncode == 0:
+                return [str(each) for each in message["unchecked"]]
+        raise _fall(process.returncode, late, at, _end(complained).decode(errors="replace"), bounds)
+
+
+def _fall(status: int, late: bool, at: str, words: str, bounds: Bounds) -> MarramError:
+    """Why there is no verdict. `status`: how the child ended."""
+    hint = "Nothing was taken in. If the file is your own, export it again."
+    if late or status in (-signal.SIGXCPU, -signal.SIGVTALRM):
+        return Untrusted(f"opening {at} takes more than {bounds.cpu_s} s", threat=Threat.EXHAUSTION, hint=hint)
+    if status == -signal.SIGKILL or any(sign in words for sign in _OUT_OF_MEMORY):
+        what = f"opening {at} takes more than {format_size(bounds.memory_bytes)} of memory"
+        return Untrusted(what, threat=Threat.EXHAUSTION, hint=hint)
+    if status < 0:
+        what = f"opening {at} crashes the engine ({signal.Signals(-status).name})"
+        return Untrusted(what, threat=Threat.CRASH, hint=hint)
+    last = words.strip().splitlines()[-1:] or ["it said nothing"]
+    return Invalid(f"opening {at} failed (exit status {status}): {last[0][:300]}", hint=hint)
+
+
+def _fault(document: dict[str, Any]) -> MarramError:
+    kind = KINDS.get(str(document.get("kind")), Invalid)
+    return kind(
+        str(document.get("what"))[:2000],
+        where=None if document.get("where") is None else str(document["where"])[:500],
+        hint=None if document.get("hint") is None else str(document["hint"])[:500],
+    )
+
+
+def _messages(said: bytes) -> list[dict[str, Any]]:
+    """What the child said, a JSON object a line; what is none is left out."""
+    found = []
+    for line in said.splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
+            message = json.loads(line)
+            if isinstance(message, dict):
+                found.append(message)
+    return found
+
+
+def _end(file: Any) -> bytes:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 65536))
+    return bytes(file.read())
