@@ -1,6 +1,6 @@
-"""Who may use the broker without being asked about: the cloud's own users, and the key that answers for everybody else.
+"""Who may use the broker without being asked about: the cloud's own users, and the key that answers for the others.
 
-Three accounts: devices and the cloud's services speak in APP; in AUTH the broker asks whom to let in; in SYSTEM it tells
+Three accounts: devices and the cloud's services speak in APP; in AUTH the broker asks whom to let in; in SYS it tells
 who is connected, and cuts whom it is told to. All of it follows from one seed, so that every role of a cloud, and the
 configuration of a broker that somebody else runs, agree without passing passwords around. Whoever has the seed can let
 anybody in: it is a key of the cloud (`callout.seed`), and nothing of it is ever logged.
@@ -15,7 +15,7 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-import nkeys
+import nkeys  # type: ignore[import-untyped]  # it has no types
 
 from marram.bus.codec import MAX_MESSAGE_BYTES
 from marram.schema.errors import Invalid

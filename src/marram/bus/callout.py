@@ -100,7 +100,11 @@ class Callout:
                 "exp": int(admitted.expires_s),
                 "nats": {
                     **{what: {"allow": subjects} for what, subjects in allowed.items()},
-                    **{"subs": SUBSCRIPTIONS, "data": -1, "payload": -1, "type": "user", "version": 2},
+                    "subs": SUBSCRIPTIONS,
+                    "data": -1,
+                    "payload": -1,
+                    "type": "user",
+                    "version": 2,
                 },
             }
         )

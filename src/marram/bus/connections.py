@@ -18,7 +18,7 @@ from marram.schema.errors import NotReady, Retryable
 _ANSWER_S = 2.0
 # How many servers there are nobody knows: they have all spoken when nobody has for so long.
 _QUIET_S = 0.25
-_PAGE = 1024
+_PAGE = 512
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@
 | `d.<id>.secrets` | device → fleet (queue group) | the secrets that its apps declare, sealed to its key |
 | `infer.<model>.<version>` | device → replicas (queue group) | one inference |
 | `probe` | device → replicas (queue group) | bytes to time the link with |
+| `fleet.cut` | any role → fleet (queue group) | a device's name: its connections are ended now |
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ METADATA = "d.*.metadata"
 RENEWALS = "d.*.renew"
 SECRETS = "d.*.secrets"
 PROBE = "probe"
+CUT = "fleet.cut"
 
 
 def events(device: str) -> str:
