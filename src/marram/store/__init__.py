@@ -15,6 +15,7 @@ from marram.store.events import Counts, EventFilter, Events, StoredEvent, Stream
 from marram.store.models import ModelRow, Models
 from marram.store.objects import Body, Objects
 from marram.store.samples import Sample, SampleFilter, Samples
+from marram.store.secrets import SecretRow, Secrets
 from marram.store.states import States
 from marram.store.store import Store, open_store
 from marram.store.tokens import AdminRow, Admins, TokenRow, Tokens
@@ -38,6 +39,8 @@ __all__ = [
     "Sample",
     "SampleFilter",
     "Samples",
+    "SecretRow",
+    "Secrets",
     "States",
     "Store",
     "StoredEvent",

@@ -12,6 +12,7 @@ from marram.store.devices import Devices
 from marram.store.events import Events
 from marram.store.models import Models
 from marram.store.samples import Samples
+from marram.store.secrets import Secrets
 from marram.store.states import States
 from marram.store.tokens import Admins, Tokens
 
@@ -25,6 +26,7 @@ class Store:
     states: States
     events: Events
     samples: Samples
+    secrets: Secrets
     models: Models
     apps: Apps
     deployments: Deployments
@@ -51,6 +53,7 @@ def open_store(url: str | Path) -> Store:
         states=States(database),
         events=Events(database),
         samples=Samples(database),
+        secrets=Secrets(database),
         models=Models(database),
         apps=Apps(database),
         deployments=Deployments(database),
