@@ -7,7 +7,7 @@ import pytest
 
 from marram.edge import bundles as module
 from marram.edge.bundles import Bundles, bundle_key, check_size
-from marram.schema.errors import Invalid, Permanent, Retryable
+from marram.schema.errors import Invalid, Permanent, Retryable, Untrusted
 from marram.schema.model import File, Manifest
 
 
@@ -53,12 +53,12 @@ def test_every_flipped_byte_is_refused_before_it_is_installed(bundles: Bundles) 
         spoiled = bytearray(body)
         spoiled[index] ^= 0x20
         bundles.partial(file).write_bytes(spoiled)
-        with pytest.raises(Invalid, match=r"model\.tflite.*sha256"):
+        with pytest.raises(Untrusted, match=r"^tampered: model\.tflite.*sha256"):
             bundles.accept(file)
         assert not bundles.partial(file).exists()
         assert bundles.lacks(file)
     bundles.partial(file).write_bytes(body[:-1])
-    with pytest.raises(Invalid):
+    with pytest.raises(Untrusted):
         bundles.accept(file)
 
 

@@ -262,6 +262,43 @@ def unpack_blob(message: bytes) -> tuple[bytes, int]:
 
 
 @dataclass(frozen=True, slots=True)
+class MetadataAsk:
+    """One range of a signed metadata file by its name, on `d.<id>.metadata`; the answer is `pack_metadata`."""
+
+    name: str
+    offset: int
+    length: int
+
+    def pack(self) -> bytes:
+        return pack({"name": self.name, "offset": self.offset, "length": self.length})
+
+    @classmethod
+    def unpack(cls, message: bytes) -> MetadataAsk:
+        """Raises Invalid."""
+        document = unpack_dict(message)
+        name, offset, length = document.get("name"), document.get("offset"), document.get("length")
+        if not isinstance(name, str) or type(offset) is not int or type(length) is not int:
+            raise Invalid("signed metadata is asked for by name, offset and length")
+        if offset < 0 or not 0 < length <= MAX_MESSAGE_BYTES:
+            raise Invalid(f"{length} bytes from {offset} are no range")
+        return cls(name, offset, length)
+
+
+def pack_metadata(data: bytes, size_bytes: int | None) -> bytes:
+    """A range of a metadata file, and how large all of it is; None: there is no such file."""
+    return pack({"data": data, "size": size_bytes})
+
+
+def unpack_metadata(message: bytes) -> tuple[bytes, int | None]:
+    """The inverse of `pack_metadata`. Raises Invalid."""
+    document = unpack_dict(message)
+    data, size = document.get("data"), document.get("size")
+    if not isinstance(data, bytes) or not (size is None or (type(size) is int and size >= 0)):
+        raise Invalid("not a range of signed metadata: it needs data and size")
+    return data, size
+
+
+@dataclass(frozen=True, slots=True)
 class InferRequest:
     """One inference asked of a replica; see `pipeline.contract.CloudInput` for the fields."""
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from marram.edge.state import disk_fault
-from marram.schema.errors import Invalid, Permanent, Retryable
+from marram.schema.errors import Invalid, Permanent, Retryable, Threat, Untrusted
 from marram.schema.model import File, Manifest
 from marram.schema.units import format_size
 from marram.system.files import sync
@@ -80,12 +80,17 @@ class Bundles:
             )
 
     def accept(self, file: File) -> None:
-        """Take a whole partial file in. Raises Invalid (and deletes it) where its content is not what was announced."""
+        """Take a whole partial file in.
+
+        Raises Untrusted (TAMPERED), and deletes it, where its content is not what was announced.
+        """
         partial = self.partial(file)
         try:
             if _size(partial) != file.size_bytes or _digest(partial) != file.sha256:
                 partial.unlink(missing_ok=True)
-                raise Invalid(f"{file.path}: what came is not what was announced (sha256 differs)")
+                raise Untrusted(
+                    f"{file.path}: what came is not what was announced (sha256 differs)", threat=Threat.TAMPERED
+                )
             sync(partial)
             partial.chmod(0o400)
             partial.replace(self._blobs / file.sha256)

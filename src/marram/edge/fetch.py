@@ -18,7 +18,8 @@ from marram.bus.codec import BlobAsk, unpack_blob
 from marram.edge.bundles import Bundles
 from marram.edge.relay import Requester
 from marram.edge.state import disk_fault
-from marram.schema.errors import Invalid, MarramError, Missing, Retryable
+from marram.edge.trickle import Floor
+from marram.schema.errors import MarramError, Missing, Retryable, Threat, Untrusted
 from marram.schema.model import File
 
 SMALL_BYTES = 64_000
@@ -30,6 +31,9 @@ _AIM_S = 0.1
 _TIMEOUT_S = 20.0
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
+# Where what came is not what was signed, it is fetched in vain: not so often.
+_FIRST_DOUBT_S = 15.0
+_LONGEST_DOUBT_S = 600.0
 
 
 class Pace:
@@ -71,9 +75,10 @@ class Fetcher:
     async def fetch(self, files: Sequence[File], waiting: Callable[[str], None]) -> None:
         """Bring `files` here, however long the link or the disk makes it wait; `waiting` is told why ("" when done).
 
-        Raises Invalid where the cloud sends something else than was announced, twice over.
+        Where what comes is not what was announced (tampered, endless, slow), it waits too: whoever stands between can
+        go away, and the version is none the worse for it.
         """
-        pause_s = _FIRST_PAUSE_S
+        pause_s, doubt_s = _FIRST_PAUSE_S, _FIRST_DOUBT_S
         while True:
             before = self.fetched_bytes
             try:
@@ -83,12 +88,16 @@ class Fetcher:
                         group.create_task(self._one(file))
                 waiting("")
                 return
-            except* (Retryable, Missing) as faults:
+            except* (Retryable, Missing, Untrusted) as faults:
                 # Missing: the cloud has told us of a file before it has it, or lost it; both can mend.
                 why: MarramError = _first(faults)
             except* MarramError as faults:
                 raise _first(faults) from None
             waiting(str(why))
+            if isinstance(why, Untrusted):
+                await asyncio.sleep(doubt_s)
+                doubt_s = min(2 * doubt_s, _LONGEST_DOUBT_S)
+                continue
             if self.fetched_bytes > before:
                 pause_s = _FIRST_PAUSE_S
             await asyncio.sleep(pause_s)
@@ -106,7 +115,7 @@ class Fetcher:
                 try:
                     await asyncio.to_thread(self._bundles.accept, file)
                     return
-                except Invalid:
+                except Untrusted:
                     # The first time it may be bytes of our own that a power cut spoiled: fetch all of it anew.
                     if attempt == 2:
                         raise
@@ -119,6 +128,7 @@ class Fetcher:
             if offset > file.size_bytes:
                 os.ftruncate(fd, 0)
                 offset = 0
+            floor = Floor(file.path)
             while offset < file.size_bytes:
                 data = await self._range(file, offset, min(self._pace.bytes, file.size_bytes - offset))
                 try:
@@ -127,6 +137,7 @@ class Fetcher:
                     raise disk_fault(error, partial) from error
                 offset += written
                 self.fetched_bytes += written
+                floor.came(written)
         finally:
             os.close(fd)
 
@@ -138,8 +149,18 @@ class Fetcher:
         except Retryable:
             self._pace.failed()
             raise
-        if size_bytes != file.size_bytes or not 0 < len(data) <= length:
-            raise Invalid(f"{file.path}: the cloud's file has {size_bytes} bytes; {file.size_bytes} were announced")
+        if size_bytes > file.size_bytes or len(data) > length:
+            raise Untrusted(
+                f"{file.path}: the cloud's file has {size_bytes} bytes; {file.size_bytes} were announced",
+                threat=Threat.ENDLESS,
+            )
+        if size_bytes < file.size_bytes:
+            raise Untrusted(
+                f"{file.path}: the cloud's file has {size_bytes} bytes; {file.size_bytes} were announced",
+                threat=Threat.TAMPERED,
+            )
+        if not data:
+            raise Untrusted(f"{file.path}: an answer without a byte", threat=Threat.SLOW)
         self._pace.took(len(data), time.monotonic() - asked_s)
         return data
 

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import distinct, func, insert, select
 
 from marram.schema.device import DesiredApp
+from marram.store.audit import unchanged
 from marram.store.database import Database
 from marram.store.tables import apps
 
@@ -38,6 +39,7 @@ class Apps:
         """
         with self._database.write() as connection:
             self._database.order_ids(connection)
+            unchanged()  # nobody runs it before it is deployed
             same = connection.execute(select(apps).where(apps.c.name == app.name, apps.c.digest == digest)).first()
             if same is not None:
                 return _app(same)

@@ -7,12 +7,16 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import delete, func, insert, select
 
+from marram.schema.errors import Missing
 from marram.schema.model import Manifest, ModelCard
+from marram.store.audit import noted, unchanged
+from marram.store.audit import noted
 from marram.store.database import Database
 from marram.store.documents import dump, load
-from marram.store.tables import models
+from marram.store.tables import channels, models
+from marram.store.upsert import upsert
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,7 @@ class Models:
             else ModelRow(row.name, row.version, row.digest, row.card, row.manifest, row.lineage, time.time())
         )
         with self._database.write() as connection:
+            noted(version=row.version, digest=row.digest)
             connection.execute(
                 insert(models),
                 {
@@ -87,6 +92,37 @@ class Models:
         query = select(models.c.name, models.c.version).order_by(models.c.name, models.c.version.desc())
         with self._database.read() as connection:
             return [(row.name, row.version) for row in connection.execute(query)]
+
+    # ------------------------------------------------------------ channels
+
+    def channels(self, name: str | None = None) -> dict[tuple[str, str], int]:
+        """(model, channel) -> version, of one model or of all."""
+        query = select(channels)
+        if name is not None:
+            query = query.where(channels.c.model == name)
+        with self._database.read() as connection:
+            return {(row.model, row.channel): row.version for row in connection.execute(query)}
+
+    def move(self, name: str, channel: str, version: int | None) -> int | None:
+        """Have the channel point to `version`, or to nothing (None); returns what it pointed to before.
+
+        Raises Missing where there is no such version: both are looked at in one transaction.
+        """
+        here = (channels.c.model == name) & (channels.c.channel == channel)
+        with self._database.write() as connection:
+            before = connection.execute(select(channels.c.version).where(here)).scalar()
+            noted(before=before)
+            if version is None:
+                connection.execute(delete(channels).where(here))
+            else:
+                known = select(models.c.version).where(models.c.name == name, models.c.version == version)
+                if connection.execute(known).first() is None:
+                    raise Missing(f"{name} has no version {version}", hint="`marram model list` shows all.")
+                row = {"model": name, "channel": channel, "version": version, "moved_s": time.time()}
+                upsert(connection, channels, row)
+            if before == version:
+                unchanged()
+            return None if before is None else int(before)
 
     def count(self) -> int:
         with self._database.read() as connection:

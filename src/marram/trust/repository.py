@@ -141,39 +141,18 @@ class Repository:
 
     # ------------------------------------------------------------ changing
 
-    def create(
-        self, root_keys: Sequence[Signer], targets_key: Signer, online: Mapping[str, Signer], threshold: int = 1
-    ) -> None:
-        """Sign the first version of everything, with no target in it.
+    def create(self, root: bytes, targets: bytes) -> None:
+        """Begin with `root` and `targets`, as `first_documents` made them, and nothing signed yet.
 
-        `root_keys`: all of them sign. `online`: the key of each role in `schema.signed.ONLINE`. Raises Conflict where
-        somebody else created it first, Invalid (the threshold).
+        Raises Conflict where somebody else began first, Missing where an online key they name is not here.
         """
-        if not 1 <= threshold <= len(root_keys):
-            raise Invalid(f"a threshold of {threshold} with {len(root_keys)} root keys can never be met")
-        root = Root(consistent_snapshot=True)
-        for signer in root_keys:
-            root.add_key(signer.public_key, ROOT)
-        root.roles[ROOT].threshold = threshold
-        root.add_key(targets_key.public_key, TARGETS)
-        root.add_key(online[SNAPSHOT].public_key, SNAPSHOT)
-        root.add_key(online[TIMESTAMP].public_key, TIMESTAMP)
-        key = online[PROJECT].public_key
-        role = DelegatedRole(PROJECT, [key.keyid], 1, True, list(PATHS))
         documents = Documents(
-            root=Metadata(root),
-            targets=Metadata(Targets(delegations=Delegations({key.keyid: key}, {PROJECT: role}))),
+            root=parse(Root, root),
+            targets=parse(Targets, targets),
             project=Metadata(Targets()),
             snapshot=Metadata(Snapshot(meta={})),
             timestamp=Metadata(Timestamp(snapshot_meta=MetaFile(1))),
         )
-        self.date(documents.root, ROOT)
-        self.date(documents.targets, TARGETS)
-        documents.targets.signed.version = next_version(0, self._now_s())
-        for signer in root_keys:
-            documents.root.sign(signer, append=True)
-        documents.targets.sign(targets_key)
-        self._signers |= {signer.public_key.keyid: signer for signer in online.values()}
         self._finish(documents, {ROOT, TARGETS, PROJECT})
 
     def publish(self, targets: Mapping[str, bytes]) -> bool:
@@ -258,7 +237,7 @@ class Repository:
         def sign(role: str) -> None:
             document = documents.of(role)
             document.signed.version = next_version(document.signed.version, self._now_s())
-            self.date(document, role)
+            date(document, role, self._now_s())
             self._sign(document, role, documents)
             out[role] = document.to_bytes()
 
@@ -296,12 +275,6 @@ class Repository:
             return False
         return True
 
-    def date(self, document: Metadata[Any], role: str) -> None:
-        """Give a document its life from now on, and note when that was."""
-        now_s = self._now_s()
-        document.signed.expires = datetime.fromtimestamp(now_s, UTC) + timedelta(seconds=LIFE_S[role])
-        document.signed.unrecognized_fields[ISSUED] = int(now_s)
-
     def _sign(self, document: Metadata[Any], role: str, documents: Documents) -> None:
         keyids = role_keyids(role, documents.root.signed, documents.targets.signed)
         signers = [self._signers[keyid] for keyid in keyids if keyid in self._signers]
@@ -313,6 +286,40 @@ class Repository:
         document.signatures.clear()
         for signer in signers:
             document.sign(signer, append=True)
+
+
+def first_documents(
+    root_keys: Sequence[Signer], targets_key: Signer, online: Mapping[str, SSlibKey], threshold: int, now_s: float
+) -> tuple[bytes, bytes]:
+    """The first root and targets documents, signed: with these the keys that need not be at hand have done their part.
+
+    `online`: the key of each role in `schema.signed.ONLINE`. Raises Invalid (the threshold).
+    """
+    if not 1 <= threshold <= len(root_keys):
+        raise Invalid(f"a threshold of {threshold} with {len(root_keys)} root keys can never be met")
+    root = Root(consistent_snapshot=True)
+    for signer in root_keys:
+        root.add_key(signer.public_key, ROOT)
+    root.roles[ROOT].threshold = threshold
+    root.add_key(targets_key.public_key, TARGETS)
+    root.add_key(online[SNAPSHOT], SNAPSHOT)
+    root.add_key(online[TIMESTAMP], TIMESTAMP)
+    key = online[PROJECT]
+    role = DelegatedRole(PROJECT, [key.keyid], 1, True, list(PATHS))
+    targets = Targets(delegations=Delegations({key.keyid: key}, {PROJECT: role}), version=next_version(0, now_s))
+    signed_root, signed_targets = Metadata(root), Metadata(targets)
+    date(signed_root, ROOT, now_s)
+    date(signed_targets, TARGETS, now_s)
+    for signer in root_keys:
+        signed_root.sign(signer, append=True)
+    signed_targets.sign(targets_key)
+    return signed_root.to_bytes(), signed_targets.to_bytes()
+
+
+def date(document: Metadata[Any], role: str, now_s: float) -> None:
+    """Give a document its life from now on, and note when that was."""
+    document.signed.expires = datetime.fromtimestamp(now_s, UTC) + timedelta(seconds=LIFE_S[role])
+    document.signed.unrecognized_fields[ISSUED] = int(now_s)
 
 
 def next_version(version: int, now_s: float) -> int:
