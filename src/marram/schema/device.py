@@ -40,6 +40,8 @@ class DeviceInfo(Strict):
     # For which wheels are made: "3.11", and "glibc 2.36", "musl 1.2", "macos 13.0".
     python: str = ""
     libc: str = ""
+    # Its Python distributions, name (as PEP 503 writes it) to version: what it has needs no wheel.
+    packages: dict[str, str] = {}
 
 
 class DeviceState(StrEnum):
@@ -201,8 +203,10 @@ class Reported(Strict):
     throttled: bool | None = None
     # A person at the device told it to change nothing for now, and why.
     held: str | None = None
-    # How workers are kept from what is not theirs: "landlock", "user", "none" …
+    # How workers are kept from what is not theirs: "landlock 7: …", "none: …".
     isolation: str = ""
+    # What the device is now, sent where that may have changed (at its start, with a new connection).
+    info: DeviceInfo | None = None
     certificate_expires_s: float | None = None
 
 
