@@ -208,9 +208,21 @@ def unpack_report(message: bytes) -> Reported:
     return state
 
 
-def pack_desired(desired: Desired | None) -> bytes:
-    """The answer to a report: what the device should run, None where it knows that already."""
-    return pack({"desired": None if desired is None else desired.model_dump(mode="json")})
+def pack_desired(desired: Desired | None, secrets: dict[str, int] | None = None) -> bytes:
+    """The answer to a report: what the device should run, None where it knows that already.
+
+    `secrets`: which ones it should have, each with its version.
+    """
+    answer = {"desired": None if desired is None else desired.model_dump(mode="json")}
+    return pack(answer | {"secrets": secrets} if secrets else answer)
+
+
+def unpack_secrets(message: bytes) -> dict[str, int]:
+    """Which secrets the answer to a report names, each with its version. Raises Invalid."""
+    named = unpack_dict(message).get("secrets") or {}
+    if not isinstance(named, dict) or not all(type(version) is int for version in named.values()):
+        raise Invalid("not an answer to a report: `secrets` is no mapping of names to versions")
+    return named
 
 
 def unpack_desired(message: bytes) -> Desired | None:
