@@ -25,6 +25,7 @@ from marram.runtime.bundle import dump_card
 from marram.schema.api import JoinAsk, TokenAsk
 from marram.schema.event import Event, EventKind, Recorded
 from marram.schema.model import Input, ModelCard, Output, Task, Variant
+from marram.trust import identity
 
 # Everything the same as in the field, sooner.
 QUICK = Timing(connect_s=2.0, ping_s=0.1, dead_after_s=1.0, retry_min_s=0.01, retry_max_s=0.1, refused_max_s=0.2)
@@ -46,7 +47,8 @@ class Joiner:
     async def __call__(self, cloud: Cloud, name: str, **labels: str) -> Bus:
         def join(state: CloudState) -> tuple[list[str], str]:
             token = state.create_token(TokenAsk()).token
-            joined = state.join(JoinAsk(token=token, name=name, labels=labels))
+            csr = identity.request(identity.new_key()).decode()
+            joined = state.join(JoinAsk(token=token, csr=csr, name=name, labels=labels))
             return joined.brokers, joined.secret
 
         brokers, secret = await asyncio.to_thread(join, cloud.state)

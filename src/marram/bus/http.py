@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import ssl
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,6 +31,8 @@ from marram.schema.api import (
     LabelAsk,
     ModelAsk,
     ModelView,
+    RenewAsk,
+    Renewed,
     SampleView,
     Status,
     TokenAsk,
@@ -36,7 +40,18 @@ from marram.schema.api import (
     TokenView,
 )
 from marram.schema.device import Device, DeviceInfo
-from marram.schema.errors import KINDS, Conflict, Invalid, MarramError, Missing, Permanent, Refused, Retryable
+from marram.schema.errors import (
+    KINDS,
+    Conflict,
+    Invalid,
+    MarramError,
+    Missing,
+    Permanent,
+    Refused,
+    Retryable,
+    Threat,
+    Untrusted,
+)
 from marram.schema.event import EventKind
 from marram.schema.model import File, Manifest, ModelCard
 from marram.schema.words import field_fault
@@ -46,6 +61,8 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T", bound=BaseModel)
 _CHUNK_BYTES = 1 << 18
+# What may be read of somebody who has proven nothing, and for how long.
+_UNPROVEN_BYTES, _UNPROVEN_S = 16_384, 15.0
 _STATUSES: dict[int, type[MarramError]] = {401: Refused, 403: Refused, 404: Missing, 409: Conflict, 429: Retryable}
 Progress = Callable[[int, int], None]
 
@@ -57,8 +74,13 @@ class CloudApi:
     Conflict or Invalid where the cloud says so.
     """
 
-    def __init__(self, url: str, token: str | None = None, *, timeout_s: float = 30.0) -> None:
-        """`url`: http(s)://host[:port]. Raises Invalid where it is not one."""
+    def __init__(
+        self, url: str, token: str | None = None, *, timeout_s: float = 30.0, authority: str | None = None
+    ) -> None:
+        """`url`: http(s)://host[:port]; `authority`: the certificate (PEM) of the one authority to believe over https.
+
+        Raises Invalid where either is not what it should be.
+        """
         import httpx
 
         self.url = check_url(url)
@@ -72,6 +94,7 @@ class CloudApi:
             timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, 10.0)),
             # A proxy set for the outside world must never catch a cloud on this very machine.
             trust_env=not _is_local(parts.hostname or ""),
+            verify=True if authority is None or parts.scheme == "http" else _only(authority),
         )
 
     def __enter__(self) -> CloudApi:
@@ -87,10 +110,18 @@ class CloudApi:
     # ------------------------------------------------------------ joining
 
     def join(
-        self, token: str, *, name: str | None = None, labels: dict[str, str] | None = None, info: DeviceInfo
+        self, token: str, csr: str, *, name: str | None = None, labels: dict[str, str] | None = None, info: DeviceInfo
     ) -> Joined:
-        """Become a device. Raises Refused (token wrong, used up or expired), Conflict (the name is taken)."""
-        return self._post("/join", _valid(JoinAsk, token=token, name=name, labels=labels or {}, info=info), Joined)
+        """Become a device, with a certificate for the key that `csr` (PEM) asks for; over https only.
+
+        Raises Refused (token wrong or expired), Untrusted (used up, of another cloud …), Conflict (the name is taken).
+        """
+        ask = _valid(JoinAsk, token=token, csr=csr, name=name, labels=labels or {}, info=info)
+        return self._post("/join", ask, Joined)
+
+    def renew(self, ask: RenewAsk) -> Renewed:
+        """A new certificate for a device whose old one may be over; over https only. Raises Untrusted."""
+        return self._post("/renew", ask, Renewed)
 
     def create_token(self, labels: dict[str, str] | None = None, *, uses: int = 1, ttl_s: float = 3600.0) -> TokenMade:
         """A token that lets `uses` devices join within `ttl_s` seconds."""
@@ -282,6 +313,33 @@ class CloudApi:
 
     # ------------------------------------------------------------ the wire
 
+    def _unproven(self, path: str) -> bytes:
+        """A small file from whoever answers."""
+        httpx = self._httpx
+        nobody = ssl.create_default_context()
+        nobody.check_hostname, nobody.verify_mode = False, ssl.CERT_NONE
+        content, until_s = b"", time.monotonic() + _UNPROVEN_S
+        try:
+            with (
+                httpx.Client(verify=nobody, timeout=self._client.timeout, trust_env=self._client.trust_env) as client,
+                client.stream("GET", self.url + path) as response,
+            ):
+                for part in response.iter_raw():
+                    content += part
+                    if len(content) > _UNPROVEN_BYTES:
+                        raise Untrusted(f"more than {_UNPROVEN_BYTES} bytes", where=self.where, threat=Threat.ENDLESS)
+                    if time.monotonic() > until_s:
+                        raise Untrusted("it does not come to an end", where=self.where, threat=Threat.SLOW)
+        except httpx.TimeoutException as error:
+            raise self._silent("it took too long", error) from error
+        except httpx.TransportError as error:
+            raise self._silent(_reason(error), error) from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise Invalid(f"cannot be asked: {error}", where=self.where) from error
+        if response.status_code != 200:
+            raise self._foreign(response)
+        return content
+
     def _post(self, path: str, body: BaseModel, reply: type[_T]) -> _T:
         content = body.model_dump_json().encode()
         headers = {"Content-Type": "application/json"}
@@ -318,9 +376,13 @@ class CloudApi:
         raise self._fault(response)
 
     def _silent(self, reason: str, error: Exception) -> MarramError:
-        hint = "Is `marram cloud` running there, and the address right?"
         if "certificate" in reason:
-            hint = "Its certificate is not one this machine trusts; check the address."
+            return Untrusted(
+                f"{self.where} is not the cloud that is known here ({reason})",
+                threat=Threat.OTHER_CLOUD,
+                hint="Check the address; if it is right, sign in anew: marram login URL",
+            )
+        hint = "Is `marram cloud` running there, and the address right?"
         return Retryable(f"{self.where} does not answer ({reason})", hint=hint)
 
     def _fault(self, response: httpx.Response) -> MarramError:
@@ -348,9 +410,19 @@ class CloudApi:
         )
 
 
-def check_url(text: str) -> str:
+def fetch_authority(url: str, *, timeout_s: float = 10.0) -> bytes:
+    """The certificate (PEM) of the authority of the cloud at `url` (https://…), as whoever answers there says it.
+
+    Nothing is believed and nothing is sent: compare its fingerprint before anything else. Raises Retryable (no answer),
+    Untrusted (ENDLESS: more than a certificate), Invalid (not a Marram cloud).
+    """
+    with CloudApi(url, timeout_s=timeout_s) as api:
+        return api._unproven("/ca.pem")
+
+
+def check_url(text: str, scheme: str = "http") -> str:
     """`cloud.local:8443` or `http://cloud.local:8443/` -> `http://cloud.local:8443`. Raises Invalid."""
-    url = text.strip() if "://" in text else f"http://{text.strip()}"
+    url = text.strip() if "://" in text else f"{scheme}://{text.strip()}"
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -360,6 +432,18 @@ def check_url(text: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname or odd or any(c.isspace() for c in parts.netloc):
         raise Invalid(f'"{text}" is not a cloud address', hint="Write http://HOST:PORT.")
     return f"{parts.scheme}://{parts.netloc}"
+
+
+def _only(authority: str) -> ssl.SSLContext:
+    """TLS that believes one authority alone. Host names are not what it looks at: the use of a certificate is."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    try:
+        context.load_verify_locations(cadata=authority)
+    except (ssl.SSLError, ValueError) as error:
+        raise Invalid("the cloud's authority is no certificate that can be read") from error
+    return context
 
 
 def _is_local(host: str) -> bool:

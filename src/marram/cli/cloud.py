@@ -7,6 +7,7 @@ import contextlib
 import logging
 import resource
 import signal
+import time
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Annotated
@@ -21,16 +22,19 @@ from marram.schema.errors import Invalid, Missing
 from marram.schema.units import format_duration
 
 try:
+    from marram.cloud.provision import provision
     from marram.cloud.server import Cloud
     from marram.cloud.settings import Role, Settings
     from marram.console import Console, mount
+    from marram.trust.authority import Authority
+    from marram.trust.keys import Keys
 except ModuleNotFoundError as error:
     # A device's install has neither SQL nor a web server.
     raise Missing(
         f"a cloud needs {error.name}, which is not installed here", hint="pip install 'marram[cloud]'"
     ) from error
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, help="Start the cloud. Ctrl-C stops it; nothing is lost.")
 
 # In the cloud's folder.
 LOG, LOG_BYTES = "cloud.log", 2_000_000
@@ -40,11 +44,28 @@ JOIN_S = 3600.0
 FILES = 65_536
 
 
-@app.command()
+KeysOption = Annotated[
+    Path | None, typer.Option(help="Where its keys are. Default: keys/ in the folder, made where there are none.")
+]
+
+
+@app.callback(invoke_without_command=True)
 def cloud(
+    context: typer.Context,
     folder: Annotated[Path | None, typer.Option(help="Where it keeps everything. Default: $MARRAM_HOME/cloud")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port of API and console; 0: any free one.", min=0, max=65535)] = 8080,
+    port: Annotated[
+        int, typer.Option(help="Port of API and console on this machine (HTTP); 0: any free one.", min=0, max=65535)
+    ] = 8080,
+    tls_port: Annotated[
+        int | None,
+        typer.Option(
+            help="Port of API and console for other machines (HTTPS); 0: any free one. Default: 8443; 0 with --port 0.",
+            min=0,
+            max=65535,
+            show_default=False,
+        ),
+    ] = None,
     broker_port: Annotated[
         int,
         typer.Option(
@@ -71,9 +92,12 @@ def cloud(
         list[str] | None,
         typer.Option(help="The broker's address as devices see it, where that differs: nats://HOST:PORT"),
     ] = None,
+    keys: KeysOption = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False,
 ) -> None:
     """Start the cloud. Ctrl-C stops it; nothing is lost."""
+    if context.invoked_subcommand is not None:
+        return
     place = (folder or paths.cloud()).absolute()
     _more_files()
     _log(place / LOG, verbose)
@@ -81,6 +105,7 @@ def cloud(
         folder=place,
         host=host,
         port=port,
+        tls_port=tls_port if tls_port is not None else (8443 if port else 0),
         broker_port=broker_port,
         roles=_roles(role or ["all"]),
         nats=nats,
@@ -88,8 +113,22 @@ def cloud(
         objects=objects,
         serve=tuple(serve or ()),
         brokers=tuple(broker or ()),
+        keys=None if keys is None else keys.absolute(),
     )
     asyncio.run(_run(settings))
+
+
+@app.command()
+def init(
+    folder: Annotated[Path | None, typer.Option(help="The cloud's folder. Default: $MARRAM_HOME/cloud")] = None,
+    keys: KeysOption = None,
+) -> None:
+    """Make the cloud's keys, once; a cloud that keeps everything in its folder does it itself."""
+    settings = Settings(folder=(folder or paths.cloud()).absolute(), keys=None if keys is None else keys.absolute())
+    place = Keys(settings.keys_folder)
+    made = provision(place, time.time())
+    print(f"{'made' if made else 'there already:'} keys of the cloud {Authority.open(place).fingerprint}")
+    print(f"kept in {place.folder}: copy it to a safe place; whoever has it can be this cloud")
 
 
 def _more_files() -> None:
@@ -149,6 +188,7 @@ def _say(cloud: Cloud, sign_in: str = "", join: str = "") -> None:
     if sign_in:
         lines = [
             f"console  {cloud.url}   first sign-in: {sign_in}",
+            f"         {cloud.tls_url}   for other machines",
             f"join     {join}   (once, within {format_duration(JOIN_S)}; more: marram token create)",
             f"signed in on this machine: {paths.context()}",
         ]

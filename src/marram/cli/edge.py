@@ -36,7 +36,7 @@ BrokerOption = Annotated[
 
 @app.command()
 def join(
-    url: Annotated[str, typer.Argument(help="The cloud's address, http://HOST:PORT.")],
+    url: Annotated[str, typer.Argument(help="The cloud's address, https://HOST:PORT.")],
     token: Annotated[
         str,
         typer.Argument(
@@ -56,8 +56,15 @@ def join(
         token = sys.stdin.readline().strip()
         if not token:
             raise Invalid("no token on standard input", where="TOKEN", hint="Pipe it in: marram edge join URL - < FILE")
-    credentials = join_cloud(Folder(folder or paths.edge()), url, token, name=name, labels=labels, brokers=broker)
-    print(f"joined {credentials.cloud} as {credentials.device}")
+    join_cloud(
+        Folder(folder or paths.edge()),
+        url,
+        token,
+        name=name,
+        labels=labels,
+        brokers=broker,
+        tell=lambda done: print(f"✓ {done}", flush=True),
+    )
     print("next: marram edge run" + (f" --folder {folder}" if folder else ""))
 
 

@@ -1,28 +1,48 @@
-"""Joining: a token becomes a device. One use of a token makes at most one device, whoever races."""
+"""Joining and renewing: a token becomes a device, an old key a new certificate.
+
+One use of a token makes at most one device, whoever races: the use, the device and its certificate are one transaction.
+A certificate that is handed out is in the store first, so the broker knows it before the device does.
+"""
 
 from __future__ import annotations
 
+import logging
 import time
+from dataclasses import dataclass
 
-from marram.schema.api import JoinAsk, TokenAsk, TokenMade, TokenView
-from marram.schema.errors import Conflict, Refused
+from marram.schema.api import JoinAsk, RenewAsk, TokenAsk, TokenMade, TokenView
+from marram.schema.errors import Conflict, Invalid, Refused, Threat, Untrusted
 from marram.schema.ids import new_id
 from marram.schema.units import format_duration
-from marram.store import Store, TokenRow, taken
+from marram.store import CertificateRow, Store, TokenRow, check_standing
 from marram.trust import JOIN, device_secret, new_token, parse_token, proves
+from marram.trust import identity as identities
+from marram.trust.authority import GRACE_S, Authority, Issued
+
+log = logging.getLogger(__name__)
 
 _AGAIN = "Make one on the cloud: marram token create"
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolled:
+    """A device that has just joined."""
+
+    certificate: Issued
+    labels: dict[str, str]
+    secret: str
 
 
 class Enrolment:
     """Join tokens and the devices they make. Blocking; safe from any thread."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, authority: Authority) -> None:
         self._store = store
+        self._authority = authority
 
     def create_token(self, ask: TokenAsk, join_url: str) -> TokenMade:
         """A fresh join token, told only here."""
-        token, now_s = new_token(JOIN), time.time()
+        token, now_s = new_token(JOIN, self._authority.fingerprint), time.time()
         row = TokenRow(token.id, token.secret_hash, ask.labels, ask.uses, ask.uses, now_s, now_s + ask.ttl_s)
         self._store.tokens.add(row)
         view = token_view(row)
@@ -34,46 +54,83 @@ class Enrolment:
         """Newest first, without the tokens themselves."""
         return [token_view(row) for row in self._store.tokens.list()]
 
-    def join(self, ask: JoinAsk) -> tuple[str, str, dict[str, str]]:
-        """A new device: its name, its secret, its labels. Raises Refused (the token), Conflict (the name is taken)."""
-        row = self._proven(ask.token)
-        if ask.name is not None and self._store.devices.exists(ask.name):
-            raise taken(ask.name)
-        if not self._store.tokens.use(row.id):
-            raise self._spent(row.id)
+    def join(self, ask: JoinAsk, now_s: float | None = None) -> Enrolled:
+        """A new device.
+
+        Raises Refused (the token), Untrusted (SPENT: used before; OTHER_CLOUD: another cloud's; REVOKED: the name of a
+        revoked device; WRONG_KEY: the request), Invalid (the request), Conflict (the name is taken).
+        """
+        now_s = time.time() if now_s is None else now_s
+        row = self._proven(ask.token, now_s)
         labels = {**ask.labels, **row.labels}  # what the token says of a device, the device cannot unsay
         secret = device_secret()
         for _ in range(5):
             name = ask.name or new_id("device")
+            # Tried first, so that a name or a request that is no good costs no use.
+            if self._store.devices.exists(name):
+                if ask.name is not None:
+                    raise self._store.devices.taken(name)
+                continue
+            issued = self._issue(ask.csr, name, now_s)
             try:
-                self._store.devices.add(name, secret, labels, ask.info)
+                if not self._store.devices.enrol(row.id, _row(issued), labels, ask.info, secret):
+                    raise self._spent(row.id, now_s)
             except Conflict:
                 if ask.name is not None:
-                    self._store.tokens.give_back(row.id)
                     raise
                 continue
-            except BaseException:
-                self._store.tokens.give_back(row.id)
-                raise
-            return name, secret, labels
-        self._store.tokens.give_back(row.id)
+            return Enrolled(issued, labels, secret)
         raise Conflict("no free name was found", hint="Name the device yourself: --name NAME")
 
-    def _proven(self, text: str) -> TokenRow:
+    def renew(self, ask: RenewAsk, device: str | None = None, now_s: float | None = None) -> Issued:
+        """A certificate for a new key of a device that proves its present one, over its end by the grace period or not.
+
+        `device`: who asks, where the broker proves that. Asked again for the same key, it gives another certificate for
+        it. Raises Untrusted (OTHER_CLOUD, NOT_YOURS, WRONG_KEY, REVOKED, CLONED, EXPIRED), Invalid (the request).
+        """
+        now_s = time.time() if now_s is None else now_s
+        shown = self._authority.presented(ask.certificate.encode())
+        if not identities.proves(ask.proof, ask.certificate.encode(), ask.csr.encode()):
+            raise Untrusted(
+                "whoever asks does not have the certificate's key", where=shown.device, threat=Threat.WRONG_KEY
+            )
+        row = check_standing(
+            self._store.certificates.use(shown.serial, now_s), now_s, device=device or shown.device, grace_s=GRACE_S
+        )
+        issued = self._issue(ask.csr, row.device, now_s)
+        if issued.key_hash == row.key_hash:
+            raise Invalid("the key to be certified is the present one", where=row.device, hint="Make a new key.")
+        waiting = [each for each in self._store.certificates.of(row.device) if _waits(each, row)]
+        if any(each.key_hash != issued.key_hash for each in waiting):
+            # Whichever is used first stays; the other one is then told as cloned.
+            log.warning("%s renews its certificate for a second key: it, or a copy of it, lost the first", row.device)
+        self._store.certificates.add(_row(issued))
+        return issued
+
+    def _issue(self, csr: str, device: str, now_s: float) -> Issued:
+        issued = self._authority.device_certificate(csr.encode(), device, now_s)
+        others = self._store.certificates.holders(issued.key_hash) - {device}
+        if others:
+            raise Untrusted("the key is another device's", where=device, threat=Threat.CLONED)
+        return issued
+
+    def _proven(self, text: str, now_s: float) -> TokenRow:
         token = parse_token(text, JOIN)
+        if token.cloud != self._authority.fingerprint:
+            raise Untrusted("the token is for another cloud", threat=Threat.OTHER_CLOUD, hint=_AGAIN)
         row = self._store.tokens.get(token.id)
         good = proves(token.secret, row.secret_hash if row else "0" * 64)
         if row is None or not good:
             raise Refused("this cloud does not know the token", hint=_AGAIN)
-        if row.uses_left < 1 or row.expires_s <= time.time():
-            raise self._spent(row.id)
+        if row.uses_left < 1 or row.expires_s <= now_s:
+            raise self._spent(row.id, now_s)
         return row
 
-    def _spent(self, token: str) -> Refused:
+    def _spent(self, token: str, now_s: float) -> Refused:
         row = self._store.tokens.get(token)
-        if row is not None and row.expires_s <= time.time():
-            return Refused(f"the token expired {format_duration(time.time() - row.expires_s)} ago", hint=_AGAIN)
-        return Refused("the token was used already", hint=_AGAIN)
+        if row is not None and row.expires_s <= now_s:
+            return Refused(f"the token expired {format_duration(now_s - row.expires_s)} ago", hint=_AGAIN)
+        return Untrusted("the token was used already", threat=Threat.SPENT, hint=_AGAIN)
 
 
 def token_view(row: TokenRow) -> TokenView:
@@ -86,3 +143,12 @@ def token_view(row: TokenRow) -> TokenView:
         created_s=row.created_s,
         expires_s=row.expires_s,
     )
+
+
+def _row(issued: Issued) -> CertificateRow:
+    return CertificateRow(issued.serial, issued.device, issued.key_hash, issued.issued_s, issued.expires_s)
+
+
+def _waits(each: CertificateRow, present: CertificateRow) -> bool:
+    """Whether `each` was issued, but never used."""
+    return each.serial != present.serial and each.used_s is None and each.superseded_s is None

@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+import time
+from collections.abc import AsyncIterator, Callable
 
-import uvicorn
 from fastapi import FastAPI
 
 from marram.bus.client import Bus
@@ -22,17 +21,19 @@ from marram.cloud import fleet as fleet_role
 from marram.cloud import ingest as ingest_role
 from marram.cloud.access import write_context
 from marram.cloud.api import create_app
-from marram.cloud.door import BACKLOG, Door
 from marram.cloud.fleet import Fleet
 from marram.cloud.folder import FolderLock, make_folder
 from marram.cloud.ingest import Ingest
+from marram.cloud.listeners import Listeners, bracketed, reachable
+from marram.cloud.provision import provided, provision
 from marram.cloud.replicas import Key, Replicas
 from marram.cloud.settings import BrokerAddress, Role, Settings
 from marram.cloud.state import CloudState, Hands, tried
 from marram.runtime.library import parse_reference
 from marram.schema.api import Check
-from marram.schema.errors import Conflict, Invalid, NotReady, Refused, Retryable
+from marram.schema.errors import Invalid, NotReady, Refused, Retryable
 from marram.store import Objects, open_store
+from marram.trust.keys import Keys
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,8 @@ class Cloud:
 
     def __init__(self, settings: Settings, mount: Mount | None = None) -> None:
         self.settings = settings
-        self.url = ""  # of the API, once started
+        self.url = ""  # of the API on this machine, once started
+        self.tls_url = ""  # for other machines
         self.broker: BrokerAddress | None = None  # once started
         self.admin_token: str | None = None  # of this machine, where the API role runs
         self._mount = mount
@@ -111,7 +113,11 @@ class Cloud:
                 f"a cloud that is only {', '.join(sorted(settings.roles))} needs a broker to meet the others",
                 hint="Add --nats nats://USER:PASSWORD@HOST:4222",
             )
-        listener = self._listen() if Role.API in settings.roles else None
+        listeners = None
+        if Role.API in settings.roles:
+            listeners = Listeners(settings.host, settings.port, settings.tls_port)
+            self._closing.push_async_callback(listeners.stop)
+            self.url, self.tls_url = listeners.url, listeners.tls_url
         if settings.nats is None:
             lock = await asyncio.to_thread(FolderLock, settings.folder)
             self._closing.callback(lock.release)
@@ -129,10 +135,11 @@ class Cloud:
             deployments_changed=self._wake,
             checks=self._checks,
             brokers=self._told_brokers(),
+            url=self.tls_url,
         )
         await self._start_roles(self._state, self._bus)
-        if listener is not None:
-            await self._start_api(self._state, listener)
+        if listeners is not None:
+            await self._start_api(self._state, listeners)
 
     # ------------------------------------------------------------ parts
 
@@ -143,7 +150,12 @@ class Cloud:
             scratch = make_folder(settings.folder / "scratch")
             for leftover in scratch.glob("upload-*"):  # of uploads that a crash cut off
                 leftover.unlink(missing_ok=True)
-            return CloudState(store, Objects(settings.objects_url), scratch)
+            keys = Keys(settings.keys_folder)
+            if settings.makes_keys:
+                provision(keys, time.time())
+            else:
+                provided(keys)
+            return CloudState(store, Objects(settings.objects_url), scratch, keys)
         except BaseException:
             store.close()
             raise
@@ -202,58 +214,16 @@ class Cloud:
 
     # ------------------------------------------------------------ the API
 
-    def _listen(self) -> socket.socket:
-        """The port is taken before anything else starts: the commonest fault is told in a millisecond."""
-        host, port = self.settings.host, self.settings.port
-        try:
-            family, kind, protocol, _, address = socket.getaddrinfo(
-                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )[0]
-            listener = socket.socket(family, kind, protocol)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            listener.listen(512)
-        except OSError as error:
-            raise Conflict(
-                f"cannot listen on {host}:{port}: {error.strerror}", hint="Choose another: marram cloud --port PORT"
-            ) from error
-        self._closing.callback(listener.close)
-        return listener
-
-    async def _start_api(self, state: CloudState, listener: socket.socket) -> None:
-        port = listener.getsockname()[1]
-        self.url = f"http://{_bracketed(_reachable(self.settings.host))}:{port}"
-        state.hands.url = self.url
+    async def _start_api(self, state: CloudState, listeners: Listeners) -> None:
         token = await asyncio.to_thread(state.access.first, self.settings.folder)
         self.admin_token = token.text
         app = create_app(state)
         if self._mount is not None:
             self._mount(app, state)
-        # Without a configuration of its own, uvicorn logs where everybody does.
-        config = uvicorn.Config(
-            app,
-            http=Door,
-            backlog=BACKLOG,
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=3,
-        )
-        server = _Server(config)
-        serving = asyncio.create_task(server.serve(sockets=[listener]), name="api")
-        serving.add_done_callback(self._ended)
-
-        async def end() -> None:
-            server.should_exit = True
-            await asyncio.gather(serving, return_exceptions=True)
-
-        self._closing.push_async_callback(end)
-        while not server.started:
-            if serving.done():
-                raise Retryable("the HTTP server did not start", hint="Its log says why.")
-            await asyncio.sleep(0.005)
-        local = f"http://{_bracketed(_local(self.settings.host))}:{port}"
-        await asyncio.to_thread(write_context, local, token.text)
+        # Once more: it answers no longer before what it answers from goes.
+        self._closing.push_async_callback(listeners.stop)
+        await listeners.start(app, state.authority, self.settings.folder, self._ended)
+        await asyncio.to_thread(write_context, self.url, token.text)
 
     def _ended(self, serving: asyncio.Task[None]) -> None:
         assert self._failed is not None
@@ -300,15 +270,7 @@ class Cloud:
         assert self.broker is not None
         if self.settings.nats is not None:
             return [self.broker.url]
-        return [f"nats://{_bracketed(_reachable(self.settings.host))}:{self.broker.url.rpartition(':')[2]}"]
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: one process has one place that decides when to end."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+        return [f"nats://{bracketed(reachable(self.settings.host))}:{self.broker.url.rpartition(':')[2]}"]
 
 
 def _wanted(state: CloudState, asked: list[tuple[str, int | None]]) -> Callable[[], set[Key]]:
@@ -317,25 +279,3 @@ def _wanted(state: CloudState, asked: list[tuple[str, int | None]]) -> Callable[
         return newest | state.rollout.served()
 
     return wanted
-
-
-def _local(host: str) -> str:
-    """How programs on this machine reach a server that listens on `host`."""
-    return {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
-
-
-def _reachable(host: str) -> str:
-    """How other machines reach it: where it listens on every address, the one that leads outwards."""
-    if host not in ("0.0.0.0", "", "::"):
-        return host
-    family, far = (socket.AF_INET6, "2001:db8::1") if host == "::" else (socket.AF_INET, "192.0.2.1")
-    try:
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((far, 9))  # sends nothing: it only asks the routing table
-            return str(probe.getsockname()[0])
-    except OSError:
-        return socket.gethostname()
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

@@ -21,11 +21,12 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """See `marram cloud --help`. `database`, `objects` None: in `folder`; `nats` None: an embedded broker."""
+    """See `marram cloud --help`. `database`, `objects`, `keys` None: in `folder`; `nats` None: an embedded broker."""
 
     folder: Path
     host: str = "127.0.0.1"
-    port: int = 8080  # 0: any free one
+    port: int = 8080  # plain HTTP, for this machine alone; 0: any free one
+    tls_port: int = 0  # HTTPS, on `host`; 0: any free one
     broker_port: int = 0  # 0: the one it had last time, else any free one
     roles: frozenset[Role] = field(default_factory=lambda: frozenset(Role))
     nats: str | None = None
@@ -34,6 +35,16 @@ class Settings:
     serve: tuple[str, ...] = ()
     # Addresses told to devices that join, where they differ from where the broker listens.
     brokers: tuple[str, ...] = ()
+    keys: Path | None = None
+
+    @property
+    def keys_folder(self) -> Path:
+        return self.keys or self.folder / "keys"
+
+    @property
+    def makes_keys(self) -> bool:
+        """Whether keys that are not there are made: only where nobody else can have others for the same database."""
+        return self.keys is None and (self.nats is None or self.database is None)
 
     @property
     def database_url(self) -> str | Path:

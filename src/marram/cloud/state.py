@@ -30,6 +30,8 @@ from marram.schema.api import (
     Joined,
     ModelAsk,
     ModelView,
+    RenewAsk,
+    Renewed,
     SampleView,
     Status,
     TokenAsk,
@@ -39,6 +41,8 @@ from marram.schema.api import (
 from marram.schema.device import Device, DeviceState
 from marram.schema.errors import MarramError, Missing
 from marram.store import DeploymentRow, EventFilter, Objects, SampleFilter, Store
+from marram.trust.authority import Authority
+from marram.trust.keys import Keys
 
 # What `status` says of broker, database and ingest is at most so old: every open console asks each second.
 CHECKS_KEEP_S = 5.0
@@ -65,14 +69,17 @@ class Hands:
 class CloudState:
     """Implements `cloud.api.contract.State`."""
 
-    def __init__(self, store: Store, objects: Objects, scratch: Path) -> None:
+    def __init__(self, store: Store, objects: Objects, scratch: Path, keys: Keys) -> None:
+        """Raises Missing, Refused or Invalid where `keys` are not there or not to be used."""
         self.store = store
         self.objects = objects
         self.registry = Registry(store.models, objects)
         self.rollout = Rollout(store, self.registry, objects)
         self.access = Access(store.admins)
         self.hands = Hands()
-        self._enrolment = Enrolment(store)
+        self.keys = keys
+        self.authority = Authority.open(keys)
+        self.enrolment = Enrolment(store, self.authority)
         self._scratch = scratch
         self._started_s = time.monotonic()
         self._checking = threading.Lock()
@@ -94,17 +101,32 @@ class CloudState:
     # ------------------------------------------------------------ joining, devices
 
     def join(self, ask: JoinAsk) -> Joined:
-        name, secret, labels = self._enrolment.join(ask)
-        self.rollout.refresh(name)
+        enrolled = self.enrolment.join(ask)
+        certificate = enrolled.certificate
+        self.rollout.refresh(certificate.device)
         # The broker knows the device before the device knows its secret: its first connect is let in.
         self.hands.devices_changed()
-        return Joined(device=name, secret=secret, brokers=self.hands.brokers, labels=labels)
+        return Joined(
+            device=certificate.device,
+            secret=enrolled.secret,
+            certificate=certificate.pem.decode(),
+            ca=self.ca.decode(),
+            brokers=self.hands.brokers,
+            labels=enrolled.labels,
+        )
+
+    def renew(self, ask: RenewAsk) -> Renewed:
+        return Renewed(certificate=self.enrolment.renew(ask).pem.decode())
+
+    @property
+    def ca(self) -> bytes:
+        return self.authority.certificate_pem
 
     def create_token(self, ask: TokenAsk) -> TokenMade:
-        return self._enrolment.create_token(ask, self.hands.url)
+        return self.enrolment.create_token(ask, self.hands.url)
 
     def tokens(self) -> list[TokenView]:
-        return self._enrolment.tokens()
+        return self.enrolment.tokens()
 
     def revoke_token(self, id: str) -> None:
         self.store.tokens.remove(id)

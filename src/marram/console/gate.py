@@ -24,7 +24,7 @@ from marram.console.sessions import LIFE_S, Sessions
 
 COOKIE = "marram_session"
 # What the API itself guards (or leaves open on purpose): everything else on this port is the console's.
-_API = ("/api/", "/healthz", "/metrics", "/openapi.json", "/docs")
+_API = ("/api/", "/healthz", "/metrics", "/openapi.json", "/docs", "/ca.pem")
 # Only from this port: the page works, and stays private, on a network without the internet. NiceGUI's Vue templates
 # are compiled in the browser, which takes unsafe-eval.
 _POLICY = (

@@ -1,6 +1,8 @@
 """`marram edge join`: turn a token into an identity, once, and keep it in the device's folder.
 
-The token is single-use, so everything that can fail here is tried before it is spent.
+The token names its cloud by the fingerprint of the cloud's authority: who answers is compared with it before the token
+is shown to anybody. The key is made here and stays here. The token is single-use, so everything that can fail here is
+tried before it is spent.
 """
 
 from __future__ import annotations
@@ -11,10 +13,12 @@ from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from marram import __version__
-from marram.bus.http import CloudApi
+from marram.bus.http import CloudApi, check_url, fetch_authority
 from marram.edge.state import Credentials, Folder, write_atomic
 from marram.schema.device import DeviceInfo
 from marram.schema.errors import Conflict, Invalid
+from marram.schema.units import format_size
+from marram.trust import JOIN, identity, parse_token
 
 
 def join(
@@ -25,15 +29,18 @@ def join(
     name: str | None = None,
     labels: dict[str, str] | None = None,
     brokers: list[str] | None = None,
-    api: Callable[[str], CloudApi] = CloudApi,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> Credentials:
     """Join the cloud at `url` as a new device; `brokers` overrides the addresses that the cloud names.
 
-    Raises Conflict (joined already, or an agent runs there), Refused (the token), Retryable (no answer), Invalid.
+    `tell` is given each step that is done, in a few words. Raises Conflict (joined already, or an agent runs there),
+    Refused (the token), Untrusted (not the token's cloud, a token used before), Retryable (no answer), Invalid.
     """
+    url = secured(url)
+    named = parse_token(token, JOIN)
     for broker in brokers or []:
         check_broker(broker)
-    with folder.lock(), api(url) as cloud:
+    with folder.lock():
         if folder.joined():
             raise Conflict(
                 f"{folder.path} holds a device already",
@@ -43,12 +50,37 @@ def join(
         probe = folder.path / ".join"
         write_atomic(probe, bytes(4096))
         probe.unlink()
-        joined = cloud.join(token, name=name, labels=labels, info=machine())
+        authority = identity.check_cloud(fetch_authority(url), named.cloud)
+        tell("this is the cloud the token names")
+        key = identity.new_key()
+        tell("key made here, it never leaves")
+        with CloudApi(url, authority=authority.decode()) as cloud:
+            about = machine()
+            csr = identity.request(key, name or "").decode()
+            joined = cloud.join(named.text, csr, name=name, labels=labels, info=about)
+        own = identity.accept(joined.certificate.encode(), key, authority, joined.device)
+        files = folder.identity
+        write_atomic(files.authority, authority)
+        write_atomic(files.root, joined.root.encode())
+        write_atomic(files.own, own)
         credentials = Credentials(
-            device=joined.device, secret=joined.secret, brokers=brokers or joined.brokers, cloud=cloud.url
+            device=joined.device, secret=joined.secret, brokers=brokers or joined.brokers, cloud=url
         )
+        # The last one: with it the device has joined.
         folder.save_credentials(credentials)
+        tell(f"joined as {joined.device} ({about.machine}, {about.cores} cores, {format_size(about.memory_bytes)})")
     return credentials
+
+
+def secured(url: str) -> str:
+    """`url` of a cloud as it is joined, https://HOST:PORT. Raises Invalid."""
+    checked = check_url(url, "https")
+    if checked.startswith("http:"):
+        raise Invalid(
+            f"a device joins over HTTPS, not at {checked}",
+            hint="Use the line that `marram cloud` or `marram token create` shows: https://HOST:8443.",
+        )
+    return checked
 
 
 def machine() -> DeviceInfo:

@@ -23,6 +23,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from marram.edge.deploy import AppRecord
+from marram.edge.identity import IdentityFiles
 from marram.schema.device import Desired
 from marram.schema.errors import Conflict, Invalid, MarramError, Missing, Permanent, Retryable
 from marram.schema.ids import Name, check_name
@@ -50,6 +51,7 @@ class Folder:
         self.path = path
         # In a folder of its own, which workers may write in: SQLite makes files beside its own.
         self.outbox = path / "outbox" / "outbox.db"
+        self.identity = IdentityFiles(path / "identity")
         self._credentials = path / "credentials.yaml"
         self._desired = path / "desired.json"
         self._apps = path / "apps"
@@ -64,11 +66,12 @@ class Folder:
 
     def make(self) -> None:
         """Create the folder, for nobody else to read. Raises Permanent or Retryable where it cannot be written."""
-        for part in (self.path, self._apps, self.path / "logs", self.path / "work", self.outbox.parent):
+        logs, work = self.path / "logs", self.path / "work"
+        for part in (self.path, self._apps, logs, work, self.outbox.parent, self.identity.folder):
             with _translated(part):
                 part.mkdir(parents=True, exist_ok=True, mode=0o700)
         with _translated(self.path):
-            for leftover in (*self.path.glob(".*.tmp"), *self._apps.glob(".*.tmp")):
+            for leftover in (f for part in (self.path, self._apps, self.identity.folder) for f in part.glob(".*.tmp")):
                 leftover.unlink()
             # Where it lay before: its parts one by one, the database last, so that a cut leaves a move to finish.
             for part in sorted(self.path.glob("outbox.db*"), reverse=True):
@@ -174,6 +177,16 @@ class Folder:
         with _translated(self._apps):
             (self._apps / f"{check_name(app)}.json").unlink(missing_ok=True)
             files.sync(self._apps)
+
+    # ------------------------------------------------------------ whatever else it has to remember
+
+    def keep(self, name: str, document: BaseModel) -> None:
+        """Remember `document` in the file `name`. Raises Retryable (disk full) or Permanent."""
+        self._write(self.path / name, document)
+
+    def kept(self, name: str, kind: type[_M]) -> _M | None:
+        """What was remembered in the file `name`; None where there is none (or it was damaged)."""
+        return self._read(self.path / name, kind)
 
     def _write(self, path: Path, document: BaseModel) -> None:
         body = document.model_dump_json()

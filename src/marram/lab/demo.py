@@ -180,7 +180,7 @@ class Demo:
         port = free_port(self._options.port)
         url = f"http://127.0.0.1:{port}"
         self._view.wait("cloud", "starting")
-        line = marram("cloud", "--folder", str(self._folder / "cloud"), "--port", str(port))
+        line = marram("cloud", "--folder", str(self._folder / "cloud"), "--port", str(port), "--tls-port", "0")
         cloud = Child("cloud", line, self._folder / "cloud.log", self._environment)
         self._started.children.append(cloud)
         until(lambda: healthy(url) and bool(self._token()), _READY_S, "the cloud does not get ready", cloud.check)
@@ -207,8 +207,7 @@ class Demo:
         for spec in self._options.devices:
             device = DemoDevice(spec, self._folder / spec.name, brokers[0], self._environment)
             self._started.devices.append(device)
-            token = api.create_token().token
-            joining.append(device.join(api.url, token))
+            joining.append(device.join(api.create_token().join))
             self._started.children.append(joining[-1])
         for child in joining:
             child.wait(_JOIN_S)

@@ -58,11 +58,11 @@ class DemoDevice:
         """The broker as this device reaches it: through its link."""
         return f"nats://127.0.0.1:{self.link.port}"
 
-    def join(self, url: str, token: str) -> Child:
-        """Begin to join the cloud; `wait` for the process it returns."""
+    def join(self, line: str) -> Child:
+        """Begin to join with the `line` that the cloud shows (`marram edge join …`); `wait` for the process."""
         options = ["--name", self.name, "--label", f"link={self.spec.trace.partition(':')[0]}"]
         place = ["--folder", str(self.folder), "--broker", self.broker]
-        command = marram("edge", "join", url, token, *options, *place)
+        command = marram(*line.split()[1:], *options, *place)
         return Child(f"{self.name}: join", command, self._log, self._environment)
 
     def run(self) -> None:

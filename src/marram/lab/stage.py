@@ -70,7 +70,7 @@ class Stage:
 
     def cloud(self, *options: str) -> None:
         """Start a cloud on a free port, and wait until commands find it."""
-        self.start("cloud", "cloud", "--folder", self.folder / "cloud", "--port", "0", *options)
+        self.start("cloud", "cloud", "--folder", self.folder / "cloud", "--port", "0", "--tls-port", "0", *options)
         context = self.home() / "marram" / "context.yaml"
         self.until("the cloud", context.exists)
 

@@ -50,23 +50,47 @@ class ErrorReply(Reply):
 # ---------------------------------------------------------------- joining
 
 
+# Certificates, signing requests, keys: PEM text. The largest of ours has a tenth of that.
+Pem = Annotated[str, StringConstraints(min_length=1, max_length=16_384)]
+
+
 class JoinAsk(Strict):
-    """A machine asks to become a device."""
+    """A machine asks to become a device. `csr`: a signing request (PEM) for the key it made and keeps."""
 
     token: Annotated[str, StringConstraints(min_length=1, max_length=512)]
+    csr: Pem
     name: Name | None = None
     labels: Labels = {}
     info: DeviceInfo = DeviceInfo()
 
 
 class Joined(Reply):
-    """The device's identity: its broker user is `device`, its password `secret`. Shown once, kept 0600."""
+    """The device's identity: a certificate for its key, and what it trusts from now on."""
 
     device: Name
     secret: str
+    # PEM: the device's certificate, and the authority of this cloud.
+    certificate: Pem
+    ca: Pem
+    # The first update metadata it trusts (TUF root.json).
+    root: str = ""
     # nats://host:port, tried in order.
     brokers: list[str]
     labels: dict[str, str] = {}
+
+
+class RenewAsk(Strict):
+    """A device asks for a certificate of a new key: `proof`, by the key of `certificate`, signs `csr`."""
+
+    certificate: Pem
+    csr: Pem
+    proof: Annotated[str, StringConstraints(min_length=1, max_length=512)]
+
+
+class Renewed(Reply):
+    """The certificate (PEM) for the key that was asked for."""
+
+    certificate: Pem
 
 
 class TokenAsk(Strict):
@@ -99,12 +123,50 @@ class TokenMade(TokenView):
 # ---------------------------------------------------------------- models, deployments
 
 
+class SliceScore(Strict):
+    """One slice of held-out examples, and the share (0–1) that the version before and this one name rightly."""
+
+    slice: Annotated[str, StringConstraints(max_length=200)]
+    examples: int = Field(ge=0)
+    old: float | None = Field(default=None, ge=0, le=1)
+    new: float = Field(ge=0, le=1)
+
+
+class Origin(Strict):
+    """Where a model version comes from, as whoever made it says."""
+
+    # The version (of the same model) that it was judged beside, and would replace.
+    parent: int | None = Field(default=None, ge=1)
+    # The recipe's text, and what it found: examples to train on and held out, by source.
+    recipe: Annotated[str, StringConstraints(max_length=20_000)] = ""
+    trained_on: int = Field(default=0, ge=0)
+    held_out: int = Field(default=0, ge=0)
+    samples: Annotated[dict[str, int], Field(max_length=200)] = {}
+    accuracy: Annotated[list[SliceScore], Field(max_length=200)] = []
+
+
 class ModelAsk(Strict):
     """Register a model version whose files are uploaded already. `version` None: the next free one."""
 
     card: ModelCard
     manifest: Manifest
     version: int | None = Field(default=None, ge=1)
+    origin: Origin | None = None
+
+
+class ChannelAsk(Strict):
+    """Which version a channel shall point to."""
+
+    version: int = Field(ge=1, le=2**31 - 1)
+
+
+class ChannelView(Reply):
+    """A channel of a model. `before`: what it pointed to until this call, None where it is new."""
+
+    model: Name
+    channel: str
+    version: int
+    before: int | None = None
 
 
 class ModelView(Reply):
@@ -116,6 +178,43 @@ class ModelView(Reply):
     manifest: Manifest
     digest: str = ""
     created_s: float = 0
+    # Those that point to this version now.
+    channels: list[str] = []
+    # What could not be checked when it was added, and why.
+    unchecked: list[str] = []
+
+
+class ModelStep(Reply):
+    """One version in a lineage: when it was made, by whom, how well it did where that was measured."""
+
+    version: int
+    created_s: float = 0
+    by: str = ""
+    accuracy: list[SliceScore] = []
+
+
+class ModelUser(Reply):
+    """An app version that uses a model version, and how many devices should run it now."""
+
+    app: Name
+    version: int
+    devices: int = 0
+
+
+class Lineage(Reply):
+    """Where a model version comes from (`ancestors`: parent first), what came of it, and who uses it."""
+
+    name: Name
+    version: int
+    digest: str
+    created_s: float
+    by: str = ""
+    origin: Origin | None = None
+    ancestors: list[ModelStep] = []
+    children: list[int] = []
+    channels: list[str] = []
+    apps: list[ModelUser] = []
+    unchecked: list[str] = []
 
 
 class DeployAsk(Strict):

@@ -8,6 +8,7 @@ from any thread; callers on an event loop use `asyncio.to_thread`. A database or
 from __future__ import annotations
 
 from marram.store.apps import AppRow, Apps
+from marram.store.certificates import CertificateRow, Certificates, check_standing
 from marram.store.database import Database
 from marram.store.deployments import DeploymentRow, Deployments
 from marram.store.devices import Devices, taken
@@ -26,6 +27,8 @@ __all__ = [
     "AppRow",
     "Apps",
     "Body",
+    "CertificateRow",
+    "Certificates",
     "Counts",
     "Database",
     "DeploymentRow",
@@ -48,6 +51,7 @@ __all__ = [
     "TokenRow",
     "Tokens",
     "Totals",
+    "check_standing",
     "open_store",
     "taken",
 ]

@@ -1,4 +1,4 @@
-"""Devices: who joined, with which labels and secret; and each as a whole `Device`, with what it should and does run."""
+"""Devices: who joined, their labels and certificates; each as a whole `Device`, with what it should and does run."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import Any
 from sqlalchemy import ColumnElement, delete, func, insert, select, update
 
 from marram.schema.device import REPORT_INTERVAL_S, Desired, Device, DeviceInfo, DeviceState, Reported
-from marram.schema.errors import Conflict, Missing
+from marram.schema.errors import Conflict, MarramError, Missing, Threat, Untrusted
 from marram.schema.ids import matches
+from marram.store.audit import unchanged
+from marram.store.certificates import CertificateRow, add_certificate, revoke_certificates
 from marram.store.database import Database
 from marram.store.documents import dump, load
 from marram.store.tables import desired, devices, reported
+from marram.store.tokens import use_token
 
 # So many report intervals without a word, and a device counts as offline.
 _SILENT_INTERVALS = 3
@@ -40,6 +43,53 @@ class Devices:
                 connection.execute(insert(devices), row)
         except Conflict as error:
             raise taken(device) from error
+
+    def enrol(
+        self, token: str, certificate: CertificateRow, labels: dict[str, str], info: DeviceInfo, secret: str = ""
+    ) -> bool:
+        """A new device with its first certificate, for one use of a join token: all three or none.
+
+        False where the token has no use left, or is over: of two who race for the last use one gets it. Raises Conflict
+        where the name is taken, Untrusted (REVOKED) where it is that of a revoked device.
+        """
+        row = {
+            "id": certificate.device,
+            "labels": dump(labels),
+            "info": info.model_dump_json(),
+            "secret": secret,
+            "joined_s": certificate.issued_s,
+        }
+        try:
+            with self._database.write() as connection:
+                if not use_token(connection, token, certificate.issued_s):
+                    unchanged()
+                    return False
+                connection.execute(insert(devices), row)
+                add_certificate(connection, certificate)
+        except Conflict as error:
+            raise self.taken(certificate.device) from error
+        return True
+
+    def taken(self, device: str) -> MarramError:
+        """Why the name `device` cannot be had: Conflict, or Untrusted where it is that of a revoked device."""
+        with self._database.read() as connection:
+            revoked_s = connection.execute(select(devices.c.revoked_s).where(devices.c.id == device)).scalar()
+        if revoked_s is None:
+            return taken(device)
+        return Untrusted(
+            f'the device "{device}" was revoked',
+            threat=Threat.REVOKED,
+            hint=f"Choose another --name; an operator can free this one: marram device remove {device}",
+        )
+
+    def revoke(self, device: str, now_s: float | None = None) -> None:
+        """From now on none of its certificates is good, and its name is kept from others. Raises Missing."""
+        now_s = time.time() if now_s is None else now_s
+        with self._database.write() as connection:
+            known = devices.c.id == device
+            if connection.execute(update(devices).where(known).values(revoked_s=now_s)).rowcount == 0:
+                raise Missing(f'no device "{device}"', hint="`marram device list` shows all.")
+            revoke_certificates(connection, device, now_s)
 
     def get(self, device: str, now_s: float | None = None) -> Device:
         """Raises Missing."""
@@ -79,6 +129,8 @@ class Devices:
         with self._database.write() as connection:
             if connection.execute(delete(devices).where(devices.c.id == device)).rowcount == 0:
                 raise Missing(f'no device "{device}"', hint="`marram device list` shows all.")
+            # Kept, so that whoever comes with one is told why it is no good, whoever has the name by then.
+            revoke_certificates(connection, device, time.time())
             connection.execute(delete(desired).where(desired.c.device == device))
             connection.execute(delete(reported).where(reported.c.device == device))
 
@@ -109,6 +161,7 @@ def _device(row: Any, now_s: float) -> Device:
         info=DeviceInfo.model_validate_json(row.info),
         state=device_state(row.seen_s, now_s),
         joined_s=row.joined_s,
+        revoked_s=row.revoked_s,
         seen_s=row.seen_s,
         desired=Desired() if row.desired is None else Desired.model_validate_json(row.desired),
         reported=None if row.reported is None else Reported.model_validate_json(row.reported),
@@ -123,6 +176,7 @@ def _select(database: Database, condition: ColumnElement[bool] | None, now_s: fl
             devices.c.labels,
             devices.c.info,
             devices.c.joined_s,
+            devices.c.revoked_s,
             desired.c.document.label("desired"),
             reported.c.document.label("reported"),
             reported.c.seen_s,

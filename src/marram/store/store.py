@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from marram.store.apps import Apps
+from marram.store.certificates import Certificates
 from marram.store.database import Database
 from marram.store.deployments import Deployments
 from marram.store.devices import Devices
@@ -23,6 +24,7 @@ class Store:
 
     database: Database
     devices: Devices
+    certificates: Certificates
     states: States
     events: Events
     samples: Samples
@@ -50,6 +52,7 @@ def open_store(url: str | Path) -> Store:
     return Store(
         database=database,
         devices=Devices(database),
+        certificates=Certificates(database),
         states=States(database),
         events=Events(database),
         samples=Samples(database),

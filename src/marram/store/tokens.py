@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import Connection, delete, insert, select, update
 
 from marram.schema.errors import Missing
 from marram.store.database import Database
@@ -69,26 +69,6 @@ class Tokens:
         with self._database.read() as connection:
             return [_token(row) for row in connection.execute(select(tokens).order_by(tokens.c.created_s.desc()))]
 
-    def use(self, token: str, now_s: float | None = None) -> bool:
-        """Take one use; False where none is left or it is too late. Two who race for the last use: one gets it."""
-        now_s = time.time() if now_s is None else now_s
-        with self._database.write() as connection:
-            taken = connection.execute(
-                update(tokens)
-                .where(tokens.c.id == token, tokens.c.uses_left > 0, tokens.c.expires_s > now_s)
-                .values(uses_left=tokens.c.uses_left - 1)
-            )
-            return taken.rowcount == 1
-
-    def give_back(self, token: str) -> None:
-        """Return a use that led to nothing."""
-        with self._database.write() as connection:
-            connection.execute(
-                update(tokens)
-                .where(tokens.c.id == token, tokens.c.uses_left < tokens.c.uses)
-                .values(uses_left=tokens.c.uses_left + 1)
-            )
-
     def remove(self, token: str) -> None:
         """Raises Missing."""
         with self._database.write() as connection:
@@ -127,6 +107,19 @@ class Admins:
         with self._database.write() as connection:
             if connection.execute(update(admins).where(admins.c.id == admin).values(revoked=True)).rowcount == 0:
                 raise Missing(f'no API token "{admin}"')
+
+
+def use_token(connection: Connection, token: str, now_s: float) -> bool:
+    """Take one use, within a transaction of another noun; False where none is left or it is too late.
+
+    Two who race for the last use: one gets it.
+    """
+    taken = connection.execute(
+        update(tokens)
+        .where(tokens.c.id == token, tokens.c.uses_left > 0, tokens.c.expires_s > now_s)
+        .values(uses_left=tokens.c.uses_left - 1)
+    )
+    return taken.rowcount == 1
 
 
 def _token(row: Any) -> TokenRow:

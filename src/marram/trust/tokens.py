@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import secrets
 import string
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ API = "mra1"
 _ALPHABET = string.ascii_letters + string.digits
 _ID_LENGTH = 8
 _SECRET_LENGTH = 32  # 62^32: 190 bits
+_FINGERPRINT = re.compile(r"[A-Za-z0-9_-]{43}")  # SHA-256 in base64url
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +27,13 @@ class Token:
     kind: str
     id: str
     secret: str
+    # Of a join token: which cloud it is for, the fingerprint of its authority (`trust.pki.fingerprint`).
+    cloud: str = ""
 
     @property
     def text(self) -> str:
         """As a person carries it: `mrm1.k7Qe…`."""
-        return f"{self.kind}.{self.id}{self.secret}"
+        return f"{self.kind}.{self.id}{self.secret}" + (f".{self.cloud}" if self.cloud else "")
 
     @property
     def secret_hash(self) -> str:
@@ -37,9 +41,9 @@ class Token:
         return hash_secret(self.secret)
 
 
-def new_token(kind: str) -> Token:
-    """A fresh token of `kind` (JOIN or API), from the system's own randomness."""
-    return Token(kind, _random(_ID_LENGTH), _random(_SECRET_LENGTH))
+def new_token(kind: str, cloud: str = "") -> Token:
+    """A fresh token of `kind` (JOIN or API), from the system's own randomness; JOIN: for the cloud so fingerprinted."""
+    return Token(kind, _random(_ID_LENGTH), _random(_SECRET_LENGTH), cloud)
 
 
 def parse_token(text: str, kind: str) -> Token:
@@ -48,9 +52,11 @@ def parse_token(text: str, kind: str) -> Token:
     if prefix != kind or not dot:
         what = "a join token starts with mrm1." if kind == JOIN else "an API token starts with mra1."
         raise Refused(f"this is not a token of the right kind: {what}", hint=_hint(kind))
-    if len(rest) != _ID_LENGTH + _SECRET_LENGTH or not set(rest) <= set(_ALPHABET):
+    rest, _, cloud = rest.partition(".") if kind == JOIN else (rest, "", "")
+    whole = len(rest) == _ID_LENGTH + _SECRET_LENGTH and set(rest) <= set(_ALPHABET)
+    if not whole or (kind == JOIN and not _FINGERPRINT.fullmatch(cloud)):
         raise Refused("the token is not complete", hint=f"Copy all of it. {_hint(kind)}")
-    return Token(kind, rest[:_ID_LENGTH], rest[_ID_LENGTH:])
+    return Token(kind, rest[:_ID_LENGTH], rest[_ID_LENGTH:], cloud)
 
 
 def hash_secret(secret: str) -> str:

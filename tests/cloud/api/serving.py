@@ -15,10 +15,12 @@ import uvicorn
 
 from marram.bus.http import CloudApi
 from marram.cloud.api import create_app
+from marram.cloud.provision import provision
 from marram.cloud.state import CloudState
 from marram.schema.device import AppState, DeviceInfo, Reported, ReportedApp
 from marram.schema.event import Event, EventKind, Recorded
 from marram.store import Objects, open_store
+from marram.trust.keys import Keys
 
 STREAM = "0123456789abcdef"
 
@@ -80,7 +82,9 @@ def serving(folder: Path) -> Iterator[Served]:
     store = open_store(folder / "marram.db")
     scratch = folder / "scratch"
     scratch.mkdir(parents=True)
-    state = CloudState(store, Objects(folder / "objects"), scratch)
+    keys = Keys(folder / "keys")
+    provision(keys, time.time())
+    state = CloudState(store, Objects(folder / "objects"), scratch, keys)
     token = state.access.create("test").text
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(create_app(state), log_level="critical", timeout_graceful_shutdown=1))

@@ -46,6 +46,7 @@ def create_app(state: State) -> FastAPI:
     needs_token = [Depends(admitted)]
     app.include_router(whole.open_router)
     app.include_router(whole.metrics_router, dependencies=needs_token)
+    app.include_router(fleet.ca_router)
     app.include_router(fleet.open_router, prefix=PREFIX)
     for module in (fleet, content, records, whole):
         app.include_router(module.router, prefix=PREFIX, dependencies=needs_token)
@@ -81,7 +82,8 @@ def _docs(app: FastAPI) -> str:
         "<meta name=color-scheme content='light dark'><title>Marram API</title>"
         "<style>body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem;padding:0 1rem}"
         "td{padding:.35rem .8rem .35rem 0;vertical-align:top}code{white-space:nowrap}</style>"
-        f"<h1>Marram API {escape(app.version)}</h1><p>Every call but <code>/healthz</code> and <code>POST {PREFIX}/join"
-        "</code> needs <code>Authorization: Bearer TOKEN</code>. Types: <a href=/openapi.json>/openapi.json</a>.</p>"
+        f"<h1>Marram API {escape(app.version)}</h1><p>Every call but <code>/healthz</code>, <code>/ca.pem</code>, "
+        f"<code>POST {PREFIX}/join</code> and <code>POST {PREFIX}/renew</code> needs <code>Authorization: Bearer TOKEN"
+        "</code>. Types: <a href=/openapi.json>/openapi.json</a>.</p>"
         f"<table>{''.join(rows)}</table></html>"
     )

@@ -21,6 +21,8 @@ from marram.schema.api import (
     Joined,
     ModelAsk,
     ModelView,
+    RenewAsk,
+    Renewed,
     SampleView,
     Status,
     TokenAsk,
@@ -79,8 +81,15 @@ class State(Protocol):
         """A folder for uploads on their way in; on the file system of the objects where those are files."""
         ...
 
-    # Joining. `join` raises Refused (token wrong, used up, expired) or Conflict (name taken).
+    # Joining and renewing. `join` raises Refused (token wrong, expired), Untrusted (used up, of another cloud …),
+    # Conflict (name taken), Invalid (the signing request); `renew` Untrusted, Invalid.
+    @property
+    def ca(self) -> bytes:
+        """The certificate of this cloud's authority, PEM: no secret."""
+        ...
+
     def join(self, ask: JoinAsk) -> Joined: ...
+    def renew(self, ask: RenewAsk) -> Renewed: ...
     def create_token(self, ask: TokenAsk) -> TokenMade: ...
     def tokens(self) -> list[TokenView]: ...
     def revoke_token(self, id: str) -> None: ...

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from fastapi import APIRouter, Request
+from fastapi.responses import PlainTextResponse
 
 from marram.cloud.api.guard import Cloud, address_of, failures_of
 from marram.cloud.api.selector import Selector, labels_of
-from marram.schema.api import JoinAsk, Joined, TokenAsk, TokenMade, TokenView
+from marram.schema.api import JoinAsk, Joined, RenewAsk, Renewed, TokenAsk, TokenMade, TokenView
 from marram.schema.device import Device
 from marram.schema.errors import Refused
 from marram.schema.ids import Name, matches
@@ -15,13 +19,44 @@ open_router = APIRouter(tags=["joining"])
 router = APIRouter()
 
 
+# Not below the API's prefix: a device fetches it before it knows more of its cloud than an address.
+ca_router = APIRouter(tags=["joining"])
+
+
+@ca_router.get("/ca.pem", response_class=PlainTextResponse)
+def authority(cloud: Cloud) -> PlainTextResponse:
+    """The certificate of this cloud's authority: no secret, and nothing to trust before its fingerprint is compared."""
+    return PlainTextResponse(cloud.ca, media_type="application/x-pem-file")
+
+
 @open_router.post("/join", status_code=201)
 def join(ask: JoinAsk, cloud: Cloud, request: Request) -> Joined:
-    """Become a device: the token in, an identity on the bus out. The one call that needs no Bearer token."""
+    """Become a device: a token and a signing request in, a certificate out. Over HTTPS only; no Bearer token."""
+    _secured(request)
+    with _failures(request):
+        return cloud.join(ask)
+
+
+@open_router.post("/renew", status_code=201)
+def renew(ask: RenewAsk, cloud: Cloud, request: Request) -> Renewed:
+    """A new certificate for a device that was off past its old one's end: by proof of its key. Over HTTPS only."""
+    _secured(request)
+    with _failures(request):
+        return cloud.renew(ask)
+
+
+def _secured(request: Request) -> None:
+    if request.url.scheme != "https":
+        raise Refused("joining and renewing go over HTTPS only", hint="Use the address that `marram cloud` shows.")
+
+
+@contextlib.contextmanager
+def _failures(request: Request) -> Iterator[None]:
+    """Strangers may fail so often."""
     limit, address = failures_of(request), address_of(request)
     limit.check(address)
     try:
-        return cloud.join(ask)
+        yield
     except Refused:
         limit.failed(address)
         raise

@@ -1,0 +1,158 @@
+"""Where API and console are reached: plain HTTP on this machine alone, HTTPS for everybody else, one app behind both.
+
+One `ServerState` counts the connections of both, so that the door's limit holds for them together. The HTTPS listener's
+certificate is made at the start and again well before its end: it is never on disk, and nothing has to renew it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+
+from marram.cloud.door import BACKLOG, Door
+from marram.cloud.threshold import replace_identity, server_context, threshold
+from marram.schema.errors import Conflict, Retryable
+from marram.trust.authority import SERVER_LIFE_S, Authority
+
+log = logging.getLogger(__name__)
+
+# Of a server certificate's life: when the next one takes its place.
+_RENEW_AT = 1 / 2
+
+
+class Listeners:
+    """Both sockets, taken when it is made: the commonest fault, a port in use, is told in a millisecond."""
+
+    def __init__(self, host: str, port: int, tls_port: int) -> None:
+        """Raises Conflict where a port is taken, or `host` is no address of this machine."""
+        self._host = host
+        self._servers: list[_Server] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        plain_host = host if is_loopback(host) else "127.0.0.1"
+        self.plain = _listen(plain_host, port, "--port")
+        try:
+            self.tls = _listen(host, tls_port, "--tls-port")
+        except BaseException:
+            self.plain.close()
+            raise
+        self.url = f"http://{bracketed(plain_host)}:{self.plain.getsockname()[1]}"
+        self.tls_url = f"https://{bracketed(reachable(host))}:{self.tls.getsockname()[1]}"
+
+    async def start(
+        self, app: FastAPI, authority: Authority, folder: Path, ended: Callable[[asyncio.Task[None]], None]
+    ) -> None:
+        """Serve `app`; `ended` is told of a server that ends by itself. Raises Retryable where one does not start."""
+        names = names_of(self._host)
+        context = server_context(folder, authority.server_certificate(names, time.time()))
+
+        async def renew() -> None:
+            while True:
+                await asyncio.sleep(SERVER_LIFE_S * _RENEW_AT)
+                replace_identity(context, folder, authority.server_certificate(names, time.time()))
+                log.info("the server has a new certificate")
+
+        self._tasks.append(asyncio.create_task(renew(), name="server certificate"))
+        plain = _Server(_config(app, http=Door))
+        # The app's own start and end belong to the first; headers that proxies set count for nothing here.
+        secured = _Server(_config(app, http=threshold(context), lifespan="off", proxy_headers=False))
+        secured.server_state = plain.server_state
+        for server, listener in ((plain, self.plain), (secured, self.tls)):
+            serving = asyncio.create_task(server.serve(sockets=[listener]), name="api")
+            serving.add_done_callback(ended)
+            self._servers.append(server)
+            self._tasks.append(serving)
+            while not server.started:
+                if serving.done():
+                    raise Retryable("the HTTP server did not start", hint="Its log says why.")
+                await asyncio.sleep(0.005)
+
+    async def stop(self) -> None:
+        """Answer what was asked, then end; any number of times."""
+        for server in self._servers:
+            server.should_exit = True
+        if self._tasks:
+            self._tasks[0].cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.plain.close()
+        self.tls.close()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: one process has one place that decides when to end."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _config(app: FastAPI, **options: object) -> uvicorn.Config:
+    # Without a configuration of its own, uvicorn logs where everybody does.
+    return uvicorn.Config(
+        app,
+        backlog=BACKLOG,
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=3,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def _listen(host: str, port: int, option: str) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(512)
+        except BaseException:
+            listener.close()
+            raise
+    except OSError as error:
+        raise Conflict(
+            f"cannot listen on {host}:{port}: {error.strerror}", hint=f"Choose another: marram cloud {option} PORT"
+        ) from error
+    return listener
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens on `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def reachable(host: str) -> str:
+    """How other machines reach what listens on `host`: on every address, the one that leads outwards."""
+    if host not in ("0.0.0.0", "", "::"):
+        return host
+    family, far = (socket.AF_INET6, "2001:db8::1") if host == "::" else (socket.AF_INET, "192.0.2.1")
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((far, 9))  # sends nothing: it only asks the routing table
+            return str(probe.getsockname()[0])
+    except OSError:
+        return socket.gethostname()
+
+
+def names_of(host: str) -> list[str]:
+    """What a server that listens on `host` may be called: for browsers and other tools; devices do not look at it."""
+    return list(dict.fromkeys([reachable(host), socket.gethostname(), "localhost", "127.0.0.1", "::1"]))
+
+
+def bracketed(host: str) -> str:
+    """`host` as a URL has it."""
+    return f"[{host}]" if ":" in host else host

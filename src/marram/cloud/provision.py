@@ -1,0 +1,39 @@
+"""A cloud's keys, made once: by `marram cloud init`, or by the first start of a cloud that shares nothing.
+
+Each part makes its own file, where there is none; what is there is never replaced. Keys are not state: where the
+database is somewhere else, other processes may share it, and keys made here would be a second authority that no device
+knows; there a person says where the keys are.
+"""
+
+from __future__ import annotations
+
+import fcntl
+
+from marram.schema.errors import Missing, Refused
+from marram.trust.authority import Authority
+from marram.trust.keys import Keys
+
+
+def provision(keys: Keys, now_s: float) -> bool:
+    """Make every key that is not there; whether it made them. Raises Refused, Permanent (folder), Invalid (a key)."""
+    keys.make()
+    try:
+        lock = (keys.folder / "lock").open("w")
+    except OSError as error:
+        raise Refused(f"cannot write here: {error.strerror}", where=str(keys.folder)) from error
+    with lock:
+        # Two that start at once on a new folder make one authority: the second waits for the first.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = not keys.ca_certificate.exists()
+        Authority.create(keys, now_s)
+    return made
+
+
+def provided(keys: Keys) -> None:
+    """That keys made elsewhere are here. Raises Missing."""
+    if not keys.ca_certificate.exists():
+        raise Missing(
+            "there are no keys of a cloud here",
+            where=str(keys.folder),
+            hint="Make them once, marram cloud init --keys FOLDER, and give every role the same: --keys FOLDER.",
+        )
