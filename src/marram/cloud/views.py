@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from marram.schema.api import Counts, DeviceApp, EventView, ModelView, SampleView, StreamCount
 from marram.schema.device import Device
 from marram.store import Counts as StoreCounts
@@ -57,7 +59,7 @@ def counts_view(counts: StoreCounts) -> Counts:
     )
 
 
-def model_view(row: ModelRow) -> ModelView:
+def model_view(row: ModelRow, channels: Iterable[str] = ()) -> ModelView:
     return ModelView(
         name=row.name,
         version=row.version,
@@ -65,6 +67,8 @@ def model_view(row: ModelRow) -> ModelView:
         manifest=row.manifest,
         digest=row.digest,
         created_s=row.created_s,
+        channels=sorted(channels),
+        unchecked=list(row.lineage.get("unchecked", [])),
     )
 
 

@@ -1,4 +1,4 @@
-"""Model versions in the cloud: content-addressed bundles, checked before anybody can be given one.
+"""Model versions in the cloud: content-addressed bundles, checked before anybody can be given one; their channels.
 
 A version never changes: the same content again is the same version, other content under a taken version is a Conflict.
 """

@@ -1,30 +1,50 @@
-"""The registry: which model versions there are, and their files as a folder for whoever runs them."""
+"""The registry: which model versions there are, which channels point to them, and their files as a folder.
+
+Nothing gets in that was not looked into, opened and asked once (`runtime/admit`); nothing that is in ever changes.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from marram.registry.digest import bundle_digest, manifest_of
-from marram.registry.pickles import is_pickle
+from marram.runtime.admit import admit
 from marram.runtime.bundle import CARD, Bundle, parse_card
 from marram.schema.errors import Conflict, Invalid, Missing, Retryable
-from marram.schema.model import Manifest, ModelCard
+from marram.schema.ids import ModelReference, parse_model_reference
+from marram.schema.model import File, Manifest, ModelCard
 from marram.schema.words import did_you_mean
 from marram.store import ModelRow, Models, Objects
 
 _MAX_CARD_BYTES = 1_000_000
+# In the class below, `list` is its own.
+_Names = list[str]
 
 
 class Registry:
     """Model versions over the store's rows and objects. Blocking; safe from any thread."""
 
-    def __init__(self, models: Models, objects: Objects) -> None:
+    def __init__(
+        self,
+        models: Models,
+        objects: Objects,
+        *,
+        scratch: Path | None = None,
+        admits: Callable[[Path], list[str]] = admit,
+    ) -> None:
+        """`scratch`: where a bundle lies while it is checked (the system's own temporary folder).
+
+        `admits`: checks the bundle in a folder; see `admit`.
+        """
         self._models = models
         self._objects = objects
+        self._scratch = scratch
+        self._admits = admits
 
     def add(
         self, card: ModelCard, manifest: Manifest, *, version: int | None = None, lineage: dict[str, Any] | None = None
@@ -32,9 +52,9 @@ class Registry:
         """Register the bundle `manifest`, whose files are in the object store already.
 
         `version` None: the version this content has, else the next free one. `lineage`: what whoever made the model
-        wants remembered of its origin (plain JSON types).
-        Raises Missing (a file was not uploaded), Invalid (card and files disagree, a pickle), Conflict (the version
-        is taken by other content, or this content has another version).
+        wants remembered of its origin (plain JSON types); what could not be checked here is added as `unchecked`.
+        Raises Missing (a file was not uploaded), Invalid (card and files disagree), Untrusted (a pickle, a bomb … as
+        `admit`), Conflict (the version is taken by other content, or this content has another version).
         """
         digest = bundle_digest(manifest)
         known = self._models.by_digest(card.model, digest)
@@ -45,12 +65,14 @@ class Registry:
                     hint=f"Use {known.name}@{known.version}.",
                 )
             return known
-        self._check(card, manifest)
+        if version is not None and self._models.get(card.model, version) is not None:
+            raise _taken(card.model, version)
+        remembered = (lineage or {}) | {"unchecked": self._check(card, manifest)}
         for _ in range(10):
             newest = self._models.get(card.model)
             number = version if version is not None else (newest.version + 1 if newest else 1)
             row = ModelRow(
-                card.model, number, digest, card.model_copy(update={"version": number}), manifest, lineage or {}
+                card.model, number, digest, card.model_copy(update={"version": number}), manifest, remembered
             )
             try:
                 return self._models.add(row)
@@ -60,10 +82,7 @@ class Registry:
                 if same is not None and version in (None, same.version):
                     return same
                 if version is not None:
-                    raise Conflict(
-                        f"{card.model} {version} has other content",
-                        hint=f"Raise `version` in its {CARD}, or leave it to the cloud.",
-                    ) from error
+                    raise _taken(card.model, version) from error
         raise Retryable(f"{card.model} is being registered by many at once")
 
     def add_folder(
@@ -94,6 +113,41 @@ class Registry:
         meant = did_you_mean(name, sorted({r.name for r in self._models.list()}))
         raise Missing(f'no model "{name}" in the cloud{meant}', hint="`marram model list` shows all.")
 
+    def resolve(self, reference: str) -> ModelRow:
+        """What `name`, `name@3` or `name@stable` means now. Raises Invalid (no reference), Missing, saying what there is."""
+        return self.get(*self.pinned(reference))
+
+    def pinned(self, reference: str) -> tuple[str, int | None]:
+        """The name and version of a reference: a channel's version now, None where it names neither. Raises as above."""
+        parsed = _parsed(reference)
+        if parsed.channel is None:
+            return parsed.name, parsed.version
+        channels = self.channels(parsed.name)
+        if parsed.channel in channels:
+            return parsed.name, channels[parsed.channel]
+        self.get(parsed.name)
+        what = f'model "{parsed.name}" has no channel "{parsed.channel}"'
+        has = f"; it has {', '.join(sorted(channels))}" if channels else ""
+        raise Missing(what + (did_you_mean(parsed.channel, channels) or has),
+                      hint=f"`marram model tag {parsed.name}@VERSION {parsed.channel}` makes it.")  # fmt: skip
+
+    def channels(self, name: str) -> dict[str, int]:
+        """The channels of a model, and the version that each points to."""
+        return {channel: version for (_, channel), version in self._models.channels(name).items()}
+
+    def tag(self, name: str, channel: str, version: int) -> int | None:
+        """Have `channel` point to a version, in one act; returns the version before. Raises Missing."""
+        self.get(name, version)
+        return self._models.move(name, channel, version)
+
+    def untag(self, name: str, channel: str) -> int:
+        """Take a channel away; returns what it pointed to. Raises Missing."""
+        before = self._models.move(name, channel, None)
+        if before is None:
+            self.get(name)
+            raise Missing(f'model "{name}" has no channel "{channel}"')
+        return before
+
     def list(self, name: str | None = None) -> list[ModelRow]:
         """Every version (of one name), by name, newest first."""
         return self._models.list(name)
@@ -112,8 +166,7 @@ class Registry:
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=target.parent, prefix=".making-") as temporary:
                 fresh = Path(temporary) / "bundle"
-                for file in row.manifest.files:
-                    self._fetch(file.sha256, fresh / file.path)
+                self._bring(row.manifest, fresh)
                 (fresh / ".digest").write_text(row.digest)
                 if target.exists():
                     shutil.rmtree(target)
@@ -121,6 +174,10 @@ class Registry:
         except OSError as error:
             raise Retryable(f"cannot write the model: {error.strerror}", where=str(target)) from error
         return target
+
+    def _bring(self, manifest: Manifest, folder: Path) -> None:
+        for file in manifest.files:
+            self._fetch(file.sha256, folder / file.path)
 
     def _fetch(self, sha256: str, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,8 +191,8 @@ class Registry:
 
     # ------------------------------------------------------------ checks
 
-    def _check(self, card: ModelCard, manifest: Manifest) -> None:
-        """That the files are here, are what the card says, and none of them runs code when it is read."""
+    def _check(self, card: ModelCard, manifest: Manifest) -> _Names:
+        """That the files are here and are those of the card, and what `admit` says; returns what it could not check."""
         files = {file.path: file for file in manifest.files}
         if len(files) != len(manifest.files):
             raise Invalid("a file is listed twice", where=card.model)
@@ -144,13 +201,6 @@ class Registry:
                 raise Missing(f"{file.path} was not uploaded ({file.sha256[:12]}…)", where=card.model)
             if self._objects.size(file.sha256) != file.size_bytes:
                 raise Invalid(f"{file.path} is not {file.size_bytes} bytes long", where=card.model)
-            why = is_pickle(file.path, file.size_bytes, self._reader(file.sha256))
-            if why:
-                raise Invalid(
-                    f"{why}; a pickle runs code when it is read, so Marram never takes one",
-                    where=card.model,
-                    hint="Export it as onnx, tflite, safetensors or a torch exported program (.pt2).",
-                )
         if CARD not in files or files[CARD].size_bytes > _MAX_CARD_BYTES:
             raise Invalid(f"the bundle has no {CARD}", where=card.model)
         text = self._objects.get(files[CARD].sha256).decode("utf-8", errors="replace")
@@ -161,6 +211,21 @@ class Registry:
             if variant.file not in files:
                 raise Invalid(f'the bundle has no file "{variant.file}"', where=f"{card.model}  variants[{index}].file")
         self._check_labels(card, manifest)
+        self._check_nothing_else(card, files)
+        try:
+            with tempfile.TemporaryDirectory(dir=self._scratch, prefix="model-") as temporary:
+                folder = Path(temporary) / card.model
+                self._bring(manifest, folder)
+                return self._admits(folder)
+        except OSError as error:
+            raise Retryable(f"cannot write the model: {error.strerror}", where=card.model) from error
+
+    def _check_nothing_else(self, card: ModelCard, files: dict[str, File]) -> None:
+        """A file that nothing reads has no business on a device: it could be anything."""
+        read = {CARD, *(v.file for v in card.variants), *(f"{v.file}.data" for v in card.variants)}
+        extra = sorted(set(files) - read - ({card.labels} if isinstance(card.labels, str) else set()))
+        if extra:
+            raise Invalid(f'nothing in {CARD} names "{extra[0]}"', where=card.model, hint="Leave it out of the bundle.")
 
     def _check_labels(self, card: ModelCard, manifest: Manifest) -> None:
         if not isinstance(card.labels, str):
@@ -175,5 +240,15 @@ class Registry:
         if not any(line.strip() for line in lines):
             raise Invalid("names no label", where=f"{card.model}/{card.labels}")
 
-    def _reader(self, sha256: str) -> Any:
-        return lambda offset, length: self._objects.read(sha256, offset, length)
+def _taken(name: str, version: int) -> Conflict:
+    return Conflict(
+        f"{name} {version} has other content", hint=f"Raise `version` in its {CARD}, or leave it to the cloud."
+    )
+
+
+def _parsed(reference: str) -> ModelReference:
+    try:
+        return parse_model_reference(reference)
+    except ValueError as error:
+        hint = "A folder means nothing here: push it, then write name or name@version." if "/" in reference else None
+        raise Invalid(f'"{reference}" names no model: {error}', hint=hint) from error

@@ -16,7 +16,7 @@ from marram.runtime.build import BUILDABLE
 from marram.runtime.bundle import CARD, Bundle
 from marram.schema import paths
 from marram.schema.errors import Conflict, Invalid, Missing, Permanent
-from marram.schema.ids import check_name
+from marram.schema.ids import parse_model_reference
 from marram.system.files import sync
 
 
@@ -59,17 +59,17 @@ def resolve(reference: str, base: Path) -> Bundle:
 
 
 def parse_reference(reference: str) -> tuple[str, int | None]:
-    """`name@3` -> ("name", 3); `name` -> ("name", None). Raises Invalid."""
-    name, sign, number = reference.partition("@")
+    """`name@3` -> ("name", 3); `name` -> ("name", None). Raises Invalid; Missing for a channel, which a cloud resolves."""
     try:
-        check_name(name)
+        parsed = parse_model_reference(reference)
     except ValueError as error:
         raise Invalid(f'"{reference}" names no model: {error}') from error
-    if not sign:
-        return name, None
-    if not number.isdecimal() or int(number) < 1:
-        raise Invalid(f'"{reference}": a version is a whole number, as in {name}@3')
-    return name, int(number)
+    if parsed.channel is not None:
+        raise Missing(
+            f'"{reference}" is a channel of a cloud; the models on this machine have none',
+            hint=f"Name a version, as in {parsed.name}@3.",
+        )
+    return parsed.name, parsed.version
 
 
 def add(folder: Path, *, replace: bool = False) -> Bundle:

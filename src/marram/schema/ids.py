@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import AfterValidator
@@ -24,6 +25,46 @@ def check_name(text: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(check_name)]
+
+
+def check_channel(text: str) -> str:
+    """Return `text` if it may name a channel: a name that is no number. Raises ValueError."""
+    if check_name(text).isdecimal():
+        raise ValueError(f'"{text}" is a number, and a number is a version; a channel is called stable, canary …')
+    return text
+
+
+# A name that points to a version of a model: `stable`, `canary`, anything but a number.
+Channel = Annotated[str, AfterValidator(check_channel)]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReference:
+    """A model as people name it: `name` (its newest version), `name@3`, or `name@stable`, by a channel."""
+
+    name: str
+    version: int | None = None
+    channel: str | None = None
+
+    def __str__(self) -> str:
+        at = self.version if self.channel is None else self.channel
+        return self.name if at is None else f"{self.name}@{at}"
+
+
+def parse_model_reference(text: str) -> ModelReference:
+    """`name`, `name@3` or `name@stable`. Raises ValueError."""
+    name, sign, at = text.partition("@")
+    check_name(name)
+    if not sign:
+        return ModelReference(name)
+    if at.isdecimal() and at.isascii():
+        if not 1 <= int(at[:12]) < 2**31:
+            raise ValueError(f'"{text}": a version is a whole number from 1 on, as in {name}@3')
+        return ModelReference(name, version=int(at))
+    try:
+        return ModelReference(name, channel=check_channel(at))
+    except ValueError:
+        raise ValueError(f'"{text}": after @ comes a version or a channel, as in {name}@3, {name}@stable') from None
 
 
 def new_id(prefix: str) -> str:
