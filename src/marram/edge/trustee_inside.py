@@ -1,0 +1,131 @@
+"""Where a device's keys and signatures are handled: in a short-lived process, or a thread where many devices share one.
+
+`Answers` knows the questions of `edge.trustee.Trustee`; the two ways to ask them differ in nothing else. It loads X.509
+and TUF, so an agent never imports it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from marram.edge.channel import WorkerEnd
+from marram.edge.identity import IdentityFiles
+from marram.edge.process import die_with
+from marram.edge.trustee import Metadata
+from marram.edge.trustee_child import Questions, fault, fault_of
+from marram.schema.errors import Invalid, MarramError, Missing, Retryable
+from marram.schema.words import file_fault
+from marram.trust.clock import Clock, Sources
+from marram.trust.verifier import Fetch, Verifier
+
+
+class Answers:
+    """Over one device's folder. Blocking; one question at a time."""
+
+    def __init__(self, folder: Path, time_sources: Sources | None = None) -> None:
+        self._folder = folder
+        self._identity = IdentityFiles(folder / "identity")
+        self._time_sources = time_sources
+        self._known: dict[str, Callable[[dict[str, Any], Fetch], dict[str, Any]]] = {"verify": self._verify}
+
+    def answer(self, question: dict[str, Any], fetch: Fetch) -> dict[str, Any]:
+        """The answer; `fetch` brings signed metadata. Raises MarramError."""
+        try:
+            work = self._known[question["t"]]
+        except KeyError as error:
+            raise Invalid(f"no question of ours: {question.get('t')!r:.40}") from error
+        return work(question, fetch)
+
+    def _verify(self, question: dict[str, Any], fetch: Fetch) -> dict[str, Any]:
+        try:
+            root = self._identity.root.read_bytes()
+        except FileNotFoundError as error:
+            raise Missing(
+                "this device was never told whose signatures it should trust",
+                where=str(self._identity.root),
+                hint="Join it again: marram edge join",
+            ) from error
+        except OSError as error:
+            raise Retryable(f"cannot be read: {file_fault(error)}", where=str(self._identity.root)) from error
+        clock = Clock(self._folder / "trust" / "clock.json", self._time_sources)
+        Verifier(self._folder / "trust", root, clock).verify(question["documents"], fetch)
+        return {}
+
+
+class InsideTrustee(Questions):
+    """In a thread of this process."""
+
+    def __init__(self, folder: Path, time_sources: Sources | None = None) -> None:
+        self._answers = Answers(folder, time_sources)
+        self._turn = threading.Lock()
+
+    async def ask(self, question: dict[str, Any], metadata: Metadata) -> dict[str, Any]:
+        """See `Questions.ask`."""
+        loop = asyncio.get_running_loop()
+        brought: set[concurrent.futures.Future[bytes | None]] = set()
+        given_up = threading.Event()
+
+        async def bring(name: str, most_bytes: int) -> bytes | None:
+            return await metadata(name, most_bytes)
+
+        def fetch(name: str, most_bytes: int) -> bytes | None:
+            if given_up.is_set():
+                raise Retryable("nobody wants to know any more")
+            bringing = asyncio.run_coroutine_threadsafe(bring(name, most_bytes), loop)
+            brought.add(bringing)
+            try:
+                return bringing.result()
+            except concurrent.futures.CancelledError as error:
+                raise Retryable("nobody wants to know any more") from error
+
+        def work() -> dict[str, Any]:
+            with self._turn:
+                return self._answers.answer(question, fetch)
+
+        try:
+            return await asyncio.to_thread(work)
+        except asyncio.CancelledError:
+            # The thread ends too, or it would outlive the loop it asks.
+            given_up.set()
+            for each in brought:
+                each.cancel()
+            raise
+
+
+def main() -> None:
+    """`python -m marram.edge.trustee_inside SOCKET PARENT FOLDER`: one question, one answer, the end."""
+    number, parent, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    die_with(parent)
+    channel = WorkerEnd(socket.socket(fileno=number))
+    question = channel.receive()
+    if question is None:
+        return
+
+    def fetch(name: str, most_bytes: int) -> bytes | None:
+        channel.send({"t": "metadata", "name": name, "most_bytes": most_bytes})
+        message = channel.receive()
+        if message is None:
+            os._exit(1)  # nobody wants to know any more
+        if message["t"] == "fault":
+            raise fault_of(message)
+        content: bytes | None = message["content"]
+        return content
+
+    try:
+        reply = {"t": "answer", "answer": Answers(folder).answer(question, fetch)}
+    except MarramError as error:
+        reply = fault(error)
+    channel.send(reply)
+    channel.drain(5)
+
+
+if __name__ == "__main__":
+    main()
