@@ -14,7 +14,7 @@ from marram.schema.api import JoinAsk, RenewAsk, TokenAsk, TokenMade, TokenView
 from marram.schema.errors import Conflict, Invalid, Refused, Threat, Untrusted
 from marram.schema.ids import new_id
 from marram.schema.units import format_duration
-from marram.store import CertificateRow, Store, TokenRow, check_standing
+from marram.store import CertificateRow, Store, TokenRow, actor, auditing, check_standing
 from marram.trust import JOIN, device_secret, new_token, parse_token, proves
 from marram.trust import identity as identities
 from marram.trust.authority import GRACE_S, Authority, Issued
@@ -44,7 +44,8 @@ class Enrolment:
         """A fresh join token, told only here."""
         token, now_s = new_token(JOIN, self._authority.fingerprint), time.time()
         row = TokenRow(token.id, token.secret_hash, ask.labels, ask.uses, ask.uses, now_s, now_s + ask.ttl_s)
-        self._store.tokens.add(row)
+        with auditing(actor(), "join_token.create", row.id):
+            self._store.tokens.add(row)
         view = token_view(row)
         return TokenMade(
             **view.model_dump(), token=token.text, join=f"marram edge join {join_url} {token.text}" if join_url else ""
@@ -73,8 +74,9 @@ class Enrolment:
                 continue
             issued = self._issue(ask.csr, name, now_s)
             try:
-                if not self._store.devices.enrol(row.id, _row(issued), labels, ask.info, secret):
-                    raise self._spent(row.id, now_s)
+                with auditing(f"device:{name}", "device.join", name, join_token=row.id, labels=labels):
+                    if not self._store.devices.enrol(row.id, _row(issued), labels, ask.info, secret):
+                        raise self._spent(row.id, now_s)
             except Conflict:
                 if ask.name is not None:
                     raise
@@ -104,7 +106,8 @@ class Enrolment:
         if any(each.key_hash != issued.key_hash for each in waiting):
             # Whichever is used first stays; the other one is then told as cloned.
             log.warning("%s renews its certificate for a second key: it, or a copy of it, lost the first", row.device)
-        self._store.certificates.add(_row(issued))
+        with auditing(f"device:{row.device}", "device.renew", row.device, serial=issued.serial):
+            self._store.certificates.add(_row(issued))
         return issued
 
     def _issue(self, csr: str, device: str, now_s: float) -> Issued:

@@ -17,6 +17,7 @@ from marram import __version__
 from marram.cloud.access import Access
 from marram.cloud.api.contract import EventQuery, SampleQuery, Totals
 from marram.cloud.enrolment import Enrolment
+from marram.cloud.people import People
 from marram.cloud.views import counts_view, device_app, event_view, model_view, sample_view
 from marram.registry import Registry
 from marram.rollout import Rollout
@@ -38,9 +39,10 @@ from marram.schema.api import (
     TokenMade,
     TokenView,
 )
+from marram.schema.app import parse_app
 from marram.schema.device import Device, DeviceState
 from marram.schema.errors import MarramError, Missing
-from marram.store import DeploymentRow, EventFilter, Objects, SampleFilter, Store
+from marram.store import DeploymentRow, EventFilter, Objects, SampleFilter, Store, actor, auditing
 from marram.trust.authority import Authority
 from marram.trust.keys import Keys
 
@@ -75,7 +77,9 @@ class CloudState:
         self.objects = objects
         self.registry = Registry(store.models, objects)
         self.rollout = Rollout(store, self.registry, objects)
-        self.access = Access(store.admins)
+        self.access = Access(store)
+        self.people = People(store, self.access)
+        self.audit = store.audit
         self.hands = Hands()
         self.keys = keys
         self.authority = Authority.open(keys)
@@ -84,15 +88,6 @@ class CloudState:
         self._started_s = time.monotonic()
         self._checking = threading.Lock()
         self._checked: tuple[float, list[Check]] = (float("-inf"), [])
-
-    # ------------------------------------------------------------ who may ask
-
-    def admits(self, token: str) -> bool:
-        return self.access.admits(token)
-
-    @property
-    def session_key(self) -> bytes:
-        return self.access.session_key()
 
     @property
     def scratch(self) -> Path:
@@ -129,7 +124,8 @@ class CloudState:
         return self.enrolment.tokens()
 
     def revoke_token(self, id: str) -> None:
-        self.store.tokens.remove(id)
+        with auditing(actor(), "join_token.revoke", id):
+            self.store.tokens.remove(id)
 
     def devices(self) -> list[Device]:
         return self.store.devices.list()
@@ -138,7 +134,8 @@ class CloudState:
         return self.store.devices.get(id)
 
     def remove_device(self, id: str) -> None:
-        self.store.devices.remove(id)
+        with auditing(actor(), "device.remove", id):
+            self.store.devices.remove(id)
         self.hands.devices_changed()
         self.hands.deployments_changed()
 
@@ -155,9 +152,11 @@ class CloudState:
 
     def add_blob(self, sha256: str, file: Path) -> None:
         self.objects.adopt(file, sha256)
+        self.audit.add(actor(), "blob.put", sha256)
 
     def add_model(self, ask: ModelAsk) -> ModelView:
-        return model_view(self.registry.add(ask.card, ask.manifest, version=ask.version))
+        with auditing(actor(), "model.add", ask.card.model):
+            return model_view(self.registry.add(ask.card, ask.manifest, version=ask.version))
 
     def models(self) -> list[ModelView]:
         return [model_view(row) for row in self.registry.list()]
@@ -168,13 +167,15 @@ class CloudState:
     # ------------------------------------------------------------ deployments
 
     def deploy(self, ask: DeployAsk) -> Deployment:
-        rolled = self.rollout.deploy(ask.app_yaml, ask.files, dict(ask.selector))
+        with auditing(actor(), "deploy", parse_app(ask.app_yaml).app, selector=ask.selector):
+            rolled = self.rollout.deploy(ask.app_yaml, ask.files, dict(ask.selector))
         self.hands.deployments_changed()
         self.hands.nudge(rolled.changed)
         return self.deployment(rolled.deployment.app)
 
     def undeploy(self, app: str, selector: dict[str, str]) -> None:
-        rolled = self.rollout.remove(app, selector)
+        with auditing(actor(), "undeploy", app, selector=selector):
+            rolled = self.rollout.remove(app, selector)
         self.hands.deployments_changed()
         self.hands.nudge(rolled.changed)
 
@@ -228,7 +229,8 @@ class CloudState:
         return self.objects.get(sample.sha256), sample.media or "application/octet-stream"
 
     def label_sample(self, id: int, label: str | None) -> SampleView:
-        return sample_view(self.store.samples.label(id, label))
+        with auditing(actor(), "sample.label", str(id), label=label):
+            return sample_view(self.store.samples.label(id, label, actor()))
 
     # ------------------------------------------------------------ the whole
 

@@ -56,8 +56,10 @@ def health(picture: Picture) -> str:
     )
 
 
-def no_devices() -> str:
-    """What to do first."""
+def no_devices(may_join: bool = True) -> str:
+    """What to do first, for whom it is to do."""
+    if not may_join:
+        return '<div class="empty"><h2>No devices yet</h2><p>An operator can let some join.</p></div>'
     return (
         '<div class="empty"><h2>No devices yet</h2><p>Make a token where this cloud runs, then type the line it '
         "prints on the device:</p>"
@@ -66,7 +68,7 @@ def no_devices() -> str:
     )
 
 
-def card(device: Device, histories: dict[str, list[Point]]) -> str:
+def card(device: Device, histories: dict[str, list[Point]], *, may_deploy: bool = True) -> str:
     """One device: its state, and each app's placement, delay, link and outbox."""
     now_s = time.time()
     state = device.state.value
@@ -89,7 +91,8 @@ def card(device: Device, histories: dict[str, list[Point]]) -> str:
         for name in sorted(said.keys() | wanted.keys())
     )
     if not body:
-        body = '<p class="hint">No app here yet.<br><code>marram deploy app.yaml --to all</code></p>'
+        how = "<br><code>marram deploy app.yaml --to all</code>" if may_deploy else ""
+        body = f'<p class="hint">No app here yet.{how}</p>'
     return f"{head}{body}{_foot(device)}"
 
 

@@ -9,9 +9,10 @@ from fastapi import FastAPI
 from nicegui import Client, ui
 
 from marram.cloud.api.contract import State
-from marram.console.gate import Gate, sign_in_router
+from marram.console.gate import COOKIE, Gate, sign_in_router, signed_in
 from marram.console.page import Page
-from marram.console.sessions import Sessions
+from marram.console.sessions import Codes
+from marram.console.viewer import Viewer
 from marram.console.watcher import Watcher
 
 _ICON = (
@@ -24,31 +25,33 @@ _ICON = (
 class Console:
     """The mounted console."""
 
-    sessions: Sessions
+    codes: Codes
 
     def link(self, base_url: str) -> str:
         """An address that signs in once, within an hour: for the terminal of whoever started the cloud."""
-        return f"{base_url.rstrip('/')}/sign-in?code={self.sessions.new_code()}"
+        return f"{base_url.rstrip('/')}/sign-in?code={self.codes.new_code()}"
 
 
 def mount(app: FastAPI, state: State) -> Console:
     """Serve the console from `app` (made by `create_app`), at `/`. Once in a process: NiceGUI has one world only."""
-    sessions = Sessions(lambda: state.session_key)
+    codes = Codes()
     watcher = Watcher(state)
-    app.include_router(sign_in_router(state, sessions, app.state.failures))
-    app.add_middleware(Gate, sessions=sessions)
+    app.include_router(sign_in_router(state, codes, app.state.desk, app.state.failures))
+    app.add_middleware(Gate, access=state.access)
 
     @ui.page("/", title="Marram", favicon=_ICON)
-    def page(client: Client) -> None:
+    async def page(client: Client) -> None:
+        cookie = client.request.cookies.get(COOKIE)
+        viewer = Viewer(state.access, cookie, await signed_in(state.access, cookie))
         watcher.viewers += 1
 
         def gone() -> None:
             watcher.viewers -= 1
 
         client.on_delete(gone)
-        Page(watcher)
+        Page(watcher, viewer)
 
     nicegui.app.on_startup(watcher.start)
     nicegui.app.on_shutdown(watcher.stop)
     ui.run_with(app, title="Marram", dark=None, tailwind=False, show_welcome_message=False, reconnect_timeout=10)
-    return Console(sessions)
+    return Console(codes)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from html import escape
 from pathlib import Path
 
 from nicegui import ui
 
 from marram import __version__
 from marram.console import draw
+from marram.console.viewer import Viewer
 from marram.console.watcher import MOST_DEVICES, Watcher
 from marram.schema.device import Device, DeviceState
+from marram.schema.people import Permission
 
 _CSS = Path(__file__).parent / "console.css"
 _REFRESH_S = 1.0
@@ -36,8 +39,10 @@ _LOGO = (
 class Page:
     """One viewer's page. Elements are made when the page is built; `update` only changes contents that differ."""
 
-    def __init__(self, watcher: Watcher) -> None:
+    def __init__(self, watcher: Watcher, viewer: Viewer) -> None:
         self._watcher = watcher
+        self._viewer = viewer
+        self._left = False
         self._cards: dict[str, ui.html] = {}
         self._wanted = ""
         ui.add_css(_CSS)
@@ -53,7 +58,7 @@ class Page:
                 self._tail = ui.html("").classes("rows").props("data-id=tail")
             ui.html(f'Marram {__version__} · <a href="/docs">API</a>', tag="footer").classes("foot")
         self.update()
-        ui.timer(_REFRESH_S, self.update)
+        ui.timer(_REFRESH_S, self._refresh)
 
     def _head(self) -> None:
         with ui.element("header").classes("top"):
@@ -66,6 +71,7 @@ class Page:
             ui.html('<button class="quiet" title="light or dark">◐</button>', sanitize=False, tag="span").on(
                 "click", js_handler="() => marramTheme()"
             )
+            self._who = ui.html("").classes("who").props("data-id=who")
             ui.html(
                 '<form method="post" action="/sign-out"><button class="quiet">Sign out</button></form>', sanitize=False
             )
@@ -74,12 +80,23 @@ class Page:
         self._wanted = str(self._filter.value or "").strip().lower()
         self.update()
 
+    async def _refresh(self) -> None:
+        if await self._viewer.look():
+            self.update()
+        elif not self._left:
+            self._left = True
+            ui.navigate.to("/sign-in")
+
     def update(self) -> None:
-        """Bring the page to the watcher's newest picture."""
+        """Bring the page to the watcher's newest picture; nothing for whom it is over."""
+        if not self._viewer.name:
+            return
         picture = self._watcher.picture
+        _put(self._who, escape(self._viewer.name))
         _put(self._health, draw.health(picture))
         _put(self._tiles, draw.tiles(picture))
-        _put(self._empty, "" if picture.devices or picture.status is None else draw.no_devices())
+        empty = picture.status is not None and not picture.devices
+        _put(self._empty, draw.no_devices(self._viewer.may(Permission.DEVICES)) if empty else "")
         self._filter.set_visibility(len(picture.devices) > 3)
         matching = [device for device in picture.devices[:MOST_DEVICES] if _matches(device, self._wanted)]
         self._update_cards(matching[:_CARDS])
@@ -99,7 +116,8 @@ class Page:
                 element.move(self._grid, index)
                 self._cards[device.id] = element
             apps = device.reported.apps if device.reported else []
-            _put(element, draw.card(device, {app.name: self._watcher.history(device.id, app) for app in apps}))
+            histories = {app.name: self._watcher.history(device.id, app) for app in apps}
+            _put(element, draw.card(device, histories, may_deploy=self._viewer.may(Permission.DEPLOY)))
             if device.state is DeviceState.OFFLINE:
                 element.classes(add="away")
             else:

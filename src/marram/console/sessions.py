@@ -1,46 +1,29 @@
-"""Who may see the page: signed session cookies, and one-time codes that spare a person the token on this machine.
+"""One-time codes: they spare a person on the cloud's own machine the typing of a token. In memory, once, for an hour.
 
-A cookie is an expiry and a signature under the cloud's session key, so it survives a restart of the cloud and dies
-with the API token. Nothing is stored. Codes live in memory, work once and for an hour.
+A session itself is an API token like any other (`cloud.access`), in a cookie that no script reads: it ends with its
+person, by signing out, or by its time, whichever process of the cloud is asked.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import secrets
 import threading
 import time
 from collections.abc import Callable
 
-LIFE_S = 7 * 86400
 CODE_LIFE_S = 3600
+# A person's session in a browser; the machine's is `access.MACHINE_SESSION_S`.
+LIFE_S = 7 * 86400
 _MOST_CODES = 100
 
 
-class Sessions:
-    """Makes and checks cookies and codes. `clock` is Unix time. Thread-safe."""
+class Codes:
+    """Makes codes and takes them back. `clock` is Unix time. Thread-safe."""
 
-    def __init__(self, key: Callable[[], bytes], clock: Callable[[], float] = time.time) -> None:
-        """`key` is asked each time: it changes with the API token."""
-        self._key, self._clock = key, clock
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
         self._lock = threading.Lock()
         self._codes: dict[str, float] = {}
-
-    def cookie(self) -> str:
-        """A cookie that opens the page for `LIFE_S` from now."""
-        body = f"{int(self._clock() + LIFE_S)}.{secrets.token_hex(8)}"
-        return f"{body}.{self._sign(body)}"
-
-    def opens(self, cookie: str | None) -> bool:
-        """Whether `cookie` is one of ours and not expired."""
-        if not cookie or len(cookie) > 200 or not cookie.isascii():
-            return False
-        body, _, signature = cookie.rpartition(".")
-        expires = body.partition(".")[0]
-        if not expires.isdecimal() or not hmac.compare_digest(signature, self._sign(body)):
-            return False
-        return self._clock() < int(expires)
 
     def new_code(self) -> str:
         """A code that signs in once, within the hour."""
@@ -61,6 +44,3 @@ class Sessions:
     def _forget(self) -> None:
         now_s = self._clock()
         self._codes = {code: until_s for code, until_s in self._codes.items() if until_s > now_s}
-
-    def _sign(self, body: str) -> str:
-        return hmac.digest(self._key(), body.encode(), hashlib.sha256).hex()

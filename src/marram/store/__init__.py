@@ -7,7 +7,9 @@ from any thread; callers on an event loop use `asyncio.to_thread`. A database or
 
 from __future__ import annotations
 
+from marram.store.admins import AdminRow, Admins, Held
 from marram.store.apps import AppRow, Apps
+from marram.store.audit import Audit, AuditFilter, AuditRow, Verified, acting_as, actor, auditing, noted, unchanged
 from marram.store.certificates import CertificateRow, Certificates, check_standing
 from marram.store.database import Database
 from marram.store.deployments import DeploymentRow, Deployments
@@ -19,13 +21,17 @@ from marram.store.samples import Sample, SampleFilter, Samples
 from marram.store.secrets import SecretRow, Secrets
 from marram.store.states import States
 from marram.store.store import Store, open_store
-from marram.store.tokens import AdminRow, Admins, TokenRow, Tokens
+from marram.store.tokens import TokenRow, Tokens
+from marram.store.users import UserRow, Users
 
 __all__ = [
     "AdminRow",
     "Admins",
     "AppRow",
     "Apps",
+    "Audit",
+    "AuditFilter",
+    "AuditRow",
     "Body",
     "CertificateRow",
     "Certificates",
@@ -36,6 +42,7 @@ __all__ = [
     "Devices",
     "EventFilter",
     "Events",
+    "Held",
     "ModelRow",
     "Models",
     "Objects",
@@ -51,7 +58,15 @@ __all__ = [
     "TokenRow",
     "Tokens",
     "Totals",
+    "UserRow",
+    "Users",
+    "Verified",
+    "acting_as",
+    "actor",
+    "auditing",
     "check_standing",
+    "noted",
     "open_store",
     "taken",
+    "unchanged",
 ]

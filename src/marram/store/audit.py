@@ -68,7 +68,7 @@ class AuditRow:
 
 @dataclass(frozen=True, slots=True)
 class AuditFilter:
-    """Which rows: None is any. `action` matches itself and what follows it after a dot (`device`: `device.remove`)."""
+    """Which rows: None is any. `action` `device` means `device.remove` too, `actor` `user:ann` also her tokens."""
 
     actor: str | None = None
     action: str | None = None
@@ -115,7 +115,9 @@ def noted(**detail: Any) -> None:
 
 
 def unchanged() -> None:
-    """Say inside a transaction that it changed nothing after all (a use that was gone): the act has no row of it."""
+    """Say inside a transaction that it changes nothing anybody could see (a use that was gone; an app version that is
+    not deployed yet): it takes no row along, the act's next one may.
+    """
     act = _act.get()
     if act is not None:
         act.idle = True
@@ -173,10 +175,11 @@ class Audit:
         query = select(audit)
         which = which or AuditFilter()
         if which.actor is not None:
-            query = query.where(audit.c.actor == which.actor)
+            below = audit.c.actor.startswith(f"{which.actor}/", autoescape=True)
+            query = query.where((audit.c.actor == which.actor) | below)
         if which.action is not None:
-            below = which.action.replace("\\", "\\\\").replace("%", r"\%").replace("_", r"\_") + ".%"
-            query = query.where((audit.c.action == which.action) | audit.c.action.like(below, escape="\\"))
+            below = audit.c.action.startswith(f"{which.action}.", autoescape=True)
+            query = query.where((audit.c.action == which.action) | below)
         if which.target is not None:
             query = query.where(audit.c.target == which.target)
         if which.since_s is not None:

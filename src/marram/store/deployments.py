@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import insert, select
 
+from marram.store.audit import noted
 from marram.store.database import Database
 from marram.store.documents import dump, load
 from marram.store.tables import deployments
@@ -36,6 +37,7 @@ class Deployments:
             row = {"app": app, "version": version, "selector": dump(selector), "created_s": created_s}
             key = connection.execute(insert(deployments).values(**row)).inserted_primary_key
             assert key is not None
+            noted(deployment=int(key[0]), version=version)
             return DeploymentRow(int(key[0]), app, version, selector, created_s)
 
     def list(self, app: str | None = None) -> list[DeploymentRow]:

@@ -59,7 +59,7 @@ class Samples:
         with self._database.read() as connection:
             row = connection.execute(select(samples).where(samples.c.id == sample)).first()
         if row is None:
-            raise Missing(f"no sample {sample}", hint="`marram sample list` shows all.")
+            raise _missing(sample)
         return _sample(row)
 
     def list(self, which: SampleFilter | None = None, limit: int = 1000, after_id: int = 0) -> list[Sample]:
@@ -76,13 +76,19 @@ class Samples:
             "labelled_s": (time.time() if now_s is None else now_s) if label is not None else None,
         }
         with self._database.write() as connection:
-            connection.execute(update(samples).where(samples.c.id == sample).values(**values))
+            changed = connection.execute(update(samples).where(samples.c.id == sample).values(**values))
+            if changed.rowcount == 0:
+                raise _missing(sample)
         return self.get(sample)
 
     def count(self, which: SampleFilter | None = None) -> int:
         query = _where(select(func.count()).select_from(samples), which)
         with self._database.read() as connection:
             return int(connection.execute(query).scalar_one())
+
+
+def _missing(sample: int) -> Missing:
+    return Missing(f"no sample {sample}", hint="`marram sample list` shows all.")
 
 
 def _where(query: _Query, which: SampleFilter | None) -> _Query:

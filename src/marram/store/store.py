@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from marram.store.admins import Admins
 from marram.store.apps import Apps
+from marram.store.audit import Audit
 from marram.store.certificates import Certificates
 from marram.store.database import Database
 from marram.store.deployments import Deployments
@@ -15,7 +17,8 @@ from marram.store.models import Models
 from marram.store.samples import Samples
 from marram.store.secrets import Secrets
 from marram.store.states import States
-from marram.store.tokens import Admins, Tokens
+from marram.store.tokens import Tokens
+from marram.store.users import Users
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,8 @@ class Store:
     deployments: Deployments
     tokens: Tokens
     admins: Admins
+    users: Users
+    audit: Audit
 
     def check(self) -> str:
         """Commit something real; the database's name and version. Raises as `Database.check`."""
@@ -62,4 +67,6 @@ def open_store(url: str | Path) -> Store:
         deployments=Deployments(database),
         tokens=Tokens(database),
         admins=Admins(database),
+        users=Users(database),
+        audit=Audit(database),
     )

@@ -1,17 +1,17 @@
-"""Join tokens and API tokens as rows: only hashes of secrets are here. What proves a token is `trust`'s business."""
+"""Join tokens as rows: only hashes of secrets are here. What proves a token is `trust`'s business."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select, update
 
 from marram.schema.errors import Missing
+from marram.store.audit import noted
 from marram.store.database import Database
 from marram.store.documents import dump, load
-from marram.store.tables import admins, tokens
+from marram.store.tables import tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,17 +27,6 @@ class TokenRow:
     expires_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class AdminRow:
-    """An API token of a person or a program."""
-
-    id: str
-    name: str
-    secret_hash: str
-    created_s: float
-    revoked: bool = False
-
-
 class Tokens:
     """The table of join tokens."""
 
@@ -46,6 +35,7 @@ class Tokens:
 
     def add(self, row: TokenRow) -> None:
         with self._database.write() as connection:
+            noted(id=row.id, labels=row.labels, uses=row.uses, expires_s=row.expires_s)
             connection.execute(
                 insert(tokens),
                 {
@@ -74,39 +64,6 @@ class Tokens:
         with self._database.write() as connection:
             if connection.execute(delete(tokens).where(tokens.c.id == token)).rowcount == 0:
                 raise Missing(f'no token "{token}"', hint="`marram token list` shows all.")
-
-
-class Admins:
-    """The table of API tokens."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    def add(self, admin: str, name: str, secret_hash: str, now_s: float | None = None) -> None:
-        created_s = time.time() if now_s is None else now_s
-        with self._database.write() as connection:
-            connection.execute(
-                insert(admins),
-                {"id": admin, "name": name, "secret_hash": secret_hash, "created_s": created_s, "revoked": False},
-            )
-
-    def get(self, admin: str) -> AdminRow | None:
-        with self._database.read() as connection:
-            row = connection.execute(select(admins).where(admins.c.id == admin)).first()
-        return None if row is None else AdminRow(row.id, row.name, row.secret_hash, row.created_s, row.revoked)
-
-    def list(self) -> list[AdminRow]:
-        with self._database.read() as connection:
-            return [
-                AdminRow(row.id, row.name, row.secret_hash, row.created_s, row.revoked)
-                for row in connection.execute(select(admins).order_by(admins.c.created_s))
-            ]
-
-    def revoke(self, admin: str) -> None:
-        """Raises Missing."""
-        with self._database.write() as connection:
-            if connection.execute(update(admins).where(admins.c.id == admin).values(revoked=True)).rowcount == 0:
-                raise Missing(f'no API token "{admin}"')
 
 
 def use_token(connection: Connection, token: str, now_s: float) -> bool:

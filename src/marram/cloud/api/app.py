@@ -10,9 +10,10 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from marram import __version__
-from marram.cloud.api import content, faults, fleet, records, whole
+from marram.cloud.api import content, faults, fleet, people, records, whole
 from marram.cloud.api.contract import State
-from marram.cloud.api.guard import admitted
+from marram.cloud.api.desk import Desk
+from marram.cloud.api.guard import admitted, needs_nothing
 from marram.cloud.api.limits import BodyLimit, FailureLimit
 from marram.schema.api import PREFIX, ErrorReply
 
@@ -38,18 +39,20 @@ def create_app(state: State) -> FastAPI:
         redoc_url=None,
         openapi_url="/openapi.json",
         responses=_FAULTS,  # type: ignore[arg-type]
+        # Before every route, whoever adds it: one that does not say whom it is for is for nobody.
+        dependencies=[Depends(admitted)],
     )
     app.state.marram = state
     app.state.failures = FailureLimit()
+    app.state.desk = Desk()
     faults.install(app)
     app.add_middleware(BodyLimit)
-    needs_token = [Depends(admitted)]
     app.include_router(whole.open_router)
-    app.include_router(whole.metrics_router, dependencies=needs_token)
+    app.include_router(whole.metrics_router)
     app.include_router(fleet.ca_router)
     app.include_router(fleet.open_router, prefix=PREFIX)
-    for module in (fleet, content, records, whole):
-        app.include_router(module.router, prefix=PREFIX, dependencies=needs_token)
+    for module in (fleet, content, records, people, whole):
+        app.include_router(module.router, prefix=PREFIX)
     app.include_router(_rest(app))
     return app
 
@@ -58,11 +61,13 @@ def _rest(app: FastAPI) -> APIRouter:
     router = APIRouter(include_in_schema=False)
 
     @router.get("/docs", response_class=HTMLResponse)
+    @needs_nothing
     def docs() -> str:
         return _docs(app)
 
     # Whatever is mounted after this (the console) must never answer in the API's place with a page.
     @router.api_route("/api/{path:path}", methods=["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH"])
+    @needs_nothing
     def nothing(path: str, request: Request) -> None:
         known = any(route.matches(request.scope)[0] is Match.PARTIAL for route in app.router.routes)
         raise HTTPException(405 if known else 404)

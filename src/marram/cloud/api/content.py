@@ -13,11 +13,12 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 
-from marram.cloud.api.guard import Cloud
+from marram.cloud.api.guard import Cloud, needs
 from marram.cloud.api.selector import Selector, labels_of
 from marram.schema.api import DeployAsk, Deployment, ModelAsk, ModelView, Sha256
 from marram.schema.errors import Invalid, Missing, Retryable
 from marram.schema.ids import Name
+from marram.schema.people import Permission
 
 router = APIRouter()
 
@@ -27,6 +28,7 @@ Version = Annotated[int, PathParameter(ge=1, le=2**31 - 1)]
 
 
 @router.head("/blobs/{sha256}", tags=["content"], responses={404: {"description": "Not here"}})
+@needs(Permission.READ, Permission.DEPLOY, Permission.MODELS)
 def has_blob(sha256: Sha256, cloud: Cloud) -> Response:
     """Whether this content is here; Content-Length says how large it is."""
     size_bytes = cloud.blob_bytes(sha256)
@@ -36,6 +38,7 @@ def has_blob(sha256: Sha256, cloud: Cloud) -> Response:
 
 
 @router.get("/blobs/{sha256}", tags=["content"])
+@needs(Permission.READ)
 def read_blob(sha256: Sha256, cloud: Cloud) -> StreamingResponse:
     """The content itself."""
     size_bytes = cloud.blob_bytes(sha256)
@@ -56,6 +59,7 @@ def read_blob(sha256: Sha256, cloud: Cloud) -> StreamingResponse:
         }
     },
 )
+@needs(Permission.DEPLOY, Permission.MODELS)
 async def put_blob(sha256: Sha256, request: Request, cloud: Cloud) -> None:
     """Bring content. It is checked against its name before anybody can see it; sending it twice is fine."""
     try:
@@ -92,48 +96,56 @@ async def _receive(request: Request, file: tempfile._TemporaryFileWrapper[bytes]
 
 
 @router.post("/models", status_code=201, tags=["models"])
+@needs(Permission.MODELS)
 def add_model(ask: ModelAsk, cloud: Cloud) -> ModelView:
     """Register a model version made of uploaded blobs. The same content again gives the version it has."""
     return cloud.add_model(ask)
 
 
 @router.get("/models", tags=["models"])
+@needs(Permission.READ)
 def models(cloud: Cloud) -> list[ModelView]:
     """Every model version, by name, newest first."""
     return cloud.models()
 
 
 @router.get("/models/{name}", tags=["models"])
+@needs(Permission.READ)
 def model(name: Name, cloud: Cloud) -> ModelView:
     """The newest version of one model."""
     return cloud.model(name, None)
 
 
 @router.get("/models/{name}/{version}", tags=["models"])
+@needs(Permission.READ)
 def model_version(name: Name, version: Version, cloud: Cloud) -> ModelView:
     """One model version."""
     return cloud.model(name, version)
 
 
 @router.post("/deployments", status_code=201, tags=["deployments"])
+@needs(Permission.DEPLOY)
 def deploy(ask: DeployAsk, cloud: Cloud) -> Deployment:
     """Put an app on every device that matches the selector, those that join later included."""
     return cloud.deploy(ask)
 
 
 @router.get("/deployments", tags=["deployments"])
+@needs(Permission.READ)
 def deployments(cloud: Cloud) -> list[Deployment]:
     """Every deployed app, and where it stands on each of its devices."""
     return cloud.deployments()
 
 
 @router.get("/deployments/{app}", tags=["deployments"])
+@needs(Permission.READ)
 def deployment(app: Name, cloud: Cloud) -> Deployment:
     """One deployed app."""
     return cloud.deployment(app)
 
 
 @router.delete("/deployments/{app}", status_code=204, tags=["deployments"])
+@needs(Permission.DEPLOY)
 def undeploy(app: Name, cloud: Cloud, selector: Selector = "all") -> None:
     """Take an app off every device, or off those whose labels match."""
     cloud.undeploy(app, labels_of(selector))

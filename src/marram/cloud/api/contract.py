@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from marram.cloud.access import Access
+from marram.cloud.people import People
 from marram.schema.api import (
     Check,
     Counts,
@@ -31,6 +33,7 @@ from marram.schema.api import (
 )
 from marram.schema.device import Device
 from marram.schema.event import EventKind
+from marram.store import Audit
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +70,15 @@ class Totals:
 class State(Protocol):
     """The cloud as its API sees it."""
 
-    def admits(self, token: str) -> bool:
-        """Whether `token` may use the API; compared in constant time. Must be quick: asked for every request."""
+    @property
+    def access(self) -> Access:
+        """Who a caller is, by token. Must be quick: asked for every request."""
         ...
 
     @property
-    def session_key(self) -> bytes:
-        """What signs the console's session cookies: secret, the same after a restart, another after a token change."""
-        ...
+    def people(self) -> People: ...
+    @property
+    def audit(self) -> Audit: ...
 
     @property
     def scratch(self) -> Path:

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse
 
-from marram.cloud.api.guard import Cloud, address_of, failures_of
+from marram.cloud.api.guard import Cloud, address_of, failures_of, needs, needs_nothing
 from marram.cloud.api.selector import Selector, labels_of
 from marram.schema.api import JoinAsk, Joined, RenewAsk, Renewed, TokenAsk, TokenMade, TokenView
 from marram.schema.device import Device
 from marram.schema.errors import Refused
 from marram.schema.ids import Name, matches
+from marram.schema.people import Permission
 
 open_router = APIRouter(tags=["joining"])
 router = APIRouter()
@@ -24,12 +25,14 @@ ca_router = APIRouter(tags=["joining"])
 
 
 @ca_router.get("/ca.pem", response_class=PlainTextResponse)
+@needs_nothing
 def authority(cloud: Cloud) -> PlainTextResponse:
     """The certificate of this cloud's authority: no secret, and nothing to trust before its fingerprint is compared."""
     return PlainTextResponse(cloud.ca, media_type="application/x-pem-file")
 
 
 @open_router.post("/join", status_code=201)
+@needs_nothing
 def join(ask: JoinAsk, cloud: Cloud, request: Request) -> Joined:
     """Become a device: a token and a signing request in, a certificate out. Over HTTPS only; no Bearer token."""
     _secured(request)
@@ -38,6 +41,7 @@ def join(ask: JoinAsk, cloud: Cloud, request: Request) -> Joined:
 
 
 @open_router.post("/renew", status_code=201)
+@needs_nothing
 def renew(ask: RenewAsk, cloud: Cloud, request: Request) -> Renewed:
     """A new certificate for a device that was off past its old one's end: by proof of its key. Over HTTPS only."""
     _secured(request)
@@ -63,24 +67,28 @@ def _failures(request: Request) -> Iterator[None]:
 
 
 @router.post("/tokens", status_code=201, tags=["joining"])
+@needs(Permission.DEVICES)
 def create_token(ask: TokenAsk, cloud: Cloud) -> TokenMade:
     """Make a join token: told once, here."""
     return cloud.create_token(ask)
 
 
 @router.get("/tokens", tags=["joining"])
+@needs(Permission.DEVICES)
 def tokens(cloud: Cloud) -> list[TokenView]:
     """Join tokens that can still be used."""
     return cloud.tokens()
 
 
 @router.delete("/tokens/{id}", status_code=204, tags=["joining"])
+@needs(Permission.DEVICES)
 def revoke_token(id: str, cloud: Cloud) -> None:
     """Nobody joins with it any more."""
     cloud.revoke_token(id)
 
 
 @router.get("/devices", tags=["devices"])
+@needs(Permission.READ)
 def devices(cloud: Cloud, selector: Selector = "all") -> list[Device]:
     """Devices whose labels match, by name: labels, state, desired, reported with its stats."""
     wanted = labels_of(selector)
@@ -88,12 +96,14 @@ def devices(cloud: Cloud, selector: Selector = "all") -> list[Device]:
 
 
 @router.get("/devices/{id}", tags=["devices"])
+@needs(Permission.READ)
 def device(id: Name, cloud: Cloud) -> Device:
     """One device."""
     return cloud.device(id)
 
 
 @router.delete("/devices/{id}", status_code=204, tags=["devices"])
+@needs(Permission.DEVICES)
 def remove_device(id: Name, cloud: Cloud) -> None:
     """Revoke a device: its identity on the bus ends and its live connection is cut. What it delivered stays."""
     cloud.remove_device(id)

@@ -1,7 +1,7 @@
-"""What keeps strangers cheap: caps on request bodies, and a limit on failed attempts by address.
+"""What keeps strangers cheap: caps on request bodies, limits on failed attempts by address and by account.
 
-Both are in memory and of fixed size. They must never stand between an honest caller with the right token and its
-answer.
+All are in memory and of fixed size. They must never stand between an honest caller with the right token and its
+answer, nor shut a person out for good.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class BodyLimit:
 
 
 class FailureLimit:
-    """A token bucket of failures for each address: `burst` at once, then one every `refill_s` seconds.
+    """A token bucket of failures for each key (an address): `burst` at once, then one every `refill_s` seconds.
 
-    Keeps the `remembered` addresses that failed last. Thread-safe.
+    Keeps the `remembered` keys that failed last. Thread-safe.
     """
 
     def __init__(
@@ -60,7 +60,9 @@ class FailureLimit:
         refill_s: float = 3.0,
         remembered: int = 4096,
         clock: Callable[[], float] = time.monotonic,
+        what: str = "too many wrong tokens from this address",
     ) -> None:
+        self._what = what
         self._burst, self._refill_s, self._remembered, self._clock = burst, refill_s, remembered, clock
         self._lock = threading.Lock()
         # address -> failures left and when that was so, least recent first.
@@ -71,7 +73,7 @@ class FailureLimit:
         with self._lock:
             left = self._now_left(address)
         if left < 1:
-            raise TooMany("too many wrong tokens from this address", (1 - left) * self._refill_s)
+            raise TooMany(self._what, (1 - left) * self._refill_s)
 
     def failed(self, address: str) -> None:
         """Count one failure."""

@@ -7,10 +7,11 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Response
 
 from marram.cloud.api.contract import EventQuery, SampleQuery
-from marram.cloud.api.guard import Cloud
+from marram.cloud.api.guard import Cloud, needs
 from marram.schema.api import Counts, EventView, LabelAsk, SampleView
 from marram.schema.event import EventKind
 from marram.schema.ids import Name
+from marram.schema.people import Permission
 
 router = APIRouter()
 
@@ -21,6 +22,7 @@ Id = Annotated[int, Path(ge=0, le=_LARGEST)]
 
 
 @router.get("/events", tags=["events"])
+@needs(Permission.READ)
 def events(
     cloud: Cloud,
     app: Name | None = None,
@@ -37,12 +39,14 @@ def events(
 
 
 @router.get("/events/counts", tags=["events"])
+@needs(Permission.READ)
 def counts(cloud: Cloud, device: Name | None = None) -> Counts:
     """The bookkeeping behind "exactly once", by outbox."""
     return cloud.counts(device)
 
 
 @router.get("/samples", tags=["samples"])
+@needs(Permission.READ)
 def samples(
     cloud: Cloud,
     app: Name | None = None,
@@ -56,6 +60,7 @@ def samples(
 
 
 @router.get("/samples/{id}/body", tags=["samples"])
+@needs(Permission.READ)
 def sample_body(id: Id, cloud: Cloud) -> Response:
     """The picture or tensor as the device sent it: never rendered as a page, whatever the device called it."""
     body, media = cloud.sample_body(id)
@@ -65,6 +70,7 @@ def sample_body(id: Id, cloud: Cloud) -> Response:
 
 
 @router.post("/samples/{id}/label", tags=["samples"])
+@needs(Permission.LABEL)
 def label(id: Id, ask: LabelAsk, cloud: Cloud) -> SampleView:
     """Say what a sample shows; null takes a label back."""
     return cloud.label_sample(id, ask.label)
