@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+# The first line of an identity says from when to when it is valid: `# valid 1763800000 1766400000`, Unix times.
+_STAMP = b"# valid "
+
 
 class IdentityFiles:
     """The files in `identity/` of a device's folder."""
@@ -22,3 +25,15 @@ class IdentityFiles:
         self.authority = folder / "ca.pem"
         # The update metadata that it was given when it joined (TUF root.json).
         self.root = folder / "root.json"
+
+    def validity_s(self) -> tuple[float, float] | None:
+        """From when to when the certificate says it is valid, Unix times; None where that cannot be told."""
+        try:
+            with self.own.open("rb") as file:
+                first = file.readline(100)
+            if not first.startswith(_STAMP):
+                return None
+            since_s, until_s = map(float, first[len(_STAMP) :].split())
+        except (OSError, ValueError):
+            return None
+        return since_s, until_s

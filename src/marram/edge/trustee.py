@@ -44,6 +44,13 @@ class Trustee(Protocol):
         """
         ...
 
+    async def renew_at(self, url: str) -> None:
+        """Renew by asking the cloud at `url` (https://…) itself: the way for a device whose certificate is over.
+
+        Raises Retryable (no answer), Untrusted (another cloud; REVOKED, CLONED, EXPIRED: too late).
+        """
+        ...
+
     async def secrets(self, sealed: bytes | None, names: Sequence[str]) -> dict[str, str]:
         """The values of the secrets called `names`; `sealed`: a fresh answer from `d.<id>.secrets`, kept sealed here.
 

@@ -48,6 +48,10 @@ class Questions(ABC):
         """See `Trustee.renewed`."""
         await self.ask({"t": "renewed", "answer": answer}, _none)
 
+    async def renew_at(self, url: str) -> None:
+        """See `Trustee.renew_at`."""
+        await self.ask({"t": "renew_at", "url": url}, _none)
+
     async def secrets(self, sealed: bytes | None, names: Sequence[str]) -> dict[str, str]:
         """See `Trustee.secrets`."""
         answer = await self.ask({"t": "secrets", "sealed": sealed, "names": list(names)}, _none)

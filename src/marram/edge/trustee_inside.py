@@ -19,6 +19,7 @@ from typing import Any
 from marram.edge.channel import WorkerEnd
 from marram.edge.identity import IdentityFiles
 from marram.edge.process import die_with
+from marram.edge.renewing import Renewing
 from marram.edge.trustee import Metadata
 from marram.edge.trustee_child import Questions, fault, fault_of
 from marram.schema.errors import Invalid, MarramError, Missing, Retryable
@@ -34,7 +35,13 @@ class Answers:
         self._folder = folder
         self._identity = IdentityFiles(folder / "identity")
         self._time_sources = time_sources
-        self._known: dict[str, Callable[[dict[str, Any], Fetch], dict[str, Any]]] = {"verify": self._verify}
+        self._renewing = Renewing(self._identity)
+        self._known: dict[str, Callable[[dict[str, Any], Fetch], dict[str, Any]]] = {
+            "verify": self._verify,
+            "renewal": self._renewal,
+            "renewed": self._renewed,
+            "renew_at": self._renew_at,
+        }
 
     def answer(self, question: dict[str, Any], fetch: Fetch) -> dict[str, Any]:
         """The answer; `fetch` brings signed metadata. Raises MarramError."""
@@ -57,6 +64,17 @@ class Answers:
             raise Retryable(f"cannot be read: {file_fault(error)}", where=str(self._identity.root)) from error
         clock = Clock(self._folder / "trust" / "clock.json", self._time_sources)
         Verifier(self._folder / "trust", root, clock).verify(question["documents"], fetch)
+        return {}
+
+    def _renewal(self, question: dict[str, Any], fetch: Fetch) -> dict[str, Any]:
+        return {"request": self._renewing.request()}
+
+    def _renewed(self, question: dict[str, Any], fetch: Fetch) -> dict[str, Any]:
+        self._renewing.accept(question["answer"])
+        return {}
+
+    def _renew_at(self, question: dict[str, Any], fetch: Fetch) -> dict[str, Any]:
+        self._renewing.over_https(question["url"])
         return {}
 
 

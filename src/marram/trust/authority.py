@@ -36,7 +36,7 @@ SERVICE = "svc:"
 # A device without a battery for its clock wakes in 1970 and must reach its cloud to learn the time: what it checks
 # is valid from then on. What the cloud checks (with its own clock) is valid from a little before its making.
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-_SKEW_S = 3600.0
+SKEW_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class Authority:
         Raises Invalid (no request, a weak or strange key), Untrusted (WRONG_KEY: not signed by that key).
         """
         key = pki.supported(pki.load_request(csr_pem).public_key())
-        certificate = self._issue(key, device, ExtendedKeyUsageOID.CLIENT_AUTH, (now_s - _SKEW_S, now_s + life_s))
+        certificate = self._issue(key, device, ExtendedKeyUsageOID.CLIENT_AUTH, (now_s - SKEW_S, now_s + life_s))
         return self._issued(certificate)
 
     def server_certificate(self, names: Iterable[str], now_s: float, life_s: float = SERVER_LIFE_S) -> bytes:
@@ -102,7 +102,7 @@ class Authority:
         """A new key and client certificate of one of the cloud's processes, as one PEM; common name `svc:NAME`."""
         key = pki.new_key()
         certificate = self._issue(
-            key.public_key(), SERVICE + name, ExtendedKeyUsageOID.CLIENT_AUTH, (now_s - _SKEW_S, now_s + life_s)
+            key.public_key(), SERVICE + name, ExtendedKeyUsageOID.CLIENT_AUTH, (now_s - SKEW_S, now_s + life_s)
         )
         return pki.key_pem(key) + pki.pem_of(certificate)
 
@@ -124,7 +124,7 @@ class Authority:
             pem=pki.pem_of(certificate),
             serial=f"{certificate.serial_number:x}",
             key_hash=pki.key_hash(pki.supported(certificate.public_key())),
-            issued_s=certificate.not_valid_before_utc.timestamp() + _SKEW_S,
+            issued_s=certificate.not_valid_before_utc.timestamp() + SKEW_S,
             expires_s=certificate.not_valid_after_utc.timestamp(),
         )
 

@@ -17,8 +17,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from marram.schema.errors import Invalid, Threat, Untrusted
 from marram.trust import pki
-from marram.trust.authority import check_issuer, check_usage
+from marram.trust.authority import SKEW_S, check_issuer, check_usage
 
+# Begins the first line of an identity; Unix times follow.
+STAMP = "# valid"
 # What a proof signs begins with this: it can never be taken for a signature made for anything else.
 _RENEWAL = b"marram renewal 1\0"
 
@@ -49,7 +51,9 @@ def check_cloud(ca_pem: bytes, fingerprint: str) -> bytes:
 
 
 def accept(certificate_pem: bytes, key_pem: bytes, ca_pem: bytes, device: str | None = None) -> bytes:
-    """The identity (PEM: key, then certificate) that an answered request makes.
+    """The identity that an answered request makes: PEM, key then certificate, below a line that says from when to when.
+
+    That line is for whoever only wants to know when to renew, and loads no X.509 for it.
 
     Raises Untrusted: OTHER_CLOUD (another authority), WRONG_KEY (a certificate for another key), NOT_YOURS (for another
     device or use). Raises Invalid (unreadable).
@@ -61,18 +65,18 @@ def accept(certificate_pem: bytes, key_pem: bytes, ca_pem: bytes, device: str | 
         raise Untrusted("the certificate is for another key than this device's", threat=Threat.WRONG_KEY)
     if device is not None and pki.common_name(certificate) != device:
         raise Untrusted(f'the certificate is not of "{device}"', threat=Threat.NOT_YOURS)
-    return pki.key_pem(key) + pki.pem_of(certificate)
+    valid = f"{STAMP} {int(_since_s(certificate))} {int(certificate.not_valid_after_utc.timestamp())}\n"
+    return valid.encode() + pki.key_pem(key) + pki.pem_of(certificate)
+
+
+def same_key(pem: bytes, other: bytes) -> bool:
+    """Whether both hold the same private key. Raises Invalid."""
+    return pki.key_hash(pki.load_key(pem).public_key()) == pki.key_hash(pki.load_key(other).public_key())
 
 
 def device_of(identity_pem: bytes) -> str:
     """The device's name, as its certificate says. Raises Invalid."""
     return pki.common_name(pki.load_certificate(identity_pem))
-
-
-def validity_s(identity_pem: bytes) -> tuple[float, float]:
-    """From when to when the certificate is valid, Unix times. Raises Invalid."""
-    certificate = pki.load_certificate(identity_pem)
-    return certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
 
 
 def certificate_of(identity_pem: bytes) -> bytes:
@@ -94,3 +98,7 @@ def proves(proof: str, certificate_pem: bytes, csr_pem: bytes) -> bool:
     except (binascii.Error, ValueError):
         return False
     return pki.signed_by(key, signature, _RENEWAL + csr_pem)
+
+
+def _since_s(certificate: x509.Certificate) -> float:
+    return certificate.not_valid_before_utc.timestamp() + SKEW_S
