@@ -26,10 +26,10 @@ from marram.cloud.folder import FolderLock, make_folder
 from marram.cloud.ingest import Ingest
 from marram.cloud.listeners import Listeners, bracketed, reachable
 from marram.cloud.provision import provided, provision
+from marram.cloud.renewals import Renewals
 from marram.cloud.replicas import Key, Replicas
 from marram.cloud.settings import BrokerAddress, Role, Settings
 from marram.cloud.state import CloudState, Hands, tried
-from marram.runtime.library import parse_reference
 from marram.schema.api import Check
 from marram.schema.errors import Invalid, NotReady, Refused, Retryable
 from marram.store import Objects, open_store
@@ -201,11 +201,13 @@ class Cloud:
             fleet = Fleet(bus, state.store, state.objects, state.rollout)
             await fleet.start()
             self._closing.push_async_callback(fleet.stop)
+            await Renewals(bus, state.enrolment).start()
         if Role.REPLICA in settings.roles:
             assert self.broker is not None
-            asked = [parse_reference(reference) for reference in settings.serve]
-            for name, version in asked:
-                await asyncio.to_thread(state.registry.get, name, version)  # a wrong --serve is told now
+            asked = []
+            for reference in settings.serve:  # a channel means what it points to now
+                asked.append(await asyncio.to_thread(state.registry.pinned, reference))
+                await asyncio.to_thread(state.registry.get, *asked[-1])  # a wrong --serve is told now
             self.replicas = Replicas(state.registry, _wanted(state, asked), self.broker, settings.folder)
             self.replicas.start()
             self._closing.push_async_callback(self.replicas.stop)
