@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
+from marram.cloud.access import Access
 from marram.console.gate import COOKIE, Gate
-from marram.console.sessions import Sessions
+from marram.store import open_store
 
 Ask = Callable[..., Awaitable[int]]
 IN, CLOSED = 200, "websocket.close"
@@ -23,15 +25,17 @@ async def _inside(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @pytest.fixture
-def ask() -> Ask:
+def ask(tmp_path: Path) -> Iterator[Ask]:
     """`await ask("GET", "/", origin=…)`: the status a browser at http://cloud:8080 gets; "WS" opens a socket."""
-    sessions = Sessions(lambda: b"key")
-    gate = Gate(_inside, sessions)
+    store = open_store(tmp_path / "cloud.db")
+    access = Access(store)
+    session = access.machine_session().text
+    gate = Gate(_inside, access)
 
     async def asked(method: str, path: str, *, signed_in: bool = True, **headers: str) -> int:
         said = {"host": "cloud:8080", **{name.replace("_", "-"): value for name, value in headers.items()}}
         if signed_in:
-            said["cookie"] = f"{COOKIE}={sessions.cookie()}"
+            said["cookie"] = f"{COOKIE}={session}"
         sent: list[Message] = []
 
         async def receive() -> Message:
@@ -50,7 +54,8 @@ def ask() -> Ask:
         first = sent[0]
         return int(first["code"]) - 4000 if first["type"] == CLOSED else int(first.get("status", IN))
 
-    return asked
+    yield asked
+    store.close()
 
 
 CONSOLE = [("GET", "/"), ("POST", "/sign-out"), ("POST", "/sign-in"), ("GET", "/_nicegui/x"), ("WS", "/_nicegui_ws/")]

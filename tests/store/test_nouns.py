@@ -10,7 +10,7 @@ from marram.schema.device import REPORT_INTERVAL_S, DesiredApp, DeviceInfo, Devi
 from marram.schema.errors import Conflict, Missing
 from marram.schema.event import Event, EventKind, Recorded
 from marram.schema.model import Input, Manifest, ModelCard, Output, Task, Variant
-from marram.store import Body, ModelRow, SampleFilter, Store, TokenRow
+from marram.store import AdminRow, Body, ModelRow, SampleFilter, Store, TokenRow
 
 
 def app(name: str, version: int = 1) -> DesiredApp:
@@ -152,7 +152,7 @@ def test_the_last_use_of_a_token_goes_to_one(store: Store) -> None:
 
 
 def test_api_tokens_can_be_revoked(store: Store) -> None:
-    store.admins.add("x", "me", "h" * 64)
+    store.admins.add(AdminRow("x", "me", "h" * 64, 1.0))
     assert [row.name for row in store.admins.list()] == ["me"]
     store.admins.revoke("x")
     row = store.admins.get("x")
