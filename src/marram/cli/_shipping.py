@@ -15,10 +15,12 @@ from marram.pipeline.check import at, is_path, missing_files, note_source_left_b
 from marram.runtime import library
 from marram.runtime.bundle import Bundle
 from marram.schema.api import ModelView
-from marram.schema.app import model_uses, parse_app
+from marram.schema.app import model_uses
 from marram.schema.errors import Invalid, MarramError, Missing, Retryable
+from marram.schema.ids import ModelReference, parse_model_reference
 from marram.schema.model import Manifest
 from marram.schema.page import Place
+from marram.schema.references import with_references
 from marram.schema.words import did_you_mean
 
 
@@ -49,9 +51,15 @@ def send_models(api: CloudApi, file: AppFile, told: Callable[[str], None], progr
             continue
         where = file.page.where(use.place)
         try:
-            name, version = library.parse_reference(use.reference)
-        except Invalid as error:
-            raise Invalid(error.what, where=where, hint=error.hint) from error
+            asked = parse_model_reference(use.reference)
+        except ValueError as error:
+            raise Invalid(f'"{use.reference}" names no model: {error}', where=where) from error
+        if asked.channel is not None:
+            pinned = _pointed(asked, there, where)
+            given[use.place] = f"{pinned.name}@{pinned.version}"
+            told(f"{use.reference} is {pinned.name}@{pinned.version} now; it stays that until the app is deployed again")
+            continue
+        name, version = asked.name, asked.version
         newest = max((m.version for m in there if m.name == name), default=0)
         in_cloud = any(m.name == name and version in (None, m.version) for m in there)
         here = [v for v in library.versions(name) if version in (None, v)]
@@ -60,7 +68,7 @@ def send_models(api: CloudApi, file: AppFile, told: Callable[[str], None], progr
             there.append(model)
         elif not in_cloud:
             raise _unknown(use.reference, name, there, where)
-    return _rewritten(file, given)
+    return with_references(file.page, file.text, file.app, given)
 
 
 class CloudModels:
@@ -72,7 +80,10 @@ class CloudModels:
 
     def __call__(self, reference: str) -> Bundle:
         """What its card says; the files are not here. Raises Missing, Invalid (the reference), Retryable."""
-        name, version = library.parse_reference(reference)
+        try:
+            asked = parse_model_reference(reference)
+        except ValueError as error:
+            raise Invalid(f'"{reference}" names no model: {error}') from error
         if self._there is None:
             try:
                 with self._connect() as api:
@@ -81,9 +92,12 @@ class CloudModels:
                 self._there = error
         if isinstance(self._there, MarramError):
             raise Retryable(str(self._there)) from self._there
-        found = [model for model in self._there if model.name == name and version in (None, model.version)]
+        if asked.channel is not None:
+            found = [_pointed(asked, self._there, None)]
+        else:
+            found = [m for m in self._there if m.name == asked.name and asked.version in (None, m.version)]
         if not found:
-            raise _unknown(reference, name, self._there, None)
+            raise _unknown(reference, asked.name, self._there, None)
         newest = max(found, key=lambda model: model.version)
         return Bundle(Path(newest.card.reference), newest.card, ())
 
@@ -110,6 +124,21 @@ def _push(
     return model
 
 
+def _pointed(asked: ModelReference, there: list[ModelView], where: str | None) -> ModelView:
+    """The version that the channel points to. Raises Missing."""
+    versions = [model for model in there if model.name == asked.name]
+    for model in versions:
+        if asked.channel in model.channels:
+            return model
+    if not versions:
+        raise _unknown(str(asked), asked.name, there, where)
+    known = sorted({channel for model in versions for channel in model.channels})
+    has = f"; it has {', '.join(known)}" if known else ""
+    meant = did_you_mean(str(asked.channel), known) or has
+    hint = f"`marram model tag {asked.name}@VERSION {asked.channel}` makes it."
+    raise Missing(f'model "{asked.name}" has no channel "{asked.channel}" in the cloud{meant}', where=where, hint=hint)
+
+
 def _unknown(text: str, name: str, there: list[ModelView], where: str | None) -> Missing:
     """Nobody has it: said with the nearest name somebody has, or how to make it."""
     versions = sorted({m.version for m in there if m.name == name} | set(library.versions(name)))
@@ -124,25 +153,3 @@ def _unknown(text: str, name: str, there: list[ModelView], where: str | None) ->
             return Missing(f'no model "{name}"{meant}', where=where, hint="`marram model list`")
         return Missing(error.what, where=where, hint=error.hint)
     return Missing(f'no model "{text}"', where=where, hint="`marram model list` shows all.")
-
-
-def _rewritten(file: AppFile, given: dict[Place, str]) -> str:
-    """The text with each path reference replaced by what it was given, byte for byte the same otherwise."""
-    if not given:
-        return file.text
-    spans: list[tuple[int, int, str]] = []
-    for place, name in given.items():
-        span = file.page.span(place)
-        if span is not None:
-            spans.append((*span, name))
-    text = file.text
-    for start, end, name in sorted(set(spans), reverse=True):
-        text = text[:start] + name + text[end:]
-    again = parse_app(text, str(file.path))
-    if [use.reference for use in model_uses(again)] != [given.get(u.place, u.reference) for u in model_uses(file.app)]:
-        raise Invalid(
-            "a model given as a path cannot be put in place here (an anchor or alias?)",
-            where=str(file.path),
-            hint="Write each path out, or `marram model add` the folder and write its name.",
-        )
-    return text

@@ -17,8 +17,9 @@ from marram import __version__
 from marram.cloud.access import Access
 from marram.cloud.api.contract import EventQuery, SampleQuery, Totals
 from marram.cloud.enrolment import Enrolment
+from marram.cloud.models import ModelDesk
 from marram.cloud.people import People
-from marram.cloud.views import counts_view, device_app, event_view, model_view, sample_view
+from marram.cloud.views import counts_view, device_app, event_view, sample_view
 from marram.registry import Registry
 from marram.rollout import Rollout
 from marram.schema.api import (
@@ -75,7 +76,8 @@ class CloudState:
         """Raises Missing, Refused or Invalid where `keys` are not there or not to be used."""
         self.store = store
         self.objects = objects
-        self.registry = Registry(store.models, objects)
+        self.registry = Registry(store.models, objects, scratch=scratch)
+        self.models_desk = ModelDesk(store, self.registry)
         self.rollout = Rollout(store, self.registry, objects)
         self.access = Access(store)
         self.people = People(store, self.access)
@@ -155,14 +157,13 @@ class CloudState:
         self.audit.add(actor(), "blob.put", sha256)
 
     def add_model(self, ask: ModelAsk) -> ModelView:
-        with auditing(actor(), "model.add", ask.card.model):
-            return model_view(self.registry.add(ask.card, ask.manifest, version=ask.version))
+        return self.models_desk.add(ask)
 
     def models(self) -> list[ModelView]:
-        return [model_view(row) for row in self.registry.list()]
+        return self.models_desk.list()
 
     def model(self, name: str, version: int | None) -> ModelView:
-        return model_view(self.registry.get(name, version))
+        return self.models_desk.get(name, version)
 
     # ------------------------------------------------------------ deployments
 

@@ -1,7 +1,7 @@
 """What an app version is made of: its text, the files and model versions it names, each proven to be in the cloud.
 
-A reference without a number means the newest version at the moment of the decision: it is pinned here, so what runs
-never changes by itself.
+A reference without a number means the newest version, or what a channel points to, at the moment of the decision: it
+is pinned here, so what runs never changes by itself.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import hashlib
 import json
 
 from marram.registry import Registry, bundle_digest
-from marram.runtime.library import parse_reference
-from marram.schema.app import App, model_uses, parse_app
+from marram.schema.app import App, app_on, model_uses, parse_app
 from marram.schema.device import CloudModel, DesiredApp, ModelRef
 from marram.schema.errors import Invalid, Missing
+from marram.schema.ids import by_channel
 from marram.schema.model import File, Manifest
+from marram.schema.page import Page
+from marram.schema.references import with_references
 from marram.store import AppRow, ModelRow, Objects, Store
 
 APP_FILE = "app.yaml"
@@ -33,7 +35,7 @@ class Releases:
 
         Raises Invalid (app, files), Missing (a model or file is not in the cloud).
         """
-        app = parse_app(app_yaml)
+        app_yaml, app = self._pinned(app_yaml)
         manifest = self._files(app, app_yaml, files)
         wanted = DesiredApp(
             name=app.app,
@@ -46,6 +48,20 @@ class Releases:
             ],
         )
         return self._store.apps.add(wanted, _digest(wanted))
+
+    def _pinned(self, app_yaml: str) -> tuple[str, App]:
+        """The app with the version in place of each channel (`net@stable` -> `net@3`): devices know of no channels."""
+        page = Page.read(app_yaml, "app.yaml")
+        app = app_on(page)
+        given = {
+            use.place: f"{row.name}@{row.version}"
+            for use in model_uses(app)
+            if by_channel(use.reference) and (row := self._model(use.reference))
+        }
+        if not given:
+            return app_yaml, app
+        text = with_references(page, app_yaml, app, given)
+        return text, parse_app(text)
 
     def _files(self, app: App, app_yaml: str, files: Manifest) -> Manifest:
         """The app's text and everything it names, each proven to be in the object store."""
@@ -99,7 +115,7 @@ class Releases:
 
     def _model(self, reference: str) -> ModelRow:
         try:
-            return self._registry.get(*parse_reference(reference))
+            return self._registry.resolve(reference)
         except Invalid as error:
             error.hint = error.hint or "A folder means nothing here: push it, then write name or name@version."
             raise

@@ -67,6 +67,14 @@ def parse_model_reference(text: str) -> ModelReference:
         raise ValueError(f'"{text}": after @ comes a version or a channel, as in {name}@3, {name}@stable') from None
 
 
+def by_channel(text: str) -> bool:
+    """Whether a model is named by a channel: `net@stable`."""
+    try:
+        return parse_model_reference(text).channel is not None
+    except ValueError:
+        return False
+
+
 def new_id(prefix: str) -> str:
     """A fresh name such as `pi-7f3a91c2`: `prefix`, then 8 random hex digits."""
     return f"{prefix}-{secrets.token_hex(4)}"

@@ -1,0 +1,37 @@
+"""What a model version comes from and who uses it; the channels that point to versions."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path
+
+from marram.cloud.api.guard import Cloud, needs
+from marram.schema.api import ChannelAsk, ChannelView, Lineage
+from marram.schema.ids import Channel, Name
+from marram.schema.people import Permission
+
+router = APIRouter(tags=["models"])
+
+Version = Annotated[int, Path(ge=1, le=2**31 - 1)]
+
+
+@router.get("/models/{name}/{version}/lineage")
+@needs(Permission.READ)
+def lineage(name: Name, version: Version, cloud: Cloud) -> Lineage:
+    """Where a model version comes from: parent, recipe, samples, measured accuracy; and who uses it."""
+    return cloud.models_desk.lineage(name, version)
+
+
+@router.put("/models/{name}/channels/{channel}")
+@needs(Permission.MODELS)
+def tag(name: Name, channel: Channel, ask: ChannelAsk, cloud: Cloud) -> ChannelView:
+    """Have a channel point to a version. What is deployed stays as it is: a channel is looked up when an app is deployed."""
+    return cloud.models_desk.tag(name, channel, ask.version)
+
+
+@router.delete("/models/{name}/channels/{channel}", status_code=204)
+@needs(Permission.MODELS)
+def untag(name: Name, channel: Channel, cloud: Cloud) -> None:
+    """Take a channel away."""
+    cloud.models_desk.untag(name, channel)
