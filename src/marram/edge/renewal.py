@@ -72,6 +72,8 @@ class Renewal:
 
     async def step(self) -> float:
         """Renew where it is time; how long to wait before the next look, in seconds."""
+        if not self.files.own.exists():
+            return self.pace.look_s  # what says so is whoever connects with it
         over = self._over()
         if not over and not self._due():
             return self.pace.look_s
@@ -119,5 +121,5 @@ class Renewal:
             self._complained = str(error)
         if not isinstance(error, Retryable):
             return self.pace.again_most_s  # it will be so again; but a person may mend it in the cloud
-        longest_s = min(self.pace.again_most_s, self.pace.again_s * 2 ** min(self._failures - 1, 20))
+        longest_s = min(self.pace.again_most_s, self.pace.again_s * 2.0 ** min(self._failures - 1, 20))
         return longest_s * (0.5 + 0.5 * self.spread)
