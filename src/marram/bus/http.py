@@ -11,9 +11,9 @@ import hashlib
 import ipaddress
 import ssl
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import quote, urlsplit
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -54,6 +54,8 @@ from marram.schema.errors import (
 )
 from marram.schema.event import EventKind
 from marram.schema.model import File, Manifest, ModelCard
+from marram.schema.rollout_view import RolloutView
+from marram.schema.why import Why
 from marram.schema.words import field_fault
 
 if TYPE_CHECKING:
@@ -235,14 +237,22 @@ class CloudApi:
     # ------------------------------------------------------------ deployments
 
     def deploy(
-        self, app_yaml: str, files: Manifest | None = None, selector: dict[str, str] | None = None
+        self,
+        app_yaml: str,
+        files: Manifest | None = None,
+        selector: dict[str, str] | None = None,
+        plan: Mapping[str, Any] | None = None,
     ) -> Deployment:
-        """Put an app on devices. Its files and models are in the cloud already (`put_folder`, `push_model`).
+        """Bring an app to devices. Its files and models are in the cloud already (`put_folder`, `push_model`).
 
-        Raises Invalid (app wrong, files missing), Missing (no such model).
+        `plan`: fields of `schema.rollout.Plan`; those that are not there are as the cloud usually has them.
+        Raises Invalid (app or plan wrong, files missing), Missing (no such model).
         """
-        ask = _valid(DeployAsk, app_yaml=app_yaml, files=files or Manifest(files=[]), selector=selector or {})
-        return self._post("/deployments", ask, Deployment)
+        ask = _valid(
+            DeployAsk, app_yaml=app_yaml, files=files or Manifest(files=[]), selector=selector or {}, plan=plan
+        )
+        # What was not said of the plan stays unsaid: the cloud then has its own way.
+        return self._post("/deployments", ask, Deployment, sparse=True)
 
     def deployments(self) -> list[Deployment]:
         """Every deployed app and where it stands on each of its devices."""
@@ -255,6 +265,28 @@ class CloudApi:
     def undeploy(self, app: str, selector: str = "all") -> None:
         """Take the app off every device, or those that match `selector`. Raises Missing."""
         self._call("DELETE", f"/deployments/{_segment(app)}", params={"selector": selector})
+
+    # ------------------------------------------------------------ rollouts
+
+    def rollouts(self, *, app: str | None = None, limit: int = 50) -> list[RolloutView]:
+        """The newest rollouts, newest first, without their devices."""
+        return self._list("/rollouts", RolloutView, app=app, limit=limit)
+
+    def rollout(self, id: int) -> RolloutView:
+        """One rollout and how its devices stand. Raises Missing."""
+        return self._one(RolloutView, self._call("GET", f"/rollouts/{id}"))
+
+    def steer(self, id: int, act: Literal["pause", "resume", "promote", "abort"]) -> RolloutView:
+        """Say how a rollout goes on. Raises Missing; Conflict where it is not in a state for that."""
+        return self._one(RolloutView, self._call("POST", f"/rollouts/{id}/{act}"))
+
+    def retry(self, id: int, device: str) -> RolloutView:
+        """Let one device try again what it gave up. Raises Missing, Conflict."""
+        return self._one(RolloutView, self._call("POST", f"/rollouts/{id}/retry/{_segment(device)}"))
+
+    def why(self, device: str) -> Why:
+        """Why a device runs what it runs. Raises Missing."""
+        return self._one(Why, self._call("GET", f"/devices/{_segment(device)}/why"))
 
     # ------------------------------------------------------------ events, samples
 
@@ -340,8 +372,8 @@ class CloudApi:
             raise self._foreign(response)
         return content
 
-    def _post(self, path: str, body: BaseModel, reply: type[_T]) -> _T:
-        content = body.model_dump_json().encode()
+    def _post(self, path: str, body: BaseModel, reply: type[_T], *, sparse: bool = False) -> _T:
+        content = body.model_dump_json(exclude_unset=sparse).encode()
         headers = {"Content-Type": "application/json"}
         return self._one(reply, self._call("POST", path, content=content, headers=headers))
 

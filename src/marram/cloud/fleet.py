@@ -25,6 +25,8 @@ QUEUE = "fleet"
 _PARALLEL = 8
 # How often every desired state is computed anew, whatever happened: repairs what a crash between two writes left.
 _REFRESH_S = 15.0
+# How often rollouts are looked at.
+_STEER_S = 1.0
 # Room for the framing around a range.
 _MOST_BYTES = MAX_MESSAGE_BYTES - 4096
 _ALLOWED_S = 10.0
@@ -39,19 +41,22 @@ class Fleet:
         self._objects = objects
         self._rollout = rollout
         self._allowed: dict[str, tuple[float, frozenset[str]]] = {}
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Subscribe, and keep desired states true from now on."""
         await self._bus.subscribe(subjects.REPORTS, self._on_report, QUEUE, parallel=_PARALLEL)
         await self._bus.subscribe(subjects.BLOBS, self._on_blob, QUEUE, parallel=_PARALLEL)
-        self._task = asyncio.create_task(self._keep_true(), name="fleet")
+        self._tasks = [
+            asyncio.create_task(self._keep_true(), name="fleet"),
+            asyncio.create_task(self._steer(), name="rollouts"),
+        ]
 
     async def stop(self) -> None:
         """Stop refreshing; the subscriptions end with the bus."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _keep_true(self) -> None:
         while True:
@@ -60,6 +65,16 @@ class Fleet:
             except MarramError as error:
                 log.warning("desired states were not refreshed: %s", error)
             await asyncio.sleep(_REFRESH_S)
+
+    async def _steer(self) -> None:
+        """Take rollouts on: whoever dies here, at any point, leaves it to the next look of any fleet process."""
+        while True:
+            try:
+                if await asyncio.to_thread(self._rollout.rollouts.advance_all):
+                    await nudge(self._bus, await asyncio.to_thread(self._rollout.refresh))
+            except MarramError as error:
+                log.warning("rollouts were not taken on: %s", error)
+            await asyncio.sleep(_STEER_S)
 
     async def _on_report(self, message: Message) -> bytes | None:
         device = subjects.device_of(message.subject)

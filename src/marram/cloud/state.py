@@ -19,6 +19,7 @@ from marram.cloud.api.contract import EventQuery, SampleQuery, Totals
 from marram.cloud.enrolment import Enrolment
 from marram.cloud.models import ModelDesk
 from marram.cloud.people import People
+from marram.cloud.steering import Steering
 from marram.cloud.views import counts_view, device_app, event_view, sample_view
 from marram.registry import Registry
 from marram.rollout import Rollout
@@ -83,6 +84,7 @@ class CloudState:
         self.people = People(store, self.access)
         self.audit = store.audit
         self.hands = Hands()
+        self.steering = Steering(store, self.rollout, self._rolled)
         self.keys = keys
         self.authority = Authority.open(keys)
         self.enrolment = Enrolment(store, self.authority)
@@ -169,16 +171,20 @@ class CloudState:
 
     def deploy(self, ask: DeployAsk) -> Deployment:
         with auditing(actor(), "deploy", parse_app(ask.app_yaml).app, selector=ask.selector):
-            rolled = self.rollout.deploy(ask.app_yaml, ask.files, dict(ask.selector))
+            rolled = self.rollout.deploy(ask.app_yaml, ask.files, dict(ask.selector), ask.plan)
+        self._rolled(rolled.changed)
+        devices = {device.id: device for device in self.store.devices.list()}
+        made = self._deployment(rolled.deployment, devices)
+        return made.model_copy(update={"new": rolled.new, "rollout": rolled.rollout.id if rolled.rollout else None})
+
+    def _rolled(self, changed: list[str]) -> None:
         self.hands.deployments_changed()
-        self.hands.nudge(rolled.changed)
-        return self.deployment(rolled.deployment.app)
+        self.hands.nudge(changed)
 
     def undeploy(self, app: str, selector: dict[str, str]) -> None:
         with auditing(actor(), "undeploy", app, selector=selector):
             rolled = self.rollout.remove(app, selector)
-        self.hands.deployments_changed()
-        self.hands.nudge(rolled.changed)
+        self._rolled(rolled.changed)
 
     def deployments(self) -> list[Deployment]:
         devices = {device.id: device for device in self.store.devices.list()}

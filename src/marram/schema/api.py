@@ -13,6 +13,7 @@ from marram.schema.device import AppState, DeviceInfo
 from marram.schema.event import EventKind
 from marram.schema.ids import Name
 from marram.schema.model import Manifest, ModelCard, Strict
+from marram.schema.rollout import Plan
 
 PREFIX = "/api/v1"
 # The most one blob may weigh: the largest model anybody should put on a device.
@@ -218,11 +219,15 @@ class Lineage(Reply):
 
 
 class DeployAsk(Strict):
-    """Put an app on every device whose labels match `selector` ({}: all), those that join later included."""
+    """Bring an app to every device whose labels match `selector` ({}: all), those that join later included.
+
+    `plan`: what it says counts over what is usual: by stages, or at once where no device has another version.
+    """
 
     app_yaml: Annotated[str, StringConstraints(max_length=1_000_000)]
     files: Manifest = Manifest(files=[])
     selector: Labels = {}
+    plan: Plan | None = None
 
 
 class DeviceApp(Reply):
@@ -239,13 +244,18 @@ class DeviceApp(Reply):
 
 
 class Deployment(Reply):
-    """A deployed app: its newest version, whom it is for, and where it stands on each of those."""
+    """A deployed app: a version of it, whom it is for, and where it stands on each of those it has reached.
+
+    `rollout`: how it goes there; `new`: False where the very same was deployed before.
+    """
 
     app: Name
     version: int
     selector: dict[str, str] = {}
     created_s: float = 0
     devices: list[DeviceApp] = []
+    rollout: int | None = None
+    new: bool = True
 
 
 # ---------------------------------------------------------------- events, samples

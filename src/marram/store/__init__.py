@@ -17,14 +17,16 @@ from marram.store.devices import Devices, taken
 from marram.store.events import Counts, EventFilter, Events, StoredEvent, StreamCount, Totals
 from marram.store.models import ModelRow, Models
 from marram.store.objects import Body, Objects
+from marram.store.rollouts import OPEN, RolloutRow, Rollouts, Standing
 from marram.store.samples import Sample, SampleFilter, Samples
 from marram.store.secrets import SecretRow, Secrets
-from marram.store.states import States
+from marram.store.states import Sighting, States
 from marram.store.store import Store, open_store
 from marram.store.tokens import TokenRow, Tokens
 from marram.store.users import UserRow, Users
 
 __all__ = [
+    "OPEN",
     "AdminRow",
     "Admins",
     "AppRow",
@@ -46,11 +48,15 @@ __all__ = [
     "ModelRow",
     "Models",
     "Objects",
+    "RolloutRow",
+    "Rollouts",
     "Sample",
     "SampleFilter",
     "Samples",
     "SecretRow",
     "Secrets",
+    "Sighting",
+    "Standing",
     "States",
     "Store",
     "StoredEvent",

@@ -17,6 +17,7 @@ from sqlalchemy import Connection, Select, insert, select, update
 from marram.schema.errors import Missing
 from marram.schema.ids import covers
 from marram.schema.rollout import DeviceOutcome, Plan, RolloutDevice, RolloutState, Verdict
+from marram.store.audit import noted, unchanged
 from marram.store.database import Database
 from marram.store.deployments import DeploymentRow
 from marram.store.documents import dump, load
@@ -82,9 +83,10 @@ class Rollouts:
         plan: Plan,
         *,
         state: RolloutState = RolloutState.RUNNING,
+        devices: Iterable[RolloutDevice] = (),
         now_s: float | None = None,
     ) -> RolloutRow:
-        """A new deployment and its rollout, in one transaction; nobody is reached yet.
+        """A new deployment and its rollout, with what is known of its devices, in one transaction.
 
         Open rollouts of the app whose every device this one matches too are superseded by it.
         """
@@ -98,7 +100,10 @@ class Rollouts:
             if not made.open:
                 made = replace(made, ended_s=now_s)
             connection.execute(insert(rollouts), _columns(made))
+            for device in devices:
+                upsert(connection, rollout_devices, {"rollout": made.id, **_device_columns(device)})
             _supersede(connection, made.id, app, selector, now_s)
+            noted(deployment=made.id, version=version, stages=plan.stages)
             return made
 
     def supersede(self, deployment: DeploymentRow, now_s: float | None = None) -> None:
@@ -149,6 +154,7 @@ class Rollouts:
                 .values(**values, revision=before.revision + 1)
             )
             if changed.rowcount != 1:
+                unchanged()  # of an audited act, too
                 return False
             for device in devices:
                 upsert(connection, rollout_devices, {"rollout": before.id, **_device_columns(device)})

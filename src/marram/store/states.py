@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Select, select
+from sqlalchemy import Connection, Select, select
 
 from marram.schema.device import Desired, DesiredApp, DeviceState, Reported
 from marram.store.database import Database
@@ -14,6 +15,9 @@ from marram.store.devices import device_state
 from marram.store.documents import load
 from marram.store.tables import desired, devices, reported
 from marram.store.upsert import upsert
+
+# Other writers wait for a transaction; each costs a flush of the disk.
+_A_TRANSACTION = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,29 +59,31 @@ class States:
 
         The version rises by one with each change, inside the transaction, so two who decide at once cannot both win.
         """
-        attempts = attempts or {}
         with self._database.write() as connection:
             self._database.order_ids(connection)
-            document = connection.execute(select(desired.c.document).where(desired.c.device == device)).scalar()
-            old = Desired() if document is None else Desired.model_validate_json(document)
-            if not connection.execute(select(devices.c.id).where(devices.c.id == device)).first():
-                return None
-            same = old.apps == apps and old.attempts == attempts
-            new = Desired(version=old.version if same else old.version + 1, apps=apps, attempts=attempts)
-            text = new.model_dump_json()
-            # Also where only the way it is written changed: whoever compares texts then finds it the same.
-            if text != document and not (document is None and same):
-                upsert(connection, desired, {"device": device, "version": new.version, "document": text})
-            return None if same else new
+            return _desire(connection, device, apps, attempts or {})
 
-    def desired_texts(self) -> dict[str, tuple[int, str]]:
-        """The desired state of every device that has one, unread: its version and its document, as `desire` wrote it.
+    def desire_many(self, wanted: Mapping[str, tuple[list[DesiredApp], dict[str, int]]]) -> list[str]:
+        """`desire` for many devices, some hundred to a transaction; returns those whose state changed."""
+        changed: list[str] = []
+        todo = list(wanted.items())
+        for begin in range(0, len(todo), _A_TRANSACTION):
+            with self._database.write() as connection:
+                self._database.order_ids(connection)
+                for device, (apps, attempts) in todo[begin : begin + _A_TRANSACTION]:
+                    if _desire(connection, device, apps, attempts) is not None:
+                        changed.append(device)
+        return changed
+
+    def desired_texts(self) -> dict[str, str]:
+        """The desired state of every device that has one, unread: the document, as `desire` wrote it.
 
         Comparing texts is what makes a look over ten thousand devices cheap.
         """
         with self._database.read() as connection:
-            rows = connection.execute(select(desired.c.device, desired.c.version, desired.c.document))
-            return {row.device: (row.version, row.document) for row in rows}
+            return {
+                row.device: row.document for row in connection.execute(select(desired.c.device, desired.c.document))
+            }
 
     def sightings(self, device: str | None = None, now_s: float | None = None) -> list[Sighting]:
         """Every device (or one) with its last report, by name."""
@@ -123,3 +129,17 @@ class States:
         with self._database.read() as connection:
             document = connection.execute(select(reported.c.document).where(reported.c.device == device)).scalar()
         return None if document is None else Reported.model_validate_json(document)
+
+
+def _desire(connection: Connection, device: str, apps: list[DesiredApp], attempts: dict[str, int]) -> Desired | None:
+    document = connection.execute(select(desired.c.document).where(desired.c.device == device)).scalar()
+    old = Desired() if document is None else Desired.model_validate_json(document)
+    if not connection.execute(select(devices.c.id).where(devices.c.id == device)).first():
+        return None
+    same = old.apps == apps and old.attempts == attempts
+    new = Desired(version=old.version if same else old.version + 1, apps=apps, attempts=attempts)
+    text = new.model_dump_json()
+    # Also where only the way it is written changed: whoever compares texts then finds it the same.
+    if text != document and not (document is None and same):
+        upsert(connection, desired, {"device": device, "version": new.version, "document": text})
+    return None if same else new

@@ -14,8 +14,10 @@ from marram.store.deployments import Deployments
 from marram.store.devices import Devices
 from marram.store.events import Events
 from marram.store.models import Models
+from marram.store.rollouts import Rollouts
 from marram.store.samples import Samples
 from marram.store.secrets import Secrets
+from marram.store.signed import Signed
 from marram.store.states import States
 from marram.store.tokens import Tokens
 from marram.store.users import Users
@@ -35,6 +37,8 @@ class Store:
     models: Models
     apps: Apps
     deployments: Deployments
+    rollouts: Rollouts
+    signed: Signed
     tokens: Tokens
     admins: Admins
     users: Users
@@ -65,6 +69,8 @@ def open_store(url: str | Path) -> Store:
         models=Models(database),
         apps=Apps(database),
         deployments=Deployments(database),
+        rollouts=Rollouts(database),
+        signed=Signed(database),
         tokens=Tokens(database),
         admins=Admins(database),
         users=Users(database),

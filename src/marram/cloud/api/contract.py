@@ -14,6 +14,7 @@ from typing import Protocol
 from marram.cloud.access import Access
 from marram.cloud.models import ModelDesk
 from marram.cloud.people import People
+from marram.cloud.steering import Steering
 from marram.schema.api import (
     Check,
     Counts,
@@ -121,6 +122,11 @@ class State(Protocol):
     def deployments(self) -> list[Deployment]: ...
     def deployment(self, app: str) -> Deployment: ...
     def undeploy(self, app: str, selector: dict[str, str]) -> None: ...
+
+    @property
+    def steering(self) -> Steering:
+        """Rollouts: how they stand, and a person's say in them."""
+        ...
 
     # What devices delivered.
     def events(self, query: EventQuery) -> list[EventView]: ...
