@@ -13,7 +13,16 @@ from collections.abc import Iterable
 
 from marram.bus import subjects
 from marram.bus.client import Bus, Message
-from marram.bus.codec import MAX_MESSAGE_BYTES, BlobAsk, pack_blob, pack_desired, unpack_report
+from marram.bus.codec import (
+    MAX_MESSAGE_BYTES,
+    BlobAsk,
+    MetadataAsk,
+    pack_blob,
+    pack_desired,
+    pack_metadata,
+    unpack_report,
+)
+from marram.cloud.signing import Signing
 from marram.rollout import Rollout
 from marram.schema.device import Desired, Reported
 from marram.schema.errors import MarramError, Missing, Refused
@@ -27,6 +36,8 @@ _PARALLEL = 8
 _REFRESH_S = 15.0
 # How often rollouts are looked at.
 _STEER_S = 1.0
+# How often a person is told again that something has to be renewed.
+_TELL_S = 86_400.0
 # Room for the framing around a range.
 _MOST_BYTES = MAX_MESSAGE_BYTES - 4096
 _ALLOWED_S = 10.0
@@ -35,11 +46,12 @@ _ALLOWED_S = 10.0
 class Fleet:
     """One fleet process; start as many as needed."""
 
-    def __init__(self, bus: Bus, store: Store, objects: Objects, rollout: Rollout) -> None:
+    def __init__(self, bus: Bus, store: Store, objects: Objects, rollout: Rollout, signing: Signing) -> None:
         self._bus = bus
         self._store = store
         self._objects = objects
         self._rollout = rollout
+        self._signing = signing
         self._allowed: dict[str, tuple[float, frozenset[str]]] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -47,8 +59,10 @@ class Fleet:
         """Subscribe, and keep desired states true from now on."""
         await self._bus.subscribe(subjects.REPORTS, self._on_report, QUEUE, parallel=_PARALLEL)
         await self._bus.subscribe(subjects.BLOBS, self._on_blob, QUEUE, parallel=_PARALLEL)
+        await self._bus.subscribe(subjects.METADATA, self._on_metadata, QUEUE, parallel=_PARALLEL)
         self._tasks = [
             asyncio.create_task(self._keep_true(), name="fleet"),
+            asyncio.create_task(self._sign(), name="signatures"),
             asyncio.create_task(self._steer(), name="rollouts"),
         ]
 
@@ -76,6 +90,20 @@ class Fleet:
                 log.warning("rollouts were not taken on: %s", error)
             await asyncio.sleep(_STEER_S)
 
+    async def _sign(self) -> None:
+        """Keep what is signed complete and from expiring; tell a person in time what only a person can renew."""
+        told_s = float("-inf")
+        while True:
+            try:
+                await asyncio.to_thread(self._signing.tend)
+                if time.monotonic() - told_s > _TELL_S:
+                    told_s = time.monotonic()
+                    for words in await asyncio.to_thread(self._signing.warnings):
+                        log.warning("%s", words)
+            except MarramError as error:
+                log.warning("what devices may run could not be signed: %s", error)
+            await asyncio.sleep(_REFRESH_S)
+
     async def _on_report(self, message: Message) -> bytes | None:
         device = subjects.device_of(message.subject)
         reported = unpack_report(message.payload)
@@ -99,6 +127,13 @@ class Fleet:
             raise Missing(f"no file {ask.sha256[:12]}… among what {device} should run")
         size = self._objects.size(ask.sha256)
         return pack_blob(self._objects.read(ask.sha256, ask.offset, min(ask.length, _MOST_BYTES)), size)
+
+    async def _on_metadata(self, message: Message) -> bytes | None:
+        ask = MetadataAsk.unpack(message.payload)
+        content = await asyncio.to_thread(self._signing.read, ask.name)
+        if content is None:
+            return pack_metadata(b"", None)
+        return pack_metadata(content[ask.offset : ask.offset + min(ask.length, _MOST_BYTES)], len(content))
 
     def _may_read(self, device: str, sha256: str) -> frozenset[str]:
         """The digests that the device's desired state names; remembered briefly, since a file comes in many ranges."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 
+from marram.cloud.signing import make_keys
 from marram.schema.errors import Missing, Refused
 from marram.trust.authority import Authority
 from marram.trust.keys import Keys
@@ -26,6 +27,7 @@ def provision(keys: Keys, now_s: float) -> bool:
         fcntl.flock(lock, fcntl.LOCK_EX)
         made = not keys.ca_certificate.exists()
         Authority.create(keys, now_s)
+        make_keys(keys, now_s)
     return made
 
 

@@ -198,7 +198,7 @@ class Cloud:
             # Closed twice on purpose: first no more batches come, then the commits under way end, then the rest goes.
             self._closing.push_async_callback(bus.close)
         if Role.FLEET in settings.roles:
-            fleet = Fleet(bus, state.store, state.objects, state.rollout)
+            fleet = Fleet(bus, state.store, state.objects, state.rollout, state.signing)
             await fleet.start()
             self._closing.push_async_callback(fleet.stop)
             await Renewals(bus, state.enrolment).start()

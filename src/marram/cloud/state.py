@@ -19,6 +19,7 @@ from marram.cloud.api.contract import EventQuery, SampleQuery, Totals
 from marram.cloud.enrolment import Enrolment
 from marram.cloud.models import ModelDesk
 from marram.cloud.people import People
+from marram.cloud.signing import Signing
 from marram.cloud.steering import Steering
 from marram.cloud.views import counts_view, device_app, event_view, sample_view
 from marram.registry import Registry
@@ -79,7 +80,9 @@ class CloudState:
         self.objects = objects
         self.registry = Registry(store.models, objects, scratch=scratch)
         self.models_desk = ModelDesk(store, self.registry)
-        self.rollout = Rollout(store, self.registry, objects)
+        self.signing = Signing(store, keys)
+        self.signing.open()
+        self.rollout = Rollout(store, self.registry, objects, self.signing.sign)
         self.access = Access(store)
         self.people = People(store, self.access)
         self.audit = store.audit
@@ -110,6 +113,7 @@ class CloudState:
             secret=enrolled.secret,
             certificate=certificate.pem.decode(),
             ca=self.ca.decode(),
+            root=self.signing.root().decode(),
             brokers=self.hands.brokers,
             labels=enrolled.labels,
         )
@@ -159,13 +163,20 @@ class CloudState:
         self.audit.add(actor(), "blob.put", sha256)
 
     def add_model(self, ask: ModelAsk) -> ModelView:
-        return self.models_desk.add(ask)
+        view = self.models_desk.add(ask)
+        self.signing.sign_model(view.card.model, view.version)
+        return view
 
     def models(self) -> list[ModelView]:
         return self.models_desk.list()
 
     def model(self, name: str, version: int | None) -> ModelView:
         return self.models_desk.get(name, version)
+
+    # ------------------------------------------------------------ signed metadata
+
+    def metadata(self, name: str) -> bytes | None:
+        return self.signing.read(name)
 
     # ------------------------------------------------------------ deployments
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 
 from marram.registry import Registry, bundle_digest
 from marram.schema.app import App, app_on, model_uses, parse_app
@@ -22,13 +23,22 @@ from marram.store import AppRow, ModelRow, Objects, Store
 APP_FILE = "app.yaml"
 
 
+# Signs an app version, and the model versions it names, for devices to trust. Raises MarramError.
+Sign = Callable[[DesiredApp], None]
+
+
+def unsigned(app: DesiredApp) -> None:
+    """For where no device is: nobody signs it."""
+
+
 class Releases:
     """Makes app versions. Blocking; safe from any thread."""
 
-    def __init__(self, store: Store, registry: Registry, objects: Objects) -> None:
+    def __init__(self, store: Store, registry: Registry, objects: Objects, sign: Sign = unsigned) -> None:
         self._store = store
         self._registry = registry
         self._objects = objects
+        self._sign = sign
 
     def make(self, app_yaml: str, files: Manifest) -> AppRow:
         """The version that is this text with these files; the one there is already where it is the same.
@@ -47,7 +57,9 @@ class Releases:
                 for row in self._resolve([use.reference for use in model_uses(app) if use.cloud])
             ],
         )
-        return self._store.apps.add(wanted, _digest(wanted))
+        made = self._store.apps.add(wanted, _digest(wanted))
+        self._sign(made.app)
+        return made
 
     def _pinned(self, app_yaml: str) -> tuple[str, App]:
         """The app with the version in place of each channel (`net@stable` -> `net@3`): devices know of no channels."""

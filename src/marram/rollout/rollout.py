@@ -15,7 +15,7 @@ from marram.rollout import window
 from marram.rollout.controller import told
 from marram.rollout.desire import desired_apps, holding, living
 from marram.rollout.observation import Observation, observe
-from marram.rollout.release import Releases
+from marram.rollout.release import Releases, Sign, unsigned
 from marram.rollout.rollouts import Rollouts
 from marram.schema.device import Desired, DesiredApp
 from marram.schema.errors import Missing
@@ -41,9 +41,10 @@ class Rolled:
 class Rollout:
     """Deployments over the store. Blocking; safe from any thread."""
 
-    def __init__(self, store: Store, registry: Registry, objects: Objects) -> None:
+    def __init__(self, store: Store, registry: Registry, objects: Objects, sign: Sign = unsigned) -> None:
+        """`sign`: called with each app version before any device is told of it."""
         self._store = store
-        self._releases = Releases(store, registry, objects)
+        self._releases = Releases(store, registry, objects, sign)
         self.rollouts = Rollouts(store)
 
     def deploy(
