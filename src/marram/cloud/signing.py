@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from marram.schema.device import DesiredApp, ModelRef, app_target, model_target
@@ -69,11 +69,12 @@ class Signing:
 
     def sign(self, app: DesiredApp) -> None:
         """Sign an app version and the model versions it names, where they are not. Raises as `Repository.publish`."""
-        self.repository.publish(_documents([app], app.models))
+        self.repository.publish({app.target: app.signed(), **{model.target: model.signed() for model in app.models}})
 
-    def sign_model(self, model: ModelRef) -> None:
+    def sign_model(self, name: str, version: int) -> None:
         """Sign a model version, where it is not."""
-        self.repository.publish(_documents([], [model]))
+        path = model_target(name, version)
+        self.repository.publish({path: self._document(path)})
 
     def tend(self) -> None:
         """Sign what is missing, renew what will expire, and now and then take off what nobody needs."""
@@ -185,11 +186,6 @@ def _first_root(keys: Keys) -> Path:
 
 def _first_targets(keys: Keys) -> Path:
     return keys.signing / "first.targets.json"
-
-
-def _documents(apps: Iterable[DesiredApp], models: Iterable[ModelRef]) -> dict[str, bytes]:
-    both: tuple[DesiredApp | ModelRef, ...] = (*apps, *models)
-    return {each.target: each.signed() for each in both}
 
 
 def _first(versions: Sequence[tuple[str, int]], keep: int) -> set[tuple[str, int]]:
