@@ -286,11 +286,11 @@ class Bus:
 
     async def _supervise(self) -> None:
         loop = asyncio.get_running_loop()
-        failures, down_since_s = 0, loop.time()
+        failures, down_since_s, verdict_s = 0, loop.time(), self._timing.verdict_s
         while not self._closing.is_set():
             session = self._session = self._make_session()
             try:
-                self.url = next(self._urls)
+                self.url, session.verdict_s = next(self._urls), verdict_s
                 await session.open(self.url)
                 for subscription in self._subscriptions:
                     await self._listen(session, subscription)
@@ -299,7 +299,7 @@ class Bus:
                     return
                 self.refused, self.why = None, ""
                 self._become(BusState.CONNECTED)
-                failures = 0
+                failures, verdict_s = 0, self._timing.verdict_s
                 await session.lost.wait()
                 self.reconnects += 1
                 down_since_s = loop.time()
@@ -318,6 +318,8 @@ class Bus:
                 if self._state is BusState.REFUSED:
                     self._become(BusState.CONNECTING)
             finally:
+                if session.unheard:
+                    verdict_s = min(2 * verdict_s, self._timing.connect_s)
                 self._session = None
                 await session.close()
             with contextlib.suppress(TimeoutError):
@@ -352,4 +354,6 @@ class Bus:
 
 def _inbox_of(subject: str) -> str:
     """Where the answer to a question on `subject` may go: the subject of a device proves whose inbox that is."""
+    if subject.startswith("$SYS."):
+        return "$SYS."  # the broker's own, on which nobody else can speak
     return f"{_INBOX}_{device_of(subject)}." if subject.startswith("d.") else _INBOX

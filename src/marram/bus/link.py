@@ -29,6 +29,12 @@ class Link(Transport):
     def __init__(self, user_timeout_s: float, on_end: Callable[[str], None]) -> None:
         self.heard_bytes = 0
         self.written_bytes = 0
+        # How long the last line of the handshake may take: whether the broker lets us in. It may have to ask somebody who
+        # is not there yet, and tells nobody so: asking again soon is better than waiting for an answer that never comes.
+        # `unheard`: it took longer.
+        self.verdict_s = float("inf")
+        self.unheard = False
+        self._lines = 0
         self._user_timeout_s = user_timeout_s
         self._on_end = on_end
         self._ended = False
@@ -80,12 +86,18 @@ class Link(Transport):
     async def readline(self) -> bytes:
         """Only the handshake reads lines. Where auth is slow the server's PING comes before its PONG: answered here."""
         assert self._reader is not None
-        while True:
-            line = await self._reader.readline()
-            self.heard_bytes += len(line)
-            if not line.startswith(b"PING"):
-                return line
-            self.write(b"PONG\r\n")
+        self._lines += 1
+        try:
+            async with asyncio.timeout(self.verdict_s if self._lines > 1 else None):
+                while True:
+                    line = await self._reader.readline()
+                    self.heard_bytes += len(line)
+                    if not line.startswith(b"PING"):
+                        return line
+                    self.write(b"PONG\r\n")
+        except TimeoutError:
+            self.unheard = True
+            raise
 
     def write(self, payload: bytes) -> None:
         """After the end nothing."""

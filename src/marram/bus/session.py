@@ -55,12 +55,14 @@ class Login:
 class Timing:
     """How long things may take, seconds.
 
+    `verdict_s`: for the broker to say whether it lets us in, doubled where that was too short, up to `connect_s`.
     `dead_after_s`: without a sign of life for so long a connection is given up (by the kernel after twice that).
     `retry_max_s`: between two attempts; after a minute without the broker, five times that. `refused_max_s`: the same
     where the broker refuses us.
     """
 
     connect_s: float = 5.0
+    verdict_s: float = 1.0
     ping_s: float = 5.0
     dead_after_s: float = 10.0
     retry_min_s: float = 0.05
@@ -73,6 +75,7 @@ class Session:
 
     def __init__(self, login: Login, timing: Timing) -> None:
         self.lost = asyncio.Event()
+        self.verdict_s = timing.connect_s  # see `Timing`
         self.why = ""  # it was lost, or did not open
         self.rtt_s: float | None = None
         self._login = login
@@ -93,6 +96,7 @@ class Session:
     async def open(self, url: str) -> None:
         """Raises Refused (credentials; Untrusted with the threat's name), Retryable (link), or what `TlsFiles` does."""
         try:
+            self._link.verdict_s = self.verdict_s
             tls = self._login.tls.context() if self._login.tls is not None else None
             async with asyncio.timeout(3 * self._timing.connect_s):
                 await self._client.connect(
@@ -128,6 +132,11 @@ class Session:
         finally:
             self._opening = False
         self._tasks = [asyncio.create_task(self._ping()), asyncio.create_task(self._watch())]
+
+    @property
+    def unheard(self) -> bool:
+        """Whether it did not open because the broker did not say in time that we are let in."""
+        return self._link.unheard
 
     def _hint(self) -> str | None:
         # The broker keeps to itself why: whoever tries a stolen identity need not learn it.
