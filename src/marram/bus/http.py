@@ -18,8 +18,11 @@ from urllib.parse import quote, urlsplit
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from marram.bus.http_people import PeopleCalls
 from marram.schema.api import (
     PREFIX,
+    ChannelAsk,
+    ChannelView,
     Counts,
     DeployAsk,
     Deployment,
@@ -29,8 +32,10 @@ from marram.schema.api import (
     JoinAsk,
     Joined,
     LabelAsk,
+    Lineage,
     ModelAsk,
     ModelView,
+    Origin,
     RenewAsk,
     Renewed,
     SampleView,
@@ -63,13 +68,15 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T", bound=BaseModel)
 _CHUNK_BYTES = 1 << 18
+# A model is opened and asked once before it is taken in.
+_CHECKED_S = 600.0
 # What may be read of somebody who has proven nothing, and for how long.
 _UNPROVEN_BYTES, _UNPROVEN_S = 16_384, 15.0
 _STATUSES: dict[int, type[MarramError]] = {401: Refused, 403: Refused, 404: Missing, 409: Conflict, 429: Retryable}
 Progress = Callable[[int, int], None]
 
 
-class CloudApi:
+class CloudApi(PeopleCalls):
     """One cloud, spoken to as one caller (`token`). Use as a context manager, or `close` it; safe from several threads.
 
     Every method raises Retryable where the cloud does not answer (now), Refused without the right token, Missing,
@@ -200,14 +207,17 @@ class CloudApi:
         *,
         version: int | None = None,
         progress: Progress | None = None,
+        origin: Origin | None = None,
     ) -> ModelView:
         """Upload and register a bundle: the files `paths` of `folder`, `model.yaml` among them.
 
         Registering the same content again is fine and gives the version it has. `version` None: the next free one.
-        Raises Conflict where `version` exists with other content.
+        The cloud opens it first, which takes a while. Raises Conflict where `version` exists with other content,
+        Untrusted or Invalid where the cloud does not take it.
         """
         manifest = self.put_folder(folder, paths, progress)
-        return self._post("/models", ModelAsk(card=card, manifest=manifest, version=version), ModelView)
+        ask = ModelAsk(card=card, manifest=manifest, version=version, origin=origin)
+        return self._post("/models", ask, ModelView, timeout=_CHECKED_S)
 
     def pull_model(self, model: ModelView, folder: Path) -> None:
         """Write the files of a registered version into `folder`, each checked against its digest before it is kept.
@@ -233,6 +243,18 @@ class CloudApi:
         """One model version, the newest where `version` is None. Raises Missing."""
         path = f"/models/{_segment(name)}" + (f"/{version}" if version is not None else "")
         return self._one(ModelView, self._call("GET", path))
+
+    def lineage(self, name: str, version: int) -> Lineage:
+        """Where a model version comes from, what came of it, who uses it. Raises Missing."""
+        return self._one(Lineage, self._call("GET", f"/models/{_segment(name)}/{version}/lineage"))
+
+    def tag(self, name: str, channel: str, version: int) -> ChannelView:
+        """Have a channel point to a version. Raises Missing, Invalid (no name for a channel)."""
+        return self._post(_channel(name, channel), _valid(ChannelAsk, version=version), ChannelView, method="PUT")
+
+    def untag(self, name: str, channel: str) -> None:
+        """Take a channel away. Raises Missing."""
+        self._call("DELETE", _channel(name, channel))
 
     # ------------------------------------------------------------ deployments
 
@@ -372,10 +394,19 @@ class CloudApi:
             raise self._foreign(response)
         return content
 
-    def _post(self, path: str, body: BaseModel, reply: type[_T], *, sparse: bool = False) -> _T:
+    def _post(
+        self,
+        path: str,
+        body: BaseModel,
+        reply: type[_T],
+        *,
+        sparse: bool = False,
+        method: str = "POST",
+        **options: Any,
+    ) -> _T:
         content = body.model_dump_json(exclude_unset=sparse).encode()
         headers = {"Content-Type": "application/json"}
-        return self._one(reply, self._call("POST", path, content=content, headers=headers))
+        return self._one(reply, self._call(method, path, content=content, headers=headers, **options))
 
     def _list(self, path: str, item: type[_T], **query: Any) -> list[_T]:
         response = self._call("GET", path, params=_params(**query))
@@ -489,6 +520,10 @@ def _printable(token: str) -> str:
     if not token.isascii() or not token.isprintable() or " " in token.strip():
         raise Invalid("the token has characters that no token has", hint="Copy it again, whole and alone.")
     return token.strip()
+
+
+def _channel(name: str, channel: str) -> str:
+    return f"/models/{_segment(name)}/channels/{_segment(channel)}"
 
 
 def _segment(text: str) -> str:
