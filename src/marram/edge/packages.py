@@ -6,9 +6,10 @@ An agent asks for it once a connection; reading the metadata of two hundred pack
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Iterable
+
+from marram.schema.platform import normal
 
 # More than any device has; the answer travels with a report.
 _MOST = 1000
@@ -28,8 +29,3 @@ def installed_versions(folders: Iterable[str] | None = None) -> dict[str, str]:
             if dot and kind in ("dist-info", "egg-info") and dash and project and len(found) < _MOST:
                 found.setdefault(normal(project), version.partition("-py")[0])
     return found
-
-
-def normal(name: str) -> str:
-    """A distribution's name as it is compared: `PyYAML`, `Py_yaml` -> `pyyaml`, `py-yaml`."""
-    return re.sub(r"[-_.]+", "-", name).lower()
