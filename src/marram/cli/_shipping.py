@@ -57,7 +57,7 @@ def send_models(api: CloudApi, file: AppFile, told: Callable[[str], None], progr
         if asked.channel is not None:
             pinned = _pointed(asked, there, where)
             given[use.place] = f"{pinned.name}@{pinned.version}"
-            told(f"{use.reference} is {pinned.name}@{pinned.version} now; it stays that until the app is deployed again")
+            told(f"{use.reference} is {pinned.name}@{pinned.version} now, until the app is deployed again")
             continue
         name, version = asked.name, asked.version
         newest = max((m.version for m in there if m.name == name), default=0)

@@ -168,7 +168,7 @@ class CloudState:
         return view
 
     def models(self) -> list[ModelView]:
-        return self.models_desk.list()
+        return self.models_desk.all()
 
     def model(self, name: str, version: int | None) -> ModelView:
         return self.models_desk.get(name, version)

@@ -240,6 +240,7 @@ class Registry:
         if not any(line.strip() for line in lines):
             raise Invalid("names no label", where=f"{card.model}/{card.labels}")
 
+
 def _taken(name: str, version: int) -> Conflict:
     return Conflict(
         f"{name} {version} has other content", hint=f"Raise `version` in its {CARD}, or leave it to the cloud."

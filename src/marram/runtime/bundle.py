@@ -99,7 +99,8 @@ class Bundle:
 def parse_card(text: str, name: str = CARD) -> ModelCard:
     """The card that `text` (YAML) describes; `name` is the file's name, for messages.
 
-    Raises Invalid with every fault found, one a line: `name:line  field: fault`; Untrusted where it names a file outside.
+    Raises Invalid with every fault found, one a line: `name:line  field: fault`; Untrusted where it names a file
+    outside of the folder.
     """
     return _card_on(Page.read(text, name))
 

@@ -67,11 +67,13 @@ def _evil(protocol: int = 4) -> bytes:
     return pickle.dumps(_Payload(), protocol)
 
 
-def _write(folder: Path, content: bytes, file: str = FILE, engine: Engine = Engine.ONNX, **more: bytes) -> None:
+def _write(
+    folder: Path, content: bytes, file: str = FILE, engine: Engine = Engine.ONNX, more: dict[str, bytes] | None = None
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CARD).write_text(dump_card(card(file, engine)), encoding="utf-8")
     (folder / file).write_bytes(content)
-    for name, extra in more.items():
+    for name, extra in (more or {}).items():
         (folder / name).write_bytes(extra)
 
 
@@ -244,12 +246,12 @@ def _content(content: Callable[[], bytes], file: str = FILE, engine: Engine = En
 
 
 def _beside(name: str, content: Callable[[], bytes]) -> Callable[[Path], None]:
-    return lambda folder: _write(folder, external(f"{FILE}.data"), **{name: content()})
+    return lambda folder: _write(folder, external(f"{FILE}.data"), more={name: content()})
 
 
 def _labelled(content: bytes) -> Callable[[Path], None]:
     def make(folder: Path) -> None:
-        _write(folder, probe.onnx(), **{"labels.txt": content})
+        _write(folder, probe.onnx(), more={"labels.txt": content})
         named = card().model_copy(update={"labels": "labels.txt"})
         (folder / CARD).write_text(dump_card(named), encoding="utf-8")
 

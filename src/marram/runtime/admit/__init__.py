@@ -1,12 +1,12 @@
 """Whether a bundle may be taken in: looked into, opened and asked once, in a process that may crash, hang or starve.
 
-`admit(folder)` is all that others need. Everything that reads a stranger's file runs in a child process of its own
+`admit(folder)` (`admit_bundle` for a folder that holds other things too) is all that others need. Everything that reads a stranger's file runs in a child process of its own
 with bounds on memory, time and files (`child.py`): what takes that down is refused, and takes nothing else down.
 It must never unpickle, never unpack to the disk, and never follow a path that a file names.
 """
 
 from __future__ import annotations
 
-from marram.runtime.admit.admit import Bounds, admit
+from marram.runtime.admit.admit import Bounds, admit, admit_bundle
 
-__all__ = ["Bounds", "admit"]
+__all__ = ["Bounds", "admit", "admit_bundle"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from marram.runtime.bundle import Bundle
 from marram.schema.errors import KINDS, Invalid, MarramError, Retryable, Threat, Untrusted
 from marram.schema.units import format_size
 from marram.system.children import tied
@@ -80,6 +82,20 @@ def admit(folder: Path, bounds: Bounds | None = None) -> list[str]:
             if "unchecked" in message and process.returncode == 0:
                 return [str(each) for each in message["unchecked"]]
         raise _fall(process.returncode, late, at, _end(complained).decode(errors="replace"), bounds)
+
+
+def admit_bundle(bundle: Bundle) -> list[str]:
+    """`admit` for a bundle in a folder that may hold other things too. Raises Retryable where it cannot be copied."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="marram-model-") as temporary:
+            folder = Path(temporary) / bundle.card.model
+            for name in bundle.files():
+                copy = folder / name
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(bundle.folder / name, copy)
+            return admit(folder)
+    except OSError as error:
+        raise Retryable(f"cannot copy it to check it: {error.strerror}", where=str(bundle.folder)) from error
 
 
 def _fall(status: int, late: bool, at: str, words: str, bounds: Bounds) -> MarramError:

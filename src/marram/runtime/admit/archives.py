@@ -16,8 +16,9 @@ import stat
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import IO, Any, BinaryIO
 
 from marram.runtime.admit.pickles import SUFFIXES, is_pickle
 from marram.schema.errors import Threat, Untrusted
@@ -110,7 +111,7 @@ def _zip(file: BinaryIO, name: str, size: int, depth: int) -> None:
             raise _pickle(f"{member.filename} in {name} cannot be looked into ({error})") from error
 
 
-def _member(inside: BinaryIO, name: str, size: int, depth: int) -> None:
+def _member(inside: IO[bytes], name: str, size: int, depth: int) -> None:
     """A member: read to its end, so that a checksum that does not match is seen."""
     if name.split(" in ")[0].lower().endswith(SUFFIXES):
         raise _pickle(f"{name} is named as a pickle")
@@ -132,7 +133,7 @@ def _tar(file: BinaryIO, name: str, depth: int) -> None:
                 _check_name(member.name, name, link=member.issym() or member.islnk())
                 inside = archive.extractfile(member) if member.isfile() else None
                 if inside is not None:
-                    _member(inside, f"{member.name} in {name}", member.size, depth)  # type: ignore[arg-type]
+                    _member(inside, f"{member.name} in {name}", member.size, depth)
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         raise _pickle(f"{name} is an archive that cannot be looked into ({error})") from error
 
@@ -160,7 +161,7 @@ def _npy(file: BinaryIO, name: str) -> None:
 
 def _unpacked(file: BinaryIO, head: bytes) -> bytes:
     """The beginning of what a compressed stream holds; nothing where it is none."""
-    openers = {
+    openers: dict[bytes, Callable[[], Any]] = {
         b"\x1f\x8b": lambda: zlib.decompressobj(wbits=31),
         b"\x78": zlib.decompressobj,
         b"BZh": bz2.BZ2Decompressor,

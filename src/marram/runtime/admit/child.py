@@ -47,8 +47,8 @@ def main() -> int:
     except MarramError as error:
         say(fault={"kind": error.kind, "what": error.what, "where": error.where, "hint": error.hint})
     except (MemoryError, RecursionError):
-        error = Untrusted("opening it takes more memory than a model of its size may", threat=Threat.EXHAUSTION)
-        say(fault={"kind": error.kind, "what": error.what, "where": None, "hint": None})
+        starved = Untrusted("opening it takes more memory than a model of its size may", threat=Threat.EXHAUSTION)
+        say(fault={"kind": starved.kind, "what": starved.what, "where": None, "hint": None})
     return 0
 
 
