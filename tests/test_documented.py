@@ -27,11 +27,16 @@ def page(name: str) -> str:
 def commands() -> Iterator[tuple[str, Any]]:
     """Every command as it is typed: `marram edge join` …"""
     for noun in COMMANDS:
-        made: Any = typer.main.get_command(importlib.import_module(f"marram.cli.{noun}").app)
-        verbs = getattr(made, "commands", {})
-        yield from ((f"marram {noun} {verb}", command) for verb, command in verbs.items())
-        if not verbs:
-            yield f"marram {noun}", made
+        yield from below(f"marram {noun}", typer.main.get_command(importlib.import_module(f"marram.cli.{noun}").app))
+
+
+def below(typed: str, command: Any) -> Iterator[tuple[str, Any]]:
+    """`command`, or those it is made of."""
+    verbs = getattr(command, "commands", {})
+    if not verbs:
+        yield typed, command
+    for verb, each in verbs.items():
+        yield from below(f"{typed} {verb}", each)
 
 
 @pytest.mark.parametrize(("typed", "command"), [pytest.param(*each, id=each[0]) for each in commands()])

@@ -26,6 +26,8 @@ COMMANDS: dict[str, str] = {
     "model": "Build, add and list models.",
     "cloud": "Start the cloud: broker, database, API, console, replicas.",
     "edge": "Join this machine to a cloud as a device, and run it.",
+    "user": "People, their roles and API tokens.",
+    "audit": "Who changed what; whether anybody changed that.",
     "token": "Make tokens that let devices join.",
     "device": "List devices, show one.",
     "deploy": "Put an app on devices.",
