@@ -1,4 +1,4 @@
-"""The models of a cloud as its API shows them: the registry, who changed what, where a version comes from, who uses it."""
+"""The models of a cloud as its API shows them: who changed what, where a version comes from, who uses it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ModelDesk:
             row = self._registry.add(ask.card, ask.manifest, version=ask.version, lineage=lineage)
         return self._view(row)
 
-    def list(self) -> list[ModelView]:
+    def all(self) -> list[ModelView]:
         """Every version, by name, newest first."""
         pointing = defaultdict(list)
         for (name, channel), version in self._store.models.channels().items():
@@ -101,7 +101,8 @@ class ModelDesk:
 
 
 def _uses(app: DesiredApp, row: ModelRow) -> bool:
-    return any((model.name, model.version) == (row.name, row.version) for model in (*app.models, *app.cloud))
+    named = {(model.name, model.version) for model in app.models} | {(model.name, model.version) for model in app.cloud}
+    return (row.name, row.version) in named
 
 
 def _origin(row: ModelRow) -> Origin | None:

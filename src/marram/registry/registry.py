@@ -114,11 +114,11 @@ class Registry:
         raise Missing(f'no model "{name}" in the cloud{meant}', hint="`marram model list` shows all.")
 
     def resolve(self, reference: str) -> ModelRow:
-        """What `name`, `name@3` or `name@stable` means now. Raises Invalid (no reference), Missing, saying what there is."""
+        """What `name`, `name@3`, `name@stable` means now. Raises Invalid (no reference), Missing (with what there is)."""
         return self.get(*self.pinned(reference))
 
     def pinned(self, reference: str) -> tuple[str, int | None]:
-        """The name and version of a reference: a channel's version now, None where it names neither. Raises as above."""
+        """Name and version of a reference: a channel's version now, None where it has none. Raises as `resolve`."""
         parsed = _parsed(reference)
         if parsed.channel is None:
             return parsed.name, parsed.version

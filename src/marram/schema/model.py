@@ -15,7 +15,6 @@ from pydantic_core import PydanticCustomError
 
 from marram.schema.ids import Name
 
-
 # The type of pydantic's fault for a path that leads out of its folder.
 TRAVERSAL = "path_traversal"
 

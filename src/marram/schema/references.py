@@ -1,4 +1,4 @@
-"""Other names for an app's models, put into its text: a path becomes what was pushed, a channel the version it means."""
+"""Other names for an app's models, put into its text: for a path what was pushed, for a channel its version."""
 
 from __future__ import annotations
 

@@ -12,7 +12,6 @@ from sqlalchemy import delete, func, insert, select
 from marram.schema.errors import Missing
 from marram.schema.model import Manifest, ModelCard
 from marram.store.audit import noted, unchanged
-from marram.store.audit import noted
 from marram.store.database import Database
 from marram.store.documents import dump, load
 from marram.store.tables import channels, models

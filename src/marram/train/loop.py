@@ -6,13 +6,17 @@ It must never register what was not judged, and never touch the version that run
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import yaml
+
 from marram.bus.http import CloudApi
 from marram.runtime import library
 from marram.runtime.bundle import Bundle
+from marram.schema.api import Origin, SliceScore
 from marram.schema.errors import Missing
 from marram.train.bundle import write_bundle
 from marram.train.compare import Verdict, judge
@@ -61,10 +65,29 @@ def run_recipe(recipe: Recipe, folder: Path, api: CloudApi | None, watcher: Watc
         if not verdict.accepted:
             return Outcome(verdict, recipe.recipe, old.card.version if old else None, None)
         if api is not None:
-            version = api.push_model(new.card, new.folder, new.files(), version=version).version
+            origin = _origin(recipe, old, examples, verdict)
+            made = api.push_model(new.card, new.folder, new.files(), version=version, origin=origin)
+            version = made.version
         else:
             library.add(new.folder)
         return Outcome(verdict, recipe.recipe, old.card.version if old else None, version)
+
+
+def _origin(recipe: Recipe, old: Bundle | None, examples: Examples, verdict: Verdict) -> Origin:
+    """What is remembered of how the version was made, and how well it did."""
+    text = yaml.safe_dump(recipe.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True)
+    by_slice = Counter(example.slice for example in (*examples.train, *examples.held_out))
+    return Origin(
+        parent=old.card.version if old else None,
+        recipe=text[:20_000],
+        trained_on=len(examples.train),
+        held_out=len(examples.held_out),
+        samples=dict(by_slice.most_common(200)),
+        accuracy=[
+            SliceScore(slice=score.slice[:200], examples=score.examples, old=score.old, new=score.new)
+            for score in verdict.scores[:200]
+        ],
+    )
 
 
 def _newest(name: str, api: CloudApi | None, folder: Path) -> Bundle | None:

@@ -26,7 +26,7 @@ def lineage(name: Name, version: Version, cloud: Cloud) -> Lineage:
 @router.put("/models/{name}/channels/{channel}")
 @needs(Permission.MODELS)
 def tag(name: Name, channel: Channel, ask: ChannelAsk, cloud: Cloud) -> ChannelView:
-    """Have a channel point to a version. What is deployed stays as it is: a channel is looked up when an app is deployed."""
+    """Have a channel point to a version. It is looked up when an app is deployed: what is deployed stays as it is."""
     return cloud.models_desk.tag(name, channel, ask.version)
 
 

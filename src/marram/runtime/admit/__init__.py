@@ -1,7 +1,8 @@
 """Whether a bundle may be taken in: looked into, opened and asked once, in a process that may crash, hang or starve.
 
-`admit(folder)` (`admit_bundle` for a folder that holds other things too) is all that others need. Everything that reads a stranger's file runs in a child process of its own
-with bounds on memory, time and files (`child.py`): what takes that down is refused, and takes nothing else down.
+`admit(folder)` is all that others need (`admit_bundle` where the folder holds other things too). Everything that reads
+a stranger's file runs in a child process of its own with bounds on memory, time and files (`child.py`): what takes that
+down is refused, and takes nothing else down.
 It must never unpickle, never unpack to the disk, and never follow a path that a file names.
 """
 
