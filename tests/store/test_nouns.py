@@ -10,7 +10,7 @@ from marram.schema.device import REPORT_INTERVAL_S, DesiredApp, DeviceInfo, Devi
 from marram.schema.errors import Conflict, Missing
 from marram.schema.event import Event, EventKind, Recorded
 from marram.schema.model import Input, Manifest, ModelCard, Output, Task, Variant
-from marram.store import AdminRow, Body, ModelRow, SampleFilter, Store, TokenRow
+from marram.store import AdminRow, Body, ModelRow, SampleFilter, Store
 
 
 def app(name: str, version: int = 1) -> DesiredApp:
@@ -131,24 +131,6 @@ def test_deployments_are_kept_newest_first(store: Store) -> None:
     two = store.deployments.add("a", None, {}, now_s=2)
     assert store.deployments.list("a") == [two, one]
     assert store.deployments.list("b") == []
-
-
-def test_the_last_use_of_a_token_goes_to_one(store: Store) -> None:
-    store.tokens.add(TokenRow("t", "h" * 64, {"site": "a"}, 3, 3, 0.0, 100.0))
-    taken: list[bool] = []
-    threads = [threading.Thread(target=lambda: taken.append(store.tokens.use("t", now_s=50))) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(taken) == [False] * 5 + [True] * 3
-    store.tokens.give_back("t")
-    assert store.tokens.use("t", now_s=100) is False  # expired
-    row = store.tokens.get("t")
-    assert row is not None and (row.uses_left, row.labels) == (1, {"site": "a"})
-    assert [r.id for r in store.tokens.list()] == ["t"]
-    store.tokens.remove("t")
-    assert store.tokens.get("t") is None
 
 
 def test_api_tokens_can_be_revoked(store: Store) -> None:

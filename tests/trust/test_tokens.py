@@ -10,9 +10,12 @@ from marram.schema.errors import Refused
 from marram.trust import API, JOIN, device_secret, hash_secret, new_token, parse_token, proves, session_key
 
 
+CLOUD = "A-_" * 14 + "z"
+
+
 def test_a_token_is_taken_apart_as_it_was_made() -> None:
-    for kind in (JOIN, API):
-        token = new_token(kind)
+    for kind, cloud in ((JOIN, CLOUD), (API, "")):
+        token = new_token(kind, cloud)
         assert parse_token(f" {token.text}\n", kind) == token
         assert proves(token.secret, token.secret_hash)
         assert token.secret not in token.secret_hash
@@ -28,7 +31,7 @@ def test_a_token_of_the_other_kind_is_refused() -> None:
     with pytest.raises(Refused, match="mrm1"):
         parse_token(new_token(API).text, JOIN)
     with pytest.raises(Refused, match="mra1"):
-        parse_token(new_token(JOIN).text, API)
+        parse_token(new_token(JOIN, CLOUD).text, API)
 
 
 @given(st.text(max_size=80))
@@ -41,8 +44,11 @@ def test_what_is_no_token_is_refused_without_being_repeated(text: str) -> None:
 
 
 def test_a_cut_token_says_so() -> None:
-    with pytest.raises(Refused, match="not complete"):
-        parse_token(new_token(JOIN).text[:-1], JOIN)
+    whole = new_token(JOIN, CLOUD).text
+    # The fingerprint cannot be left off: nothing would keep the token from being shown to anybody.
+    for cut in (whole[:-1], whole[:-44], whole[:-43], whole + "x", whole[:-1] + "!"):
+        with pytest.raises(Refused, match="not complete"):
+            parse_token(cut, JOIN)
 
 
 def test_only_the_secret_proves() -> None:

@@ -11,13 +11,15 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, delete, insert, select, update
 
 from marram.schema.errors import Threat, Untrusted
 from marram.schema.units import format_duration
 from marram.store.database import Database
 from marram.store.tables import certificates
 
+# A device that asks again and again (its answers are lost, or it means harm) fills no database.
+_MOST_WAITING = 8
 _JOIN_AGAIN = "Join the device again: marram token create"
 
 
@@ -42,9 +44,21 @@ class Certificates:
         self._database = database
 
     def add(self, row: CertificateRow) -> None:
-        """Raises Conflict where the serial number is taken."""
+        """Of those that a device never used, only the latest stay. Raises Conflict (the serial number)."""
         with self._database.write() as connection:
             add_certificate(connection, row)
+            waiting = (
+                select(certificates.c.serial)
+                .where(
+                    certificates.c.device == row.device,
+                    certificates.c.used_s.is_(None),
+                    certificates.c.superseded_s.is_(None),
+                    certificates.c.revoked_s.is_(None),
+                )
+                .order_by(certificates.c.issued_s.desc(), certificates.c.serial)
+            )
+            for old in connection.execute(waiting).scalars().all()[_MOST_WAITING:]:
+                connection.execute(delete(certificates).where(certificates.c.serial == old))
 
     def get(self, serial: str) -> CertificateRow | None:
         with self._database.read() as connection:
