@@ -50,11 +50,15 @@ async def test_a_function_can_import_it_and_ask_for_its_version(device: Device, 
     made = wheel(tmp_path, "tiny", "2.3", {"tiny/__init__.py": b"value = 7\n", "tiny/data.txt": b"d"})
     place = await device.envs.install(device.manifest(made))
     code = "import tiny, importlib.metadata as m; print(tiny.value, m.version('tiny'))"
-    said = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(place)}, capture_output=True, text=True)
-    assert said.stdout == "7 2.3\n"
+    assert _python(code, place) == "7 2.3\n"
     assert (place / "tiny/data.txt").read_bytes() == b"d"
-    before = os.stat(place).st_ino
-    assert os.stat(await device.envs.install(device.manifest(made))).st_ino == before
+    before = place.stat().st_ino
+    assert (await device.envs.install(device.manifest(made))).stat().st_ino == before
+
+
+def _python(code: str, place: Path) -> str:
+    environment = {"PYTHONPATH": str(place)}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True).stdout
 
 
 async def test_nothing_runs_by_being_there(device: Device, tmp_path: Path) -> None:

@@ -39,6 +39,8 @@ from marram.schema.api import (
     RenewAsk,
     Renewed,
     SampleView,
+    SecretAsk,
+    SecretView,
     Status,
     TokenAsk,
     TokenMade,
@@ -143,6 +145,23 @@ class CloudApi(PeopleCalls):
     def revoke_token(self, id: str) -> None:
         """Nobody joins with it any more."""
         self._call("DELETE", f"/tokens/{_segment(id)}")
+
+    # ------------------------------------------------------------ secrets
+
+    def set_secret(self, name: str, value: str, selector: dict[str, str] | None = None) -> SecretView:
+        """Set a secret for devices whose labels match."""
+        ask = _valid(SecretAsk, value=value, selector=selector or {})
+        content = ask.model_dump_json().encode()
+        headers = {"Content-Type": "application/json"}
+        return self._one(SecretView, self._call("PUT", f"/secrets/{_segment(name)}", content=content, headers=headers))
+
+    def secrets(self) -> list[SecretView]:
+        """Which secrets there are; not what they are."""
+        return self._list("/secrets", SecretView)
+
+    def remove_secret(self, name: str) -> None:
+        """Raises Missing."""
+        self._call("DELETE", f"/secrets/{_segment(name)}")
 
     # ------------------------------------------------------------ devices
 

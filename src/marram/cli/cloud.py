@@ -93,6 +93,14 @@ def cloud(
         typer.Option(help="The broker's address as devices see it, where that differs: nats://HOST:PORT"),
     ] = None,
     keys: KeysOption = None,
+    wheel_index: Annotated[
+        str | None,
+        typer.Option(
+            envvar="MARRAM_WHEEL_INDEX",
+            help="Where wheels of functions come from: an index's URL, or a folder of wheels. Default: as pip is set.",
+            show_default=False,
+        ),
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False,
 ) -> None:
     """Start the cloud. Ctrl-C stops it; nothing is lost."""
@@ -114,6 +122,7 @@ def cloud(
         serve=tuple(serve or ()),
         brokers=tuple(broker or ()),
         keys=None if keys is None else keys.absolute(),
+        wheel_index=wheel_index,
     )
     asyncio.run(_run(settings))
 

@@ -20,12 +20,14 @@ from marram.bus.codec import (
     pack_blob,
     pack_desired,
     pack_metadata,
+    unpack,
     unpack_report,
 )
+from marram.cloud.safe import Safe
 from marram.cloud.signing import Signing
 from marram.rollout import Rollout
 from marram.schema.device import Desired, Reported
-from marram.schema.errors import MarramError, Missing, Refused
+from marram.schema.errors import Invalid, MarramError, Missing, Refused
 from marram.store import Objects, Store
 
 log = logging.getLogger(__name__)
@@ -46,12 +48,15 @@ _ALLOWED_S = 10.0
 class Fleet:
     """One fleet process; start as many as needed."""
 
-    def __init__(self, bus: Bus, store: Store, objects: Objects, rollout: Rollout, signing: Signing) -> None:
+    def __init__(
+        self, bus: Bus, store: Store, objects: Objects, rollout: Rollout, signing: Signing, safe: Safe
+    ) -> None:
         self._bus = bus
         self._store = store
         self._objects = objects
         self._rollout = rollout
         self._signing = signing
+        self._safe = safe
         self._allowed: dict[str, tuple[float, frozenset[str]]] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -60,6 +65,7 @@ class Fleet:
         await self._bus.subscribe(subjects.REPORTS, self._on_report, QUEUE, parallel=_PARALLEL)
         await self._bus.subscribe(subjects.BLOBS, self._on_blob, QUEUE, parallel=_PARALLEL)
         await self._bus.subscribe(subjects.METADATA, self._on_metadata, QUEUE, parallel=_PARALLEL)
+        await self._bus.subscribe(subjects.SECRETS, self._on_secrets, QUEUE, parallel=_PARALLEL)
         self._tasks = [
             asyncio.create_task(self._keep_true(), name="fleet"),
             asyncio.create_task(self._sign(), name="signatures"),
@@ -107,15 +113,19 @@ class Fleet:
     async def _on_report(self, message: Message) -> bytes | None:
         device = subjects.device_of(message.subject)
         reported = unpack_report(message.payload)
-        return pack_desired(await asyncio.to_thread(self._report, device, reported))
+        return pack_desired(*await asyncio.to_thread(self._report, device, reported))
 
-    def _report(self, device: str, reported: Reported) -> Desired | None:
+    def _report(self, device: str, reported: Reported) -> tuple[Desired | None, dict[str, int]]:
         if not self._store.devices.exists(device):
             raise Refused(f'no device "{device}" here; it was removed', hint="Join it again: marram edge join")
+        if reported.info is not None:
+            self._store.devices.set_info(device, reported.info)
+            reported = reported.model_copy(update={"info": None})
         self._store.states.report(device, reported)
         desired = self._store.states.desired(device)
         # Not only older: after the cloud was restored from a backup, a device may know of a later state than it does.
-        return desired if desired.version != reported.desired_version else None
+        newer = desired if desired.version != reported.desired_version else None
+        return newer, self._safe.versions(device, desired.apps)
 
     async def _on_blob(self, message: Message) -> bytes | None:
         device = subjects.device_of(message.subject)
@@ -127,6 +137,13 @@ class Fleet:
             raise Missing(f"no file {ask.sha256[:12]}… among what {device} should run")
         size = self._objects.size(ask.sha256)
         return pack_blob(self._objects.read(ask.sha256, ask.offset, min(ask.length, _MOST_BYTES)), size)
+
+    async def _on_secrets(self, message: Message) -> bytes | None:
+        device = subjects.device_of(message.subject)
+        certificate = unpack(message.payload)
+        if not isinstance(certificate, bytes):
+            raise Invalid("secrets are asked for with the device's certificate")
+        return await asyncio.to_thread(self._safe.sealed_for, device, certificate)
 
     async def _on_metadata(self, message: Message) -> bytes | None:
         ask = MetadataAsk.unpack(message.payload)
@@ -144,7 +161,7 @@ class Fleet:
         digests = frozenset(
             file.sha256
             for app in self._store.states.desired(device).apps
-            for manifest in (app.files, *(model.manifest for model in app.models))
+            for manifest in (app.files, *app.wheels.values(), *(model.manifest for model in app.models))
             for file in manifest.files
         )
         self._allowed[device] = (now_s + _ALLOWED_S, digests)

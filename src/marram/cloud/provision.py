@@ -13,6 +13,7 @@ from marram.cloud.signing import make_keys
 from marram.schema.errors import Missing, Refused
 from marram.trust.authority import Authority
 from marram.trust.keys import Keys
+from marram.trust.sealing import make_seal_key
 
 
 def provision(keys: Keys, now_s: float) -> bool:
@@ -28,6 +29,7 @@ def provision(keys: Keys, now_s: float) -> bool:
         made = not keys.ca_certificate.exists()
         Authority.create(keys, now_s)
         make_keys(keys, now_s)
+        make_seal_key(keys)
     return made
 
 

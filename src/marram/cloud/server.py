@@ -155,7 +155,7 @@ class Cloud:
                 provision(keys, time.time())
             else:
                 provided(keys)
-            return CloudState(store, Objects(settings.objects_url), scratch, keys)
+            return CloudState(store, Objects(settings.objects_url), scratch, keys, settings.wheel_index)
         except BaseException:
             store.close()
             raise
@@ -198,7 +198,7 @@ class Cloud:
             # Closed twice on purpose: first no more batches come, then the commits under way end, then the rest goes.
             self._closing.push_async_callback(bus.close)
         if Role.FLEET in settings.roles:
-            fleet = Fleet(bus, state.store, state.objects, state.rollout, state.signing)
+            fleet = Fleet(bus, state.store, state.objects, state.rollout, state.signing, state.safe)
             await fleet.start()
             self._closing.push_async_callback(fleet.stop)
             await Renewals(bus, state.enrolment).start()

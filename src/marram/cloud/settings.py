@@ -36,6 +36,8 @@ class Settings:
     # Addresses told to devices that join, where they differ from where the broker listens.
     brokers: tuple[str, ...] = ()
     keys: Path | None = None
+    # Where wheels of functions come from: an index's URL or a folder; None: as pip itself is set.
+    wheel_index: str | None = None
 
     @property
     def keys_folder(self) -> Path:

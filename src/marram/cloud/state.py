@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,9 +19,11 @@ from marram.cloud.api.contract import EventQuery, SampleQuery, Totals
 from marram.cloud.enrolment import Enrolment
 from marram.cloud.models import ModelDesk
 from marram.cloud.people import People
+from marram.cloud.safe import Safe, secret_view
 from marram.cloud.signing import Signing
 from marram.cloud.steering import Steering
 from marram.cloud.views import counts_view, device_app, event_view, sample_view
+from marram.cloud.wheels import Wheels
 from marram.registry import Registry
 from marram.rollout import Rollout
 from marram.schema.api import (
@@ -37,6 +39,8 @@ from marram.schema.api import (
     RenewAsk,
     Renewed,
     SampleView,
+    SecretAsk,
+    SecretView,
     Status,
     TokenAsk,
     TokenMade,
@@ -45,6 +49,7 @@ from marram.schema.api import (
 from marram.schema.app import parse_app
 from marram.schema.device import Device, DeviceState
 from marram.schema.errors import MarramError, Missing
+from marram.schema.model import Manifest
 from marram.store import DeploymentRow, EventFilter, Objects, SampleFilter, Store, actor, auditing
 from marram.trust.authority import Authority
 from marram.trust.keys import Keys
@@ -74,7 +79,9 @@ class Hands:
 class CloudState:
     """Implements `cloud.api.contract.State`."""
 
-    def __init__(self, store: Store, objects: Objects, scratch: Path, keys: Keys) -> None:
+    def __init__(
+        self, store: Store, objects: Objects, scratch: Path, keys: Keys, wheel_index: str | None = None
+    ) -> None:
         """Raises Missing, Refused or Invalid where `keys` are not there or not to be used."""
         self.store = store
         self.objects = objects
@@ -82,13 +89,15 @@ class CloudState:
         self.models_desk = ModelDesk(store, self.registry)
         self.signing = Signing(store, keys)
         self.signing.open()
-        self.rollout = Rollout(store, self.registry, objects, self.signing.sign)
+        self.rollout = Rollout(store, self.registry, objects, self.signing.sign, self._resolve)
         self.access = Access(store)
         self.people = People(store, self.access)
         self.audit = store.audit
         self.hands = Hands()
         self.steering = Steering(store, self.rollout, self._rolled)
         self.keys = keys
+        self.safe = Safe(store, keys)
+        self._wheels = Wheels(objects, scratch, wheel_index)
         self.authority = Authority.open(keys)
         self.enrolment = Enrolment(store, self.authority)
         self._scratch = scratch
@@ -100,7 +109,7 @@ class CloudState:
     def scratch(self) -> Path:
         return self._scratch
 
-    # ------------------------------------------------------------ joining, devices
+    # ------------------------------------------------------------ joining
 
     def join(self, ask: JoinAsk) -> Joined:
         enrolled = self.enrolment.join(ask)
@@ -134,6 +143,21 @@ class CloudState:
     def revoke_token(self, id: str) -> None:
         with auditing(actor(), "join_token.revoke", id):
             self.store.tokens.remove(id)
+
+    # ------------------------------------------------------------ secrets
+
+    def set_secret(self, name: str, ask: SecretAsk) -> SecretView:
+        with auditing(actor(), "secret.set", name, selector=ask.selector):
+            return secret_view(self.safe.put(name, ask.value, dict(ask.selector)))
+
+    def secrets(self) -> list[SecretView]:
+        return [secret_view(row) for row in self.safe.all()]
+
+    def remove_secret(self, name: str) -> None:
+        with auditing(actor(), "secret.remove", name):
+            self.safe.remove(name)
+
+    # ------------------------------------------------------------ devices
 
     def devices(self) -> list[Device]:
         return self.store.devices.list()
@@ -179,6 +203,11 @@ class CloudState:
         return self.signing.read(name)
 
     # ------------------------------------------------------------ deployments
+
+    def _resolve(self, requires: Sequence[str], selector: dict[str, str]) -> dict[str, Manifest]:
+        if not requires:
+            return {}
+        return self._wheels.resolve(requires, [device.info for device in self.store.devices.list(selector)])
 
     def deploy(self, ask: DeployAsk) -> Deployment:
         with auditing(actor(), "deploy", parse_app(ask.app_yaml).app, selector=ask.selector):

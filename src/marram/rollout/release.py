@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from marram.registry import Registry, bundle_digest
 from marram.schema.app import App, app_on, model_uses, parse_app
@@ -27,6 +27,15 @@ APP_FILE = "app.yaml"
 Sign = Callable[[DesiredApp], None]
 
 
+# The wheels that these requirements of functions take on the devices of a selector, by platform. Raises MarramError.
+Resolve = Callable[[Sequence[str], dict[str, str]], dict[str, Manifest]]
+
+
+def no_wheels(requires: Sequence[str], selector: dict[str, str]) -> dict[str, Manifest]:
+    """For where no device is."""
+    return {}
+
+
 def unsigned(app: DesiredApp) -> None:
     """For where no device is: nobody signs it."""
 
@@ -34,16 +43,25 @@ def unsigned(app: DesiredApp) -> None:
 class Releases:
     """Makes app versions. Blocking; safe from any thread."""
 
-    def __init__(self, store: Store, registry: Registry, objects: Objects, sign: Sign = unsigned) -> None:
+    def __init__(
+        self,
+        store: Store,
+        registry: Registry,
+        objects: Objects,
+        sign: Sign = unsigned,
+        resolve: Resolve = no_wheels,
+    ) -> None:
         self._store = store
         self._registry = registry
         self._objects = objects
         self._sign = sign
+        self._wheels = resolve
 
-    def make(self, app_yaml: str, files: Manifest) -> AppRow:
+    def make(self, app_yaml: str, files: Manifest, selector: dict[str, str]) -> AppRow:
         """The version that is this text with these files; the one there is already where it is the same.
 
-        Raises Invalid (app, files), Missing (a model or file is not in the cloud).
+        `selector`: for whose platforms wheels are resolved. Raises Invalid (app, files, requirements), Missing (a model
+        or file is not in the cloud), Retryable (the package index).
         """
         app_yaml, app = self._pinned(app_yaml)
         manifest = self._files(app, app_yaml, files)
@@ -56,6 +74,8 @@ class Releases:
                 CloudModel(name=row.name, version=row.version, card=row.card)
                 for row in self._resolve([use.reference for use in model_uses(app) if use.cloud])
             ],
+            wheels=self._wheels([each for step in app.functions for each in step.requires], selector),
+            secrets=app.secrets,
         )
         made = self._store.apps.add(wanted, _digest(wanted))
         self._sign(made.app)
@@ -139,5 +159,6 @@ def _digest(app: DesiredApp) -> str:
         "files": bundle_digest(app.files),
         "models": [[m.name, m.version, bundle_digest(m.manifest)] for m in app.models],
         "cloud": [[m.name, m.version] for m in app.cloud],
+        "wheels": {platform: bundle_digest(wheels) for platform, wheels in app.wheels.items()},
     }
     return hashlib.sha256(json.dumps(parts, separators=(",", ":"), sort_keys=True).encode()).hexdigest()

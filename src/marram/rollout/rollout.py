@@ -15,7 +15,7 @@ from marram.rollout import window
 from marram.rollout.controller import told
 from marram.rollout.desire import desired_apps, holding, living
 from marram.rollout.observation import Observation, observe
-from marram.rollout.release import Releases, Sign, unsigned
+from marram.rollout.release import Releases, Resolve, Sign, no_wheels, unsigned
 from marram.rollout.rollouts import Rollouts
 from marram.schema.device import Desired, DesiredApp
 from marram.schema.errors import Missing
@@ -41,10 +41,17 @@ class Rolled:
 class Rollout:
     """Deployments over the store. Blocking; safe from any thread."""
 
-    def __init__(self, store: Store, registry: Registry, objects: Objects, sign: Sign = unsigned) -> None:
-        """`sign`: called with each app version before any device is told of it."""
+    def __init__(
+        self,
+        store: Store,
+        registry: Registry,
+        objects: Objects,
+        sign: Sign = unsigned,
+        resolve: Resolve = no_wheels,
+    ) -> None:
+        """`sign`: called with each app version before any device is told of it; `resolve`: see `Releases`."""
         self._store = store
-        self._releases = Releases(store, registry, objects, sign)
+        self._releases = Releases(store, registry, objects, sign, resolve)
         self.rollouts = Rollouts(store)
 
     def deploy(
@@ -65,7 +72,7 @@ class Rollout:
         now_s = time.time() if now_s is None else now_s
         if plan is not None and plan.window is not None:
             window.check(plan.window)
-        made = self._releases.make(app_yaml, files)
+        made = self._releases.make(app_yaml, files, selector)
         standings = living(self._store.rollouts.standings())
         matching = [each for each in self._store.states.sightings(now_s=now_s) if matches(selector, each.labels)]
         held = [holding(each.device, each.labels, standings).get(made.name) for each in matching]

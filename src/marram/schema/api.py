@@ -121,6 +121,27 @@ class TokenMade(TokenView):
     join: str = ""
 
 
+# ---------------------------------------------------------------- secrets
+
+MAX_SECRET_BYTES = 16_384
+
+
+class SecretAsk(Strict):
+    """Set a secret for devices whose labels match `selector` ({}: all)."""
+
+    value: Annotated[str, StringConstraints(min_length=1, max_length=MAX_SECRET_BYTES)] = Field(repr=False)
+    selector: Labels = {}
+
+
+class SecretView(Reply):
+    """A secret, without what it is."""
+
+    name: str
+    selector: dict[str, str] = {}
+    version: int = 0
+    changed_s: float = 0
+
+
 # ---------------------------------------------------------------- models, deployments
 
 

@@ -13,7 +13,7 @@ from pydantic import Discriminator, Field, Tag, ValidationError, field_validator
 
 from marram.schema.errors import Invalid
 from marram.schema.health import Health
-from marram.schema.ids import Name
+from marram.schema.ids import SECRET, Name
 from marram.schema.model import RelativePath, Strict, Task
 from marram.schema.page import Page, Place
 from marram.schema.units import Budget, Duration, Power, Share, Size
@@ -295,7 +295,7 @@ class App(Strict):
     limits: Limits = Limits()
     health: Health = Health()
     # Secrets (`marram secret set`) that it is given: `${NAME}` in addresses, environment variables in functions.
-    secrets: list[Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]{0,63}$")]] = Field(default=[], max_length=64)
+    secrets: list[Annotated[str, Field(pattern=SECRET)]] = Field(default=[], max_length=64)
     # Further files that travel with the app (a model a function loads, a table), relative to the app file.
     files: list[RelativePath] = []
 

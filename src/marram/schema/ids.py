@@ -75,6 +75,17 @@ def by_channel(text: str) -> bool:
         return False
 
 
+# As environment variables are written.
+SECRET = r"^[A-Z][A-Z0-9_]{0,63}$"
+
+
+def check_secret(text: str) -> str:
+    """Return `text` if it names a secret. Raises ValueError."""
+    if not re.fullmatch(SECRET, text):
+        raise ValueError(f'"{text}" names no secret; use A to Z, 0 to 9 and _, beginning with a letter')
+    return text
+
+
 def new_id(prefix: str) -> str:
     """A fresh name such as `pi-7f3a91c2`: `prefix`, then 8 random hex digits."""
     return f"{prefix}-{secrets.token_hex(4)}"

@@ -117,6 +117,22 @@ class Devices:
             query = select(devices.c.id, devices.c.secret).order_by(devices.c.id)
             return {row.id: row.secret for row in connection.execute(query)}
 
+    def set_info(self, device: str, info: DeviceInfo) -> None:
+        """What the device now says of itself; nothing is written where it said so before."""
+        text = info.model_dump_json()
+        with self._database.read() as connection:
+            if connection.execute(select(devices.c.info).where(devices.c.id == device)).scalar() == text:
+                return
+        with self._database.write() as connection:
+            unchanged()  # a device says it of itself
+            connection.execute(update(devices).where(devices.c.id == device).values(info=text))
+
+    def labels_of(self, device: str) -> dict[str, str] | None:
+        """None where there is no such device."""
+        with self._database.read() as connection:
+            text = connection.execute(select(devices.c.labels).where(devices.c.id == device)).scalar()
+        return None if text is None else load(text)
+
     def set_labels(self, device: str, labels: dict[str, str]) -> None:
         """Raises Missing."""
         with self._database.write() as connection:

@@ -1,9 +1,9 @@
 """Sealed: secrets in the cloud's database, on their way to one device, and on that device's disk.
 
-Three seals, none of which Marram composes itself: AES-256-GCM under the cloud's `seal.key`, bound to a secret's name and
-version; HPKE (RFC 9180, P-256, HKDF-SHA256, AES-256-GCM) to the key in a device's certificate, bound to the device's
-name; AES-256-GCM under a key that HKDF derives from the device's own. A seal that does not open says which, never why
-in more words than that, and no message holds what was sealed.
+Three seals, none of which Marram composes itself: AES-256-GCM under the cloud's `seal.key`, bound to a secret's name
+and version; HPKE (RFC 9180: P-256, HKDF-SHA256, AES-256-GCM) to the key in a device's certificate, bound to the
+device's name; AES-256-GCM under a key that HKDF derives from the device's own. A seal that does not open says which,
+never why in more words than that, and no message holds what was sealed.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def seal(key: bytes, name: str, version: int, value: str) -> str:
 
 
 def unseal(key: bytes, name: str, version: int, sealed: str) -> str:
-    """The inverse of `seal`. Raises Untrusted (TAMPERED) where it was sealed otherwise, or as another name or version."""
+    """The inverse of `seal`. Raises Untrusted (TAMPERED): sealed otherwise, or as another name or version."""
     try:
         return _open(key, base64.b64decode(sealed, validate=True), _bound(name, version)).decode()
     except (binascii.Error, ValueError, InvalidTag):

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from marram import __version__
-from marram.cloud.api import content, faults, fleet, models, people, records, rollouts, signed, whole
+from marram.cloud.api import content, faults, fleet, models, people, records, rollouts, secrets, signed, whole
 from marram.cloud.api.contract import State
 from marram.cloud.api.desk import Desk
 from marram.cloud.api.guard import admitted, needs_nothing
@@ -52,7 +52,7 @@ def create_app(state: State) -> FastAPI:
     app.include_router(fleet.ca_router)
     app.include_router(fleet.open_router, prefix=PREFIX)
     app.include_router(signed.router, prefix=PREFIX)
-    for module in (fleet, content, models, rollouts, records, people, whole):
+    for module in (fleet, content, models, rollouts, records, people, secrets, whole):
         app.include_router(module.router, prefix=PREFIX)
     app.include_router(_rest(app))
     return app
