@@ -23,7 +23,7 @@ async def cloud(tmp_path: Path) -> AsyncIterator[Cloud]:
 @pytest.fixture
 async def device(tmp_path: Path, cloud: Cloud) -> AsyncIterator[Device]:
     """A joined device; the test starts its agent."""
-    made = Device(tmp_path / "device", cloud.server.url)
+    made = Device(tmp_path / "device", cloud)
     yield made
     if made.process is not None and made.process.returncode is None:
         await made.stop(signal.SIGKILL)

@@ -281,7 +281,7 @@ async def test_a_bug_of_ours_shows_no_traceback(cloud: Cloud, device: Device, tm
 
 
 async def test_a_full_disk_is_waited_for(cloud: Cloud, device_disk: Path) -> None:
-    device = Device(device_disk / "device", cloud.server.url)
+    device = Device(device_disk / "device", cloud)
     filler = device_disk / "filler"
     try:
         filler.write_bytes(bytes(14_000_000))

@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Folder:
 
 
 def keeper_of(record: AppRecord, folder: Folder) -> Any:
-    return Keeper(SimpleNamespace(folder=folder, changed=lambda: None), record)  # type: ignore[arg-type]
+    return Keeper(SimpleNamespace(folder=folder, changed=lambda: None, lines=lambda: None), record)  # type: ignore[arg-type]
 
 
 async def test_a_proven_version_that_does_not_stay_is_started_for_ever_and_ever_more_rarely(

@@ -19,7 +19,7 @@ from marram.bus.outbox import Outbox
 from marram.edge.logfile import LogFile
 from marram.edge.process import resident_bytes, worker_environment
 from marram.edge.relay import Relay
-from marram.edge.supervisor import Patience, Worker, WorkerSpec
+from marram.edge.supervisor import Cause, Patience, Worker, WorkerSpec
 from marram.schema.errors import Retryable
 
 Start = Callable[..., Awaitable[Worker]]
@@ -62,7 +62,9 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
 
 
 async def proven(worker: Worker) -> None:
-    await asyncio.wait_for(worker.proven.wait(), LONG_S)
+    while not worker.stats.get("frames"):
+        worker.news.clear()
+        await asyncio.wait_for(worker.news.wait(), LONG_S)
 
 
 async def end(worker: Worker) -> Any:
@@ -163,7 +165,7 @@ async def test_outgrowing_the_memory_limit_ends_it(start: Start) -> None:
     grow = "handle.kept = getattr(handle, 'kept', b'') + bytes(range(256)) * 40_000"
     worker = await start(calling(grow), memory_bytes=200_000_000)
     ended = await end(worker)
-    assert "its limit is 200 MB" in ended.reason and ended.again
+    assert "its limit is 200 MB" in ended.reason and ended.cause is Cause.MEMORY
 
 
 async def test_memory_of_its_children_counts(start: Start) -> None:

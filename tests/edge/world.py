@@ -16,9 +16,19 @@ from typing import Any
 
 from marram.bus import subjects
 from marram.bus.client import Bus, Message
-from marram.bus.codec import BlobAsk, pack_ack, pack_blob, pack_desired, unpack_batch, unpack_report
+from marram.bus.codec import (
+    BlobAsk,
+    MetadataAsk,
+    pack_ack,
+    pack_blob,
+    pack_desired,
+    pack_metadata,
+    unpack_batch,
+    unpack_report,
+)
 from marram.bus.server import EmbeddedServer
 from marram.edge.state import Credentials, Folder
+from marram.lab.attacks.publisher import Publisher
 from marram.schema.device import AppState, Desired, DesiredApp, Reported, ReportedApp
 from marram.schema.errors import Missing
 from marram.schema.event import Event, EventKind
@@ -42,6 +52,10 @@ class Cloud:
         self.kinds: Counter[EventKind] = Counter()
         self.spoil: Callable[[BlobAsk, bytes], bytes] = lambda ask, data: data
         self.asked: list[BlobAsk] = []
+        # What it signs; `serve` may be another's, or spoil it.
+        self.publisher = Publisher()
+        self.serve: Callable[[str, int], bytes | None] = self.publisher.serve
+        self.named: list[str] = []
         self._news = asyncio.Event()
 
     async def open(self) -> None:
@@ -49,6 +63,7 @@ class Cloud:
         self.bus = await Bus.connect(self.server.url, self.server.control_user, self.server.control_password)
         await self.bus.subscribe(subjects.REPORTS, self._report, "fleet")
         await self.bus.subscribe(subjects.BLOBS, self._blob, "fleet", parallel=8)
+        await self.bus.subscribe(subjects.METADATA, self._metadata, "fleet", parallel=8)
         await self.bus.subscribe(subjects.INGEST, self._ingest, "ingest")
         await self.bus.wait_connected(10)
 
@@ -69,8 +84,9 @@ class Cloud:
     def app(self, name: str, version: int, files: dict[str, bytes], **more: Any) -> DesiredApp:
         return DesiredApp(name=name, version=version, files=self.manifest(files), **more)
 
-    async def want(self, *apps: DesiredApp) -> None:
-        self.desired = Desired(version=self.desired.version + 1, apps=list(apps))
+    async def want(self, *apps: DesiredApp, attempts: dict[str, int] | None = None) -> None:
+        self.publisher.sign(apps)
+        self.desired = Desired(version=self.desired.version + 1, apps=list(apps), attempts=attempts or {})
         await self.bus.publish(subjects.desired(DEVICE), b"")
 
     async def until(self, condition: Callable[[Reported], bool], timeout_s: float = LONG_S) -> Reported:
@@ -112,6 +128,15 @@ class Cloud:
         body = self.blobs[ask.sha256]
         return pack_blob(self.spoil(ask, body[ask.offset : ask.offset + ask.length]), len(body))
 
+    async def _metadata(self, message: Message) -> bytes:
+        ask = MetadataAsk.unpack(message.payload)
+        if not ask.offset:
+            self.named.append(ask.name)
+        content = self.serve(ask.name, ask.length)
+        if content is None:
+            return pack_metadata(b"", None)
+        return pack_metadata(content[ask.offset : ask.offset + ask.length], len(content))
+
     async def _ingest(self, message: Message) -> bytes:
         batch = unpack_batch(message.payload)
         for record in batch:
@@ -125,12 +150,13 @@ class Cloud:
 class Device:
     """An agent process on a folder of its own."""
 
-    def __init__(self, path: Path, broker: str) -> None:
+    def __init__(self, path: Path, cloud: Cloud) -> None:
         self.folder = Folder(path)
         self.log = path.parent / f"{path.name}.log"
         self.process: asyncio.subprocess.Process | None = None
         self.folder.make()
-        self.folder.save_credentials(Credentials(device=DEVICE, secret=SECRET, brokers=[broker]))
+        self.folder.save_credentials(Credentials(device=DEVICE, secret=SECRET, brokers=[cloud.server.url]))
+        self.folder.identity.root.write_bytes(cloud.publisher.root)
 
     async def start(self, **environment: str) -> None:
         with self.log.open("ab") as log:

@@ -44,6 +44,7 @@ CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITH
 CREATE TABLE IF NOT EXISTS events (
     sequence INTEGER PRIMARY KEY AUTOINCREMENT, worth INTEGER NOT NULL, bytes INTEGER NOT NULL, record BLOB NOT NULL);
 CREATE INDEX IF NOT EXISTS by_worth ON events (worth, sequence);
+CREATE TABLE IF NOT EXISTS once (key TEXT PRIMARY KEY, serial INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS refused (sequence INTEGER PRIMARY KEY, reason TEXT NOT NULL, record BLOB NOT NULL);
 """
 
@@ -123,6 +124,31 @@ class Outbox:
             return _last_sequence(database)
 
         return self._guarded(work) if rows or lost or progress else 0
+
+    def append_once(self, key: str, events: Sequence[tuple[int, Event]]) -> None:
+        """Record those of `events` (serial, event) whose serial is higher than any recorded under `key` before.
+
+        One commit holds the events and the mark: whoever cannot know whether it came to that offers them again, with
+        the same serials. Durable when it returns. Raises as `append`.
+        """
+        rows = [(serial, event.kind, encode(event)) for serial, event in sorted(events, key=lambda each: each[0])]
+
+        def work(database: sqlite3.Connection) -> None:
+            row = database.execute("SELECT serial FROM once WHERE key = ?", (key,)).fetchone()
+            fresh = [(kind.worth, len(record) + ROW_BYTES, record) for n, kind, record in rows if not row or n > row[0]]
+            if not fresh:
+                return
+            database.executemany("INSERT INTO events (worth, bytes, record) VALUES (?, ?, ?)", fresh)
+            totals.add_up(database, ((worth, 1, size) for worth, size, _ in fresh))
+            database.execute("INSERT OR REPLACE INTO once VALUES (?, ?)", (key, rows[-1][0]))
+            self._evict(database)
+
+        if rows:
+            self._guarded(work)
+
+    def forget_once(self, key: str) -> None:
+        """Nothing more will be offered under `key`."""
+        self._guarded(lambda database: database.execute("DELETE FROM once WHERE key = ?", (key,)))
 
     def _evict(self, database: sqlite3.Connection) -> None:
         """Give up the least worth, and of that the oldest, until all is within the limit again.

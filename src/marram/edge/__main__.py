@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import sys
 from pathlib import Path
 
-from marram.edge.agent import Agent, Settings
+from marram.edge.agent import Agent, Around, Settings
+from marram.edge.process import give_back_memory
 from marram.edge.sandbox import seal_agent
 from marram.edge.state import Folder
 from marram.last_resort import OneLine, ended
+
+# When what starting up took and no longer needs goes back to the system.
+_STARTED_S = 2.0
 
 
 def main(arguments: list[str]) -> int:
@@ -36,7 +41,12 @@ async def _run(folder: Folder, every_s: float, brokers: list[str]) -> None:
     if brokers:
         credentials = credentials.model_copy(update={"brokers": brokers})
     with folder.lock():
-        await Agent(folder, credentials, Settings(report_every_s=every_s)).run()
+        agent = Agent(folder, credentials, Settings(report_every_s=every_s), Around(status=True))
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, agent.stop)
+        loop.call_later(_STARTED_S, give_back_memory)
+        await agent.run()
 
 
 if __name__ == "__main__":

@@ -11,28 +11,36 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from marram.bus import subjects
 from marram.bus.client import Bus, BusState, Message
 from marram.bus.codec import pack_report, unpack_desired
 from marram.bus.outbox import Outbox
 from marram.bus.uplink import Uplink
+from marram.edge import deploy
 from marram.edge.away import away
 from marram.edge.bundles import Bundles
 from marram.edge.deploy import AppRecord
 from marram.edge.fetch import Fetcher
 from marram.edge.ground import Ground
+from marram.edge.journal import Journal
 from marram.edge.keeper import Keeper
-from marram.edge.process import give_back_memory, resident_bytes
+from marram.edge.metadata import SignedMetadata
+from marram.edge.process import resident_bytes
+from marram.edge.renewal import Renewal
 from marram.edge.state import Credentials, Folder
 from marram.edge.status import StatusSocket
-from marram.edge.supervisor import Patience
+from marram.edge.supervisor import Patience, StartLife, start_worker
 from marram.edge.tasks import cancelled
-from marram.schema.device import Desired, DesiredApp, Reported
+from marram.edge.thermals import Thermals
+from marram.edge.trustee import Trustee
+from marram.edge.trustee_child import ChildTrustee
+from marram.edge.vetting import Vetting
+from marram.schema.device import AppState, Desired, DesiredApp, Reported
 from marram.schema.errors import MarramError, Retryable
 
 log = logging.getLogger("marram.edge")
@@ -53,21 +61,55 @@ class Settings:
     patience: Patience = field(default_factory=Patience)
 
 
-class Agent:
-    """One device. `run` until `stop`; the caller holds the folder's lock."""
+async def _connect(folder: Folder, credentials: Credentials) -> Bus:
+    return await Bus.connect(credentials.brokers, credentials.device, credentials.secret)
 
-    def __init__(self, folder: Folder, credentials: Credentials, settings: Settings | None = None) -> None:
+
+@dataclass(frozen=True, slots=True)
+class Around:
+    """What an agent stands on beside its folder: as a device has it, or as a rehearsal of hundreds in a process does.
+
+    `connect`: its way to the cloud. `start`: starts its workers. `verify`: see `Ground`. `status`: whether it answers
+    `marram edge status`. `trustee`: who handles the keys and signatures of the device in that folder.
+    """
+
+    connect: Callable[[Folder, Credentials], Awaitable[Bus]] = _connect
+    start: StartLife = start_worker
+    verify: Callable[[DesiredApp], Awaitable[None]] | None = None
+    status: bool = False
+    trustee: Callable[[Path], Trustee] = ChildTrustee
+
+
+class Agent:
+    """One device. `run` until `stop`; the caller holds the folder's lock.
+
+    It changes nothing of its process (no signal handler, no global): any number may run on one event loop.
+    """
+
+    def __init__(
+        self,
+        folder: Folder,
+        credentials: Credentials,
+        settings: Settings | None = None,
+        around: Around | None = None,
+    ) -> None:
         self._folder, self._credentials = folder, credentials
         self._settings = settings or Settings()
+        self._around = around or Around()
         self._device = credentials.device
         self._desired = Desired()
         self._keepers: dict[str, Keeper] = {}
+        # Of apps that are gone: what was given up of them, and what the journal may not have yet.
+        self._gone: dict[str, AppRecord] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
+        self._lines = asyncio.Event()
+        self._thermals = Thermals()
         self._stopping = asyncio.Event()
         self._started_s = time.monotonic()
         self._link = ""
         self._complained = ""
+        self._told_hold = ("", 0)
 
     def stop(self) -> None:
         """End clean: workers flush, the outbox is offered once more. Safe in a signal handler of the loop."""
@@ -75,16 +117,13 @@ class Agent:
 
     async def run(self) -> None:
         """Run the device. Raises MarramError where the folder cannot be used."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop)
         bundles = Bundles(self._folder.path)
         bundles.make()
         outbox = await self._open_outbox()
         if outbox is None:
             return
         self._outbox = outbox
-        self._bus = await Bus.connect(self._credentials.brokers, self._device, self._credentials.secret)
+        self._bus = await self._around.connect(self._folder, self._credentials)
         self._bus.on_state(self._on_state)
         self._uplink = Uplink(self._bus, self._outbox, self._device)
         self._ground = Ground(
@@ -95,21 +134,32 @@ class Agent:
             device=self._device,
             patience=self._settings.patience,
             changed=self._changed.set,
+            lines=self._lines.set,
             forget=lambda app: outbox.progress(app, 0, ()),
+            needed=self._needed,
+            start=self._around.start,
         )
+        self._trustee = self._around.trustee(self._folder.path)
+        metadata = SignedMetadata(self._bus, self._device)
+        self._ground.verify = self._around.verify or Vetting(self._trustee, metadata.fetch).verify
+        self._journal = Journal(outbox)
         log.info("device %s, process %d, folder %s", self._device, os.getpid(), self._folder.path)
         await self._bus.subscribe(subjects.desired(self._device), self._nudged)
         uplink = asyncio.create_task(_for_ever("the uplink", self._uplink.run))
         status = StatusSocket(self._folder.path, self.status)
-        await status.open()
+        if self._around.status:
+            await status.open()
         self._resume()
         reports = asyncio.create_task(_for_ever("reporting", self._report_for_ever))
-        give_back_memory()
+        identity, cloud = self._folder.identity, self._credentials.cloud
+        renewal = Renewal(identity, self._trustee, self._bus, self._device, cloud)
+        renewing = asyncio.create_task(_for_ever("renewing", renewal.run))
+        journal = asyncio.create_task(_for_ever("the journal", self._write_for_ever))
         try:
             await self._stopping.wait()
             log.info("stopping")
         finally:
-            ending = [reports, *self._running.values()]
+            ending = [reports, renewing, *self._running.values(), journal]
             await asyncio.gather(*map(cancelled, ending), return_exceptions=True)
             await self._last_words()
             await cancelled(uplink)
@@ -155,7 +205,11 @@ class Agent:
     def _resume(self) -> None:
         """Go on where the folder says we were, before a word from the cloud."""
         for name, record in self._folder.records().items():
-            self._keep(name, record)
+            if record.state is AppState.REMOVED:
+                self._gone[name] = record
+            else:
+                self._keep(name, Keeper(self._ground, record))
+        self._lines.set()
         desired = self._folder.desired()
         if desired is not None:
             self._apply(desired)
@@ -167,18 +221,19 @@ class Agent:
             if name not in wanted:
                 keeper.want(None)
         for name, app in wanted.items():
-            self._want(name, app)
+            self._want(name, app, desired.attempts.get(name, 0))
 
-    def _want(self, name: str, app: DesiredApp) -> None:
+    def _want(self, name: str, app: DesiredApp, attempt: int) -> None:
         keeper = self._keepers.get(name)
         if keeper is not None:
-            keeper.want(app)
+            keeper.want(app, attempt)
             return
         log.info("%s: version %d is wanted", name, app.version)
-        self._keep(name, AppRecord(target=app))
+        record = deploy.retarget(self._gone.pop(name, None), app, attempt, new_id=os.urandom(6).hex())
+        self._keep(name, Keeper(self._ground, record, new=True))
 
-    def _keep(self, name: str, record: AppRecord) -> None:
-        keeper = self._keepers[name] = Keeper(self._ground, record)
+    def _keep(self, name: str, keeper: Keeper) -> None:
+        self._keepers[name] = keeper
         self._running[name] = asyncio.create_task(self._supervise(name, keeper), name=f"keeper {name}")
 
     async def _supervise(self, name: str, keeper: Keeper) -> None:
@@ -191,7 +246,49 @@ class Agent:
                 log.error("%s: its keeper failed; it starts again", name, exc_info=error)
                 await asyncio.sleep(_AGAIN_S)
         del self._keepers[name], self._running[name]
+        self._gone[name] = keeper.record
         self._changed.set()
+        self._lines.set()
+
+    # ------------------------------------------------------------ the journal
+
+    async def _write_for_ever(self) -> None:
+        while True:
+            self._lines.clear()
+            try:
+                await self._write()
+            except MarramError as error:
+                log.warning("the journal waits: %s", error)
+                await asyncio.sleep(_AGAIN_S)
+                continue
+            with contextlib.suppress(TimeoutError):
+                # A hold is only a file that somebody wrote, and its end perhaps only a moment.
+                async with asyncio.timeout(self._settings.report_every_s):
+                    await self._lines.wait()
+
+    async def _write(self) -> None:
+        """Bring what is written ahead into the outbox. Raises Retryable."""
+        for name, keeper in list(self._keepers.items()):
+            if lines := keeper.lines():
+                await self._journal.bring(name, keeper.record.key, lines)
+                keeper.told(lines[-1].serial)
+        key, lines = self._ground.holding.lines()
+        if lines and (key, len(lines)) != self._told_hold:
+            await self._journal.bring("", key, lines)
+            self._told_hold = key, len(lines)
+            self._changed.set()
+        for name, record in list(self._gone.items()):
+            if record.journal:
+                await self._journal.bring(name, record.key, record.journal)
+            if self._gone.get(name) is not record:
+                continue  # wanted again meanwhile
+            if not record.refused:
+                del self._gone[name]
+                self._folder.remove_record(name)
+                await self._journal.close(record.key)
+            elif record.journal:
+                record = self._gone[name] = deploy.told(record, record.serial)
+                self._folder.save_record(record)
 
     # ------------------------------------------------------------ report
 
@@ -212,7 +309,7 @@ class Agent:
             self._changed.set()
 
     async def _report_for_ever(self) -> None:
-        swept: list[AppRecord] | None = None
+        swept: set[tuple[str, int]] | None = None
         told_s = float("-inf")
         while True:
             self._changed.clear()
@@ -222,10 +319,10 @@ class Agent:
             elif (words := self._away()) and time.monotonic() - told_s > _SAY_AGAIN_S:
                 told_s = time.monotonic()
                 log.warning("%s", words)
-            records = [keeper.record for keeper in self._keepers.values()]
-            if records != swept and all(record.settled for record in records):
-                await self._ground.sweep(self._needed)
-                swept = records
+            needed = {(app.name, app.version) for app in self._needed()}
+            if needed != swept and all(keeper.record.settled for keeper in self._keepers.values()):
+                await self._ground.sweep()
+                swept = needed
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.report_every_s):
                     await self._changed.wait()
@@ -233,8 +330,7 @@ class Agent:
                 await asyncio.sleep(0.05)
 
     def _needed(self) -> list[DesiredApp]:
-        records = [keeper.record for keeper in self._keepers.values()]
-        return [*self._desired.apps, *(r.target for r in records), *(r.committed for r in records if r.committed)]
+        return [app for keeper in self._keepers.values() for app in keeper.record.kept]
 
     async def _report(self) -> None:
         try:
@@ -265,10 +361,16 @@ class Agent:
             memory_bytes=resident_bytes(os.getpid()),
             uptime_s=time.monotonic() - self._started_s,
             time_s=time.time(),
+            certificate_expires_s=(self._folder.identity.validity_s() or (None, None))[1],
+            temperature_c=self._thermals.temperature_c(),
+            throttled=self._thermals.throttled(),
+            held=self._ground.holding.words(),
         )
 
     async def _last_words(self) -> None:
         """Offer the cloud what the workers flushed last, as long as it takes it."""
+        with contextlib.suppress(MarramError):
+            await self._write()
         with contextlib.suppress(MarramError, TimeoutError):
             async with asyncio.timeout(self._settings.drain_s):
                 self._uplink.nudge()

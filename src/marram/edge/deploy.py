@@ -69,6 +69,11 @@ class AppRecord(Strict):
     journal: list[Entry] = []
 
     @property
+    def key(self) -> str:
+        """Under which its lines of the journal are known."""
+        return f"{self.target.name}-{self.id}"
+
+    @property
     def runs(self) -> DesiredApp | None:
         """The proven version that keeps running: the target once committed, else the last committed one."""
         return self.target if self.state is AppState.COMMITTED else self.committed

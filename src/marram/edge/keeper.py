@@ -2,8 +2,8 @@
 
 Level by level: it looks at the record and does what is missing next, so it can be interrupted and restarted anywhere.
 A new version is fetched, checked and loaded while the old one still runs; only then the old one stops. A version that
-fails goes back to the last committed one; that one is restarted for ever, with growing pauses, because there is nothing
-better to run. One keeper's trouble must never reach another's app.
+fails goes back to the last committed one. That one is restarted with growing pauses: for ever, or until it fell so
+often that the one before it, where there is one, takes over. One keeper's trouble must never reach another's app.
 """
 
 from __future__ import annotations
@@ -16,19 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from marram.edge import deploy
-from marram.edge.agent_end import AgentEnd
 from marram.edge.bundles import check_size
 from marram.edge.deploy import AppRecord
+from marram.edge.gate import Figures, Gate
 from marram.edge.ground import Ground
-from marram.edge.relay import Relay
 from marram.edge.sandbox import plan
-from marram.edge.supervisor import Exit, Worker, WorkerSpec
+from marram.edge.supervisor import Cause, Exit, Life, WorkerSpec
 from marram.edge.tasks import cancelled, finished
 from marram.edge.variants import card_alone, engines, needed
 from marram.schema.device import AppState, DesiredApp, ReportedApp
-from marram.schema.errors import MarramError, Permanent, Retryable
+from marram.schema.errors import MarramError, Permanent, Retryable, Untrusted
+from marram.schema.health import Health
+from marram.schema.journal import Entry, What
 from marram.schema.model import Engine, Manifest
 from marram.schema.units import format_duration, format_size, parse_size
 
@@ -39,23 +41,32 @@ LARGEST_BUNDLE_BYTES = 4_000_000_000
 TRIAL_PAUSE_S = 0.5
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
+# What is not believed is asked for again: each time it may be fetched in full.
+LONGEST_UNTRUSTED_S = 600.0
+# Between looks at a hold in force, and at a version on trial that says nothing new.
+HOLD_LOOK_S = 1.0
+GATE_LOOK_S = 1.0
 
 
 class Keeper:
     """See the module's words. `want` says what, `run` does it until cancelled or the app is gone."""
 
-    def __init__(self, ground: Ground, record: AppRecord) -> None:
+    def __init__(self, ground: Ground, record: AppRecord, *, new: bool = False) -> None:
+        """`new`: the record is not on disk yet."""
         self._ground = ground
         self.record = record
         self.removed = False
         self.restarts = 0
-        self._worker: Worker | None = None
+        self._worker: Life | None = None
         self._steady: asyncio.Task[None] | None = None
         self._steady_app: DesiredApp | None = None
         self._wake = asyncio.Event()
-        self._unsaved = False
-        # Which engines for its models do not load here, for people.
+        self._unsaved = new
+        # Which engines for its models do not load here, and what is held up although it runs: for people.
         self._passed_over = ""
+        self._waits = ""
+        # Ends in a row of the proven version without a minute of running between them.
+        self._streak = 0
 
     @property
     def name(self) -> str:
@@ -71,14 +82,14 @@ class Keeper:
         """Whether its worker is there."""
         return self._worker is not None and not self._worker.exited.done()
 
-    def want(self, target: DesiredApp | None) -> None:
-        """What the cloud wants of this app; None: nothing any more. Takes effect soon."""
+    def want(self, target: DesiredApp | None, attempt: int = 0) -> None:
+        """What the cloud wants of this app (None: nothing any more), and which attempt at it. Takes effect soon."""
         if target is None:
             if not self.removed:
                 self.removed = True
                 self._wake.set()
             return
-        record = deploy.retarget(self.record, target)
+        record = deploy.retarget(self.record, target, attempt)
         if record is not self.record or self.removed:
             self.removed = False
             self._keep(record)
@@ -88,18 +99,35 @@ class Keeper:
     def link(self, up: bool) -> None:
         """The link came or went: the worker need not find out by itself."""
         if self._worker is not None:
-            self._worker.relay.link(up)
+            self._worker.link(up)
+
+    def lines(self) -> list[Entry]:
+        """The journal's lines that the outbox may not have yet; none before they are on disk here."""
+        return [] if self._unsaved else self.record.journal
+
+    def told(self, serial: int) -> None:
+        """The outbox has the lines up to `serial`. On disk with the next change: until then they are offered again."""
+        self.record = deploy.told(self.record, serial)
 
     def reported(self) -> ReportedApp:
         """For the report."""
+        record = self.record
         return ReportedApp(
             name=self.name,
-            version=self.record.target.version,
-            state=AppState.REMOVED if self.removed else self.record.state,
-            reason=self.record.reason,
+            version=record.target.version,
+            state=AppState.REMOVED if self.removed and not self._waits else record.state,
+            reason=self._waits or record.reason,
+            running=self._running_version,
+            back=record.back.version if record.back else None,
+            refused=[refusal.version for refusal in record.refused],
+            attempt=record.attempt,
             stats=dict(self._worker.stats) if self._worker else {},
             restarts=self.restarts,
         )
+
+    @property
+    def _running_version(self) -> int | None:
+        return self._worker.spec.version if self._worker is not None and self.running else None
 
     async def run(self) -> None:
         """Reconcile until cancelled (then the worker is stopped clean) or until the app is removed."""
@@ -123,31 +151,56 @@ class Keeper:
 
     async def _advance(self) -> None:
         """Do what is missing, in order; safe to cancel anywhere."""
-        if self.removed:
-            await self._stop_steady()
-            try:
-                await asyncio.to_thread(self._ground.forget, self.name)
-            except MarramError as error:
-                log.warning("%s: deployed again it may go on where it was: %s", self.name, error)
-            self._ground.folder.remove_record(self.name)
-            log.info("%s: removed", self.name)
-            self._ground.changed()
-            return
         if self._unsaved:
             self._keep(self.record)
+        if self.removed:
+            await self._remove()
+            return
         # On trial when the agent went away: the old version was stopped already, so go on with the new one.
-        if self.record.state is not AppState.PROVISIONAL:
+        on_trial = self.record.state is AppState.PROVISIONAL
+        if not on_trial:
             self._start_steady()
         if self.record.settled:
             return
+        if not on_trial:
+            await self._free()
         try:
             await self._ground.engines.examine(())  # one that was broken may have been mended
             spec = await self._prepared(self.record.target, proven=False)
             if self.record.state is AppState.PENDING:
                 self._move(AppState.FETCHED)
+            if not on_trial:
+                await self._free()
             await self._try(spec)
         except Permanent as error:
             self._roll_back(str(error))
+
+    async def _remove(self) -> None:
+        if self._ground.holding.words():
+            self._start_steady()
+            await self._free()
+        await self._stop_steady()
+        try:
+            await asyncio.to_thread(self._ground.forget, self.name)
+        except MarramError as error:
+            log.warning("%s: deployed again it may go on where it was: %s", self.name, error)
+        if self.record.state is not AppState.REMOVED:
+            self._move(AppState.REMOVED)
+        log.info("%s: removed", self.name)
+
+    async def _free(self) -> None:
+        """Wait while a person at the device holds it. What runs runs on."""
+        waited = False
+        while (words := self._ground.holding.words()) is not None:
+            waited = True
+            if self.removed and words != self._waits:
+                self._waits = words
+                self._ground.changed()
+            self._waiting(words)
+            await asyncio.sleep(HOLD_LOOK_S)
+        self._waits = ""
+        if waited:
+            self._waiting("")
 
     # ------------------------------------------------------------ bringing it here
 
@@ -155,21 +208,33 @@ class Keeper:
         """Fetch, check and install what `app` needs, however long the link makes it wait. Raises Permanent, Invalid."""
         bundles, broken, pause_s = self._ground.bundles, self._ground.engines.broken, FIRST_PAUSE_S
         while True:
-            async with self._ground.files():
-                await self._bring([app.files, *map(card_alone, app.models)])
+            async with self._ground.files(app):
                 try:
+                    if not proven:
+                        await self._believed(app)
+                    # A card says which variant runs here; all that is needed then is one reservation.
+                    await self._bring([card_alone(model) for model in app.models])
                     models = [await asyncio.to_thread(needed, m, bundles, broken, proven=proven) for m in app.models]
-                    await self._bring(models)
+                    await self._bring([app.files, *models])
                     folders = [await asyncio.to_thread(bundles.install, m) for m in (app.files, *models)]
                     self._passed_over = self._ground.engines.words(await self._suspects(app, proven=proven))
                     self._waiting("")
                     break
                 except Retryable as error:
                     self._waiting(str(error))
+                    longest_s = LONGEST_PAUSE_S / 6
+                except Untrusted as error:
+                    # No fault of this version: somebody on the way may want us to give it up.
+                    self._waiting(str(error))
+                    longest_s = LONGEST_UNTRUSTED_S
+            if not proven:
+                self._start_steady()  # whatever state it was in, something proven runs meanwhile
+            await self._ground.sweep()  # it may be room that is missing
             await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            pause_s = min(2 * pause_s, longest_s)
         places = {f"{m.name}@{m.version}": place for m, place in zip(app.models, folders[1:], strict=True)}
         folder = self._ground.folder
+        page = _page(folders[0] / "app.yaml")
         return WorkerSpec(
             device=self._ground.device,
             app=app.name,
@@ -180,11 +245,24 @@ class Keeper:
             outbox=folder.outbox,
             work=folder.work(app.name),
             log=folder.log_file(app.name),
-            memory_bytes=_memory_limit(folders[0] / "app.yaml"),
+            memory_bytes=_memory_limit(page),
+            health=_health(page),
             verify=not proven,
-            started=(app.version,) if proven else (),
+            started=self.record.started,
             plan=plan(folder.path, folders, [folder.work(app.name), folder.outbox.parent]),
         )
+
+    async def _believed(self, app: DesiredApp) -> None:
+        """Whatever is wrong with a signature, or with asking for it, is no fault of the version.
+
+        Raises Untrusted, Retryable.
+        """
+        try:
+            await self._ground.verify(app)
+        except Untrusted:
+            raise
+        except Permanent as error:
+            raise Retryable(error.what, where=error.where, hint=error.hint) from error
 
     async def _bring(self, manifests: list[Manifest]) -> None:
         """Fetch what is not here of them. Raises Permanent, Invalid."""
@@ -198,11 +276,14 @@ class Keeper:
             log.info("%s: fetched %s in %s", self.name, format_size(size), format_duration(took))
 
     def _waiting(self, reason: str) -> None:
-        if not self.record.settled and reason != self.record.reason:
-            self.record = deploy.noted(self.record, reason)
-            if reason:
-                log.info("%s: waits: %s", self.name, reason)
-            self._ground.changed()
+        if self.record.settled or reason == self.record.reason:
+            return
+        if reason and Untrusted(reason).threat is not None:
+            self._keep(deploy.wrote(self.record, What.UNTRUSTED, self.record.target.version, reason))
+        self.record = deploy.noted(self.record, reason)
+        if reason:
+            log.info("%s: waits: %s", self.name, reason)
+        self._ground.changed()
 
     # ------------------------------------------------------------ a version on trial
 
@@ -226,7 +307,7 @@ class Keeper:
                 spec = await self._prepared(self.record.target, proven=False)
                 continue
             if not end.again:
-                self._roll_back(reason)
+                self._roll_back(reason, end.evidence)
                 return
             self._waiting(reason)
             await asyncio.sleep(pause_s)
@@ -238,17 +319,19 @@ class Keeper:
             worker = await self._started(spec)
         except Retryable as error:
             return Exit(str(error))
-        end: Exit | None = Exit("cancelled")
+        end: Exit | None = Exit("cancelled", Cause.STOPPED)
         try:
-            end = await self._prove(worker)
+            end = await self._prove(worker, spec.health)
         finally:
             if end is not None:
                 await finished(worker.stop())
                 if self._worker is worker:
                     self._worker = None
+                if end.cause is Cause.STOPPED and self.record.target.version == spec.version and self.record.tries:
+                    self._keep(deploy.untried(self.record))
         return end
 
-    async def _prove(self, worker: Worker) -> Exit | None:
+    async def _prove(self, worker: Life, health: Health) -> Exit | None:
         if not await _first(worker.verified, worker):
             return worker.exited.result()
         if self.record.state is AppState.FETCHED:
@@ -258,19 +341,36 @@ class Keeper:
         if self.record.state is AppState.VERIFIED:
             self._move(AppState.PROVISIONAL)
         worker.go()
-        if not await _first(worker.proven, worker):
+        if not await _first(worker.running, worker):
             return worker.exited.result()
-        self._move(AppState.COMMITTED, self._passed_over)
+        gate = Gate(health, time.monotonic())
+        while True:
+            ended = worker.exited.done()
+            if ended and not worker.exited.result().finished:
+                return worker.exited.result()
+            fresh = worker.news.is_set()
+            worker.news.clear()
+            verdict = gate.look(
+                Figures(worker.stats, worker.busy_s, worker.resident_bytes, fresh, ended), time.monotonic()
+            )
+            if verdict is not None:
+                break
+            await _first(worker.news, worker, GATE_LOOK_S)
+        version = self.record.target.version
+        self._keep(deploy.wrote(self.record, What.GATE, version, verdict.reason, verdict.evidence))
+        if not verdict.passed:
+            return Exit(verdict.reason, Cause.GATE, again=False, evidence=verdict.evidence)
+        self._move(AppState.COMMITTED, self._passed_over or verdict.reason, verdict.evidence)
         self._start_steady(worker)
         return None
 
-    def _roll_back(self, reason: str) -> None:
-        self._move(AppState.ROLLED_BACK, reason)
+    def _roll_back(self, reason: str, evidence: dict[str, Any] | None = None) -> None:
+        self._move(AppState.ROLLED_BACK, reason, evidence)
         self._start_steady()
 
     # ------------------------------------------------------------ the proven version
 
-    def _start_steady(self, worker: Worker | None = None) -> None:
+    def _start_steady(self, worker: Life | None = None) -> None:
         """Keep the proven version running, if there is one and it is not running already."""
         app = self.record.runs
         if app is None or self.record.finished:
@@ -288,26 +388,33 @@ class Keeper:
             finally:
                 self._steady = self._steady_app = self._worker = None
 
-    async def _keep_running(self, app: DesiredApp, worker: Worker | None) -> None:
-        """Run `app` for ever: restart with back-off, until cancelled or its source comes to its end."""
-        pause_s = FIRST_PAUSE_S
+    async def _keep_running(self, app: DesiredApp, worker: Life | None) -> None:
+        """Run `app` for ever: restart with back-off, until cancelled, given up, or its source comes to its end."""
+        pause_s, reason = FIRST_PAUSE_S, ""
+        counted = False
         try:
             while True:
                 if worker is None:
+                    if self.record.failing:
+                        self._fall_back(app, reason or "the device went down")
+                        return
                     worker = await self._again(app)
+                    counted = worker is not None and self.record.previous is not None
                 if worker is not None:
                     self._worker = worker
-                    end = await asyncio.shield(worker.exited)
+                    end = await self._life_of(worker)
                     if end.finished:
                         log.info("%s: finished: %s", self.name, end.reason)
                         record = deploy.finished(self.record)
                         self._keep(deploy.noted(record, end.reason) if app == record.target else record)
                         self._ground.changed()
                         return
-                    if time.monotonic() - worker.started_s > LONGEST_PAUSE_S:
-                        pause_s = FIRST_PAUSE_S
-                    self._fell(end.reason, pause_s)
-                    worker = None
+                    lasted_s, reason, worker, counted = time.monotonic() - worker.started_s, end.reason, None, False
+                    if lasted_s > deploy.STEADY_S:
+                        pause_s, self._streak = FIRST_PAUSE_S, 0
+                    self._fell(app, end, lasted_s, pause_s)
+                    if self.record.failing:
+                        continue
                     if end.engine and await self._engines_fail(app, proven=True):
                         self._noted(self._passed_over)
                 await asyncio.sleep(pause_s)
@@ -315,15 +422,44 @@ class Keeper:
         finally:
             if worker is not None:
                 await finished(worker.stop())
+                if counted and time.monotonic() - worker.started_s < deploy.STEADY_S:
+                    self._keep(deploy.landed(self.record))
 
-    async def _again(self, app: DesiredApp) -> Worker | None:
+    async def _life_of(self, worker: Life) -> Exit:
+        """Why it ended; on the way it becomes steady."""
+        left_s = worker.started_s + deploy.STEADY_S - time.monotonic()
+        if self.record.falls:
+            await asyncio.wait([worker.exited], timeout=max(0.0, left_s))
+            if not worker.exited.done():
+                self._keep(deploy.steady(self.record))
+        return await asyncio.shield(worker.exited)
+
+    def _fall_back(self, app: DesiredApp, reason: str) -> None:
+        if self.record.falls >= deploy.MAX_FALLS:
+            reason = f"it fell {self.record.falls} times in a row; last: {reason}"
+        evidence = {"falls": self.record.falls, "breaches": self.record.breaches}
+        self._keep(deploy.fell_back(self.record, reason, evidence))
+        log.warning("%s: version %d is given up: %s", self.name, app.version, reason)
+        self._ground.changed()
+        self._wake.set()
+
+    async def _again(self, app: DesiredApp) -> Life | None:
         try:
-            return await self._started(await self._prepared(app, proven=True))
+            spec = await self._prepared(app, proven=True)
+            record = deploy.launched(self.record)
+            if record is not self.record:
+                self._keep(record)
+            worker = await self._started(spec)
         except MarramError as error:
             # It ran before; whatever is wrong now may mend (a damaged file that the cloud has to send again).
-            self._fell(str(error), 0)
+            self.restarts += 1
+            log.warning("%s: cannot be started: %s", self.name, error)
+            self._noted(str(error))
             await self._ground.engines.examine(())
             return None
+        if _worth_telling(self._streak):
+            self._keep(deploy.wrote(self.record, What.RESTART, app.version, evidence={"in_a_row": self._streak}))
+        return worker
 
     async def _engines_fail(self, app: DesiredApp, *, proven: bool) -> bool:
         """Whether an engine for one of the app's models turns out not to load: another variant may do."""
@@ -338,10 +474,19 @@ class Keeper:
             found |= await asyncio.to_thread(engines, model, bundles, broken, proven=proven)
         return found
 
-    def _fell(self, reason: str, pause_s: float) -> None:
+    def _fell(self, app: DesiredApp, end: Exit, lasted_s: float, pause_s: float) -> None:
         self.restarts += 1
-        log.warning("%s: stopped: %s; started again in %s", self.name, reason, format_duration(pause_s))
-        self._noted(reason)
+        self._streak += 1
+        log.warning("%s: stopped: %s; started again in %s", self.name, end.reason, format_duration(pause_s))
+        record = self.record
+        if end.cause in (Cause.HANG, Cause.MEMORY):
+            record = deploy.breached(record, lasted_s)
+        if _worth_telling(self._streak):
+            told = {"in_a_row": self._streak, "lasted_s": round(lasted_s, 3), "cause": end.cause.value}
+            record = deploy.wrote(record, What.CRASH, app.version, end.reason, told)
+        if record is not self.record:
+            self._keep(record)
+        self._noted(end.reason)
 
     def _noted(self, reason: str) -> None:
         if self.record.state is AppState.COMMITTED:
@@ -350,47 +495,65 @@ class Keeper:
 
     # ------------------------------------------------------------ small things
 
-    async def _started(self, spec: WorkerSpec) -> Worker:
-        allowed = {(model["name"], model["version"]) for model in spec.cloud}
-
-        def relay(channel: AgentEnd) -> Relay:
-            return Relay(self._ground.bus, channel, allowed)
-
-        worker = await Worker.start(spec, relay, self._ground.patience)
-        worker.relay.link(self._ground.bus.connected)
-        log.info("%s: version %d started (process %d)", spec.app, spec.version, worker.process.pid)
+    async def _started(self, spec: WorkerSpec) -> Life:
+        worker = await self._ground.start(spec, self._ground.bus, self._ground.patience)
+        worker.link(self._ground.bus.connected)
+        log.info("%s: version %d started (process %d)", spec.app, spec.version, worker.pid)
         return worker
 
-    def _move(self, state: AppState, reason: str = "") -> None:
-        self._keep(deploy.move(self.record, state, reason))
+    def _move(self, state: AppState, reason: str = "", evidence: dict[str, Any] | None = None) -> None:
+        self._keep(deploy.move(self.record, state, reason, evidence))
         log.info("%s: version %d %s%s", self.name, self.record.target.version, state, f": {reason}" if reason else "")
         self._ground.changed()
 
     def _keep(self, record: AppRecord) -> None:
         """Remember on disk. A disk that refuses stops no app: the record is written at the next occasion."""
-        self.record = record
+        self.record = record = deploy.stamped(record, time.time())
         try:
             self._ground.folder.save_record(record)
             self._unsaved = False
+            self._ground.lines()
         except MarramError as error:
             self._unsaved = True
             log.warning("%s: cannot be remembered: %s", self.name, error)
 
 
-def _memory_limit(app_file: Path) -> int | None:
-    """`limits.memory` of an app file, in bytes. The worker parses the file in full and says what is wrong with it."""
+def _page(app_file: Path) -> dict[str, Any]:
+    """An app file, as far as it can be read. The worker parses it in full and says what is wrong with it."""
     try:
-        return parse_size(yaml.safe_load(app_file.read_text(encoding="utf-8"))["limits"]["memory"])
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError, RecursionError):
+        document = yaml.safe_load(app_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _memory_limit(page: dict[str, Any]) -> int | None:
+    """`limits.memory` of an app file, in bytes."""
+    try:
+        return parse_size(page["limits"]["memory"])
+    except (ValueError, TypeError, KeyError):
         return None
 
 
-async def _first(event: asyncio.Event, worker: Worker) -> bool:
-    """Wait for `event` or the worker's end; whether the event came."""
+def _health(page: dict[str, Any]) -> Health:
+    """`health` of an app file."""
+    try:
+        return Health.model_validate(page.get("health") or {})
+    except ValidationError:
+        return Health()
+
+
+def _worth_telling(streak: int) -> bool:
+    """Whether this end in a row is told in the journal: the first few, then ever more rarely."""
+    return 0 < streak <= 5 or streak.bit_count() == 1
+
+
+async def _first(event: asyncio.Event, worker: Life, timeout_s: float | None = None) -> bool:
+    """Wait for `event` or the worker's end, so long at most; whether the event came."""
     waiting: asyncio.Future[Any] = asyncio.ensure_future(event.wait())
     ended: asyncio.Future[Any] = worker.exited
     try:
-        await asyncio.wait([waiting, ended], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([waiting, ended], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
     finally:
         waiting.cancel()
     return event.is_set()

@@ -14,18 +14,20 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from marram.edge.agent_end import AgentEnd
 from marram.edge.logfile import LogFile
 from marram.edge.process import kill_group, resident_bytes, signal_name, worker_environment
-from marram.edge.relay import Relay
+from marram.edge.relay import Relay, Requester
 from marram.edge.sandbox import Plan
 from marram.edge.state import disk_fault
 from marram.schema.errors import Invalid, MarramError, Retryable
+from marram.schema.health import Health
 from marram.schema.units import format_size
 
 
@@ -36,7 +38,6 @@ class Patience:
     verify_s: float = 120  # start the interpreter, check and load the models
     silent_s: float = 15  # say nothing at all: every thread is stuck
     busy_s: float = 120  # spend in one step of the app on one frame
-    healthy_s: float = 60  # run without a result (a quiet sensor) before it counts as proven
     stop_s: float = 8  # finish, flush the outbox and leave, once asked to
 
 
@@ -62,6 +63,7 @@ class WorkerSpec:
     verify: bool = False
     started: tuple[int, ...] = ()
     plan: Plan | None = None
+    health: Health = field(default_factory=Health)
 
     def message(self) -> dict[str, Any]:
         """The channel's `start` message."""
@@ -80,17 +82,71 @@ class WorkerSpec:
         }
 
 
+class Cause(StrEnum):
+    """What ended a worker."""
+
+    STOPPED = "stopped"  # we did
+    FINISHED = "finished"  # its source came to its end
+    CRASH = "crash"
+    HANG = "hang"
+    MEMORY = "memory"
+    GATE = "gate"  # it ran, but not as its app file asks
+
+
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """Why a worker ended. `finished`: its source came to its end. `again`: another start may help.
+    """Why a worker ended. `again`: another start may help. `evidence`: figures that decided.
 
     `engine`: an engine that does not load ends a worker like this.
     """
 
     reason: str
-    finished: bool = False
+    cause: Cause = Cause.CRASH
     again: bool = True
     engine: bool = False
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def finished(self) -> bool:
+        """Whether its source came to its end."""
+        return self.cause is Cause.FINISHED
+
+
+class Life(Protocol):
+    """One life of one worker, as a keeper needs it: a process (`Worker`), or a rehearsal's imitation of one.
+
+    `busy_s`: at work on its present frame. `verified` is set once all it needs loads, `running` once the app runs,
+    `news` with each new `stats`; `exited` is done when nothing of it is left. `pid` is 0 where there is no process.
+    """
+
+    spec: WorkerSpec
+    started_s: float
+    stats: dict[str, Any]
+    resident_bytes: int
+    busy_s: float
+    verified: asyncio.Event
+    running: asyncio.Event
+    news: asyncio.Event
+    exited: asyncio.Future[Exit]
+
+    @property
+    def pid(self) -> int: ...
+
+    def go(self) -> None: ...
+
+    def link(self, up: bool) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+# Starts one. Raises Retryable where the machine cannot.
+StartLife = Callable[[WorkerSpec, Requester, Patience], Awaitable[Life]]
+
+
+async def start_worker(spec: WorkerSpec, bus: Requester, patience: Patience) -> Life:
+    """A `StartLife`: a process of its own, which may ask the cloud for what its app names."""
+    allowed = {(model["name"], model["version"]) for model in spec.cloud}
+    return await Worker.start(spec, lambda channel: Relay(bus, channel, allowed), patience)
 
 
 @dataclass(eq=False)
@@ -105,8 +161,10 @@ class Worker:
     started_s: float = field(default_factory=time.monotonic)
     stats: dict[str, Any] = field(default_factory=dict)
     verified: asyncio.Event = field(default_factory=asyncio.Event)
-    proven: asyncio.Event = field(default_factory=asyncio.Event)
+    running: asyncio.Event = field(default_factory=asyncio.Event)
+    news: asyncio.Event = field(default_factory=asyncio.Event)
     resident_bytes: int = 0
+    busy_s: float = 0.0
 
     def __post_init__(self) -> None:
         self.exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
@@ -155,6 +213,15 @@ class Worker:
         worker._life = asyncio.create_task(worker._live(), name=f"worker {spec.app}")
         return worker
 
+    @property
+    def pid(self) -> int:
+        """Of its process."""
+        return self.process.pid
+
+    def link(self, up: bool) -> None:
+        """The link to the cloud came or went."""
+        self.relay.link(up)
+
     def go(self) -> None:
         """Let a verified worker run its app."""
         self._going_s = self._heard_s = time.monotonic()
@@ -163,7 +230,7 @@ class Worker:
     async def stop(self) -> None:
         """Ask it to finish, wait, then make it. Safe at any time, from several callers."""
         if not self.exited.done():
-            self._end(Exit("stopped"))
+            self._end(Exit("stopped", Cause.STOPPED))
             with contextlib.suppress(ProcessLookupError):
                 self.process.send_signal(signal.SIGTERM)
             done, _ = await asyncio.wait([self.exited], timeout=self.patience.stop_s)
@@ -171,9 +238,9 @@ class Worker:
                 kill_group(self.process.pid)
                 await asyncio.wait([self.exited])
 
-    def kill(self, reason: str, *, again: bool = True) -> None:
+    def kill(self, reason: str, cause: Cause = Cause.CRASH, *, again: bool = True) -> None:
         """End it at once."""
-        self._end(Exit(reason, again=again))
+        self._end(Exit(reason, cause, again=again))
         kill_group(self.process.pid)
 
     def _end(self, cause: Exit) -> None:
@@ -209,7 +276,7 @@ class Worker:
             return Exit("lost sight of")
         if code == 0:
             return (
-                Exit("its source came to its end", finished=True) if self._finished else Exit("it left without a word")
+                Exit("its source came to its end", Cause.FINISHED) if self._finished else Exit("it left without a word")
             )
         how = f"killed by {signal_name(-code)}" if code < 0 else f"exit status {code}"
         return Exit(f"{how}: {words}" if words else how, engine=True)
@@ -230,16 +297,15 @@ class Worker:
                 self._beat(message)
             case "stats":
                 self.stats = _bounded(message.get("stats"))
-                if self.stats.get("frames"):
-                    self.proven.set()
+                self.news.set()
             case "verified":
                 self.verified.set()
             case "running":
                 self._running_s = time.monotonic()
                 self.verified.set()
+                self.running.set()
             case "finished":
                 self._finished = True
-                self.proven.set()
             case "fatal":
                 self._end(
                     Exit(
@@ -253,8 +319,11 @@ class Worker:
 
     def _beat(self, message: dict[str, Any]) -> None:
         busy_s = message.get("busy_s")
-        if isinstance(busy_s, (int, float)) and busy_s > self.patience.busy_s:
-            self.kill(f"hung: at work on one frame for {busy_s:.0f} s")
+        if not isinstance(busy_s, (int, float)):
+            return
+        self.busy_s = float(busy_s)
+        if busy_s > self.patience.busy_s:
+            self.kill(f"hung: at work on one frame for {busy_s:.0f} s", Cause.HANG, again=False)
 
     async def _watch(self) -> None:
         """Until it ended."""
@@ -272,17 +341,16 @@ class Worker:
         limit = self.spec.memory_bytes
         silent_s = now_s - self._heard_s
         if limit is not None and self.resident_bytes > limit:
-            self.kill(f"used {format_size(self.resident_bytes)} of memory; its limit is {format_size(limit)}")
+            words = f"used {format_size(self.resident_bytes)} of memory; its limit is {format_size(limit)}"
+            self.kill(words, Cause.MEMORY, again=False)
         elif not self.verified.is_set() and now_s - self.started_s > self.patience.verify_s:
-            self.kill(f"hung: not ready {self.patience.verify_s:.0f} s after its start")
+            self.kill(f"hung: not ready {self.patience.verify_s:.0f} s after its start", Cause.HANG)
         elif self._running_s is not None:
             if silent_s > self.patience.silent_s:
-                self.kill(f"hung: not a sign of life for {silent_s:.0f} s")
-            elif now_s - self._running_s > self.patience.healthy_s:
-                self.proven.set()
+                self.kill(f"hung: not a sign of life for {silent_s:.0f} s", Cause.HANG, again=False)
         # Importing a library may hold every thread up for long: until it runs, only this bound counts.
         elif self._going_s is not None and now_s - self._going_s > self.patience.verify_s:
-            self.kill(f"hung: source, models and steps not open after {self.patience.verify_s:.0f} s")
+            self.kill(f"hung: source, models and steps not open after {self.patience.verify_s:.0f} s", Cause.HANG)
 
 
 def _bounded(stats: Any) -> dict[str, Any]:

@@ -43,6 +43,7 @@ from marram.schema.model import ModelCard
 from marram.schema.page import Page
 
 _BEAT_S = 1.0
+_QUICK_S = 2.0
 
 
 def main(arguments: list[str]) -> int:
@@ -218,19 +219,20 @@ class Run:
         os._exit(1)
 
     def _beat(self) -> None:
-        proven = False
+        proven_s = 0.0
         while True:
             pipeline = self._pipeline
             self._channel.send({"t": "beat", "busy_s": pipeline.busy_s() if pipeline else 0.0})
             if pipeline is not None:
                 stats = pipeline.stats()
                 self._channel.send({"t": "stats", "stats": _figures(stats)})
-                if stats.get("frames") and not proven:
-                    proven = True
+                if stats.get("frames") and not proven_s:
+                    proven_s = time.monotonic()
                     give_back_memory()
             self._remote.expire()
-            # Quick until the first result: a deployment waits for it.
-            time.sleep(_BEAT_S if proven else _BEAT_S / 10)
+            # Quick until the first result and a moment longer: a deployment waits for its trial's end.
+            quick = not proven_s or time.monotonic() - proven_s < _QUICK_S
+            time.sleep(_BEAT_S / 10 if quick else _BEAT_S)
 
 
 class _Ledger:
