@@ -1,10 +1,11 @@
-"""`marram deploy`: put an app on devices, and watch it arrive."""
+"""`marram deploy`: bring an app to devices, and watch it arrive: at once the first time, by stages ever after."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console, Group, RenderableType
@@ -13,20 +14,23 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from rich.text import Text
 
 from marram.bus.http import CloudApi
-from marram.cli import _show
+from marram.cli import _follow, _show
 from marram.cli._appfile import AppFile
 from marram.cli._context import Json, Token, Url, connect, print_json
 from marram.cli._options import parsed
+from marram.cli._plan import Typed, plan_of
 from marram.cli._shipping import check, files_of, send_files, send_models
 from marram.schema.api import Deployment, DeviceApp
 from marram.schema.device import AppState, DeviceState
 from marram.schema.errors import Invalid, Permanent, Retryable
 from marram.schema.ids import parse_labels
+from marram.schema.rollout_view import RolloutView
 from marram.schema.units import parse_duration
 
 app = typer.Typer(add_completion=False)
 
 _LOOK_S = 0.3
+_AT_ONCE_S = 120.0
 _ROAD = [AppState.PENDING, AppState.FETCHED, AppState.VERIFIED, AppState.PROVISIONAL, AppState.COMMITTED]
 
 
@@ -34,8 +38,19 @@ _ROAD = [AppState.PENDING, AppState.FETCHED, AppState.VERIFIED, AppState.PROVISI
 def deploy(
     file: Annotated[Path | None, typer.Argument(help="The app file (YAML).")] = None,
     to: Annotated[str | None, typer.Option("--to", help="Which devices: labels (site=shanghai,line=3) or all.")] = None,
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not wait until it runs.")] = False,
-    timeout: Annotated[str, typer.Option(help="How long to wait until it runs.")] = "2 min",
+    stages: Annotated[str | None, typer.Option(help="How far each stage goes: 1,10%,all.")] = None,
+    soak: Annotated[str | None, typer.Option(help="How long a stage must keep to the gates: 30s.")] = None,
+    silence: Annotated[str | None, typer.Option(help="A device that says nothing for so long failed: 10min.")] = None,
+    gate: Annotated[
+        list[str] | None, typer.Option(help="What must hold: p95=150ms, errors=2%, silent=1% …; NAME=off. Repeatable.")
+    ] = None,
+    window: Annotated[str | None, typer.Option(help="Reach devices only then: 22:00-05:00.")] = None,
+    zone: Annotated[str | None, typer.Option(help="The window's time zone: Asia/Shanghai.")] = None,
+    days: Annotated[str | None, typer.Option(help="The window's days: sat,sun.")] = None,
+    halt: Annotated[bool, typer.Option("--halt", help="A failed gate stops and asks; none goes back.")] = False,
+    now: Annotated[bool, typer.Option("--now", help="To all at once, without gates.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", "--no-wait", help="Do not follow it.")] = False,
+    timeout: Annotated[str | None, typer.Option(help="How long to follow it (at once: 2 min).")] = None,
     list_: Annotated[bool, typer.Option("--list", help="Show what is deployed, and end.")] = False,
     remove: Annotated[
         str | None, typer.Option("--remove", metavar="APP", help="Take an app off (--to, or all).")
@@ -55,17 +70,28 @@ def deploy(
             api.undeploy(remove, to or "all")
             print(f"{remove} goes off {'every device' if (to or 'all') == 'all' else f'devices with {to}'}")
         elif file is not None:
-            wait_s = 0.0 if no_wait else parsed(parse_duration, timeout, "--timeout")
-            _deploy(api, AppFile.read(file), to, wait_s, json)
+            wait_s = 0.0 if detach else None if timeout is None else parsed(parse_duration, timeout, "--timeout")
+            typed = Typed(stages, soak, silence, tuple(gate or ()), window, zone, days, halt, now)
+            _deploy(api, AppFile.read(file), _Wish(to, plan_of(typed), wait_s, json))
 
 
-def _deploy(api: CloudApi, file: AppFile, to: str | None, wait_s: float, json: bool) -> None:
-    if to is None:
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """What was asked for. `wait_s`: 0: follow nothing; None: as long as is usual."""
+
+    to: str | None
+    plan: dict[str, Any] | None
+    wait_s: float | None
+    json: bool
+
+
+def _deploy(api: CloudApi, file: AppFile, wish: _Wish) -> None:
+    if wish.to is None:
         raise Invalid("to which devices?", where="--to", hint="--to all, or labels: --to site=shanghai")
-    selector = parsed(parse_labels, to, "--to")
+    selector = parsed(parse_labels, wish.to, "--to")
     warnings = check(file)
     files_of(file)  # a missing file is told before a model of a gigabyte travels
-    out = Console(stderr=True, highlight=False) if json else _show.console()
+    out = Console(stderr=True, highlight=False) if wish.json else _show.console()
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     with Progress(*columns, console=out, transient=True) as bars:
         bar = bars.add_task("sending", total=None)
@@ -80,16 +106,32 @@ def _deploy(api: CloudApi, file: AppFile, to: str | None, wait_s: float, json: b
         out.print(warning, style="yellow", markup=False)
     for note in notes:
         out.print(note, style="dim", markup=False)
-    made = api.deploy(text, files, selector)
+    made = api.deploy(text, files, selector, wish.plan)
+    rollout = api.rollout(made.rollout) if made.rollout is not None else None
+    if rollout is not None and not rollout.plan.immediate and (made.new or rollout.state in _follow.OPEN):
+        _stages(api, rollout, wish, out)
+        return
     title = f"{made.app} {made.version} → {_count(made)}"
-    out.print(Text(title, style="bold"))
+    known = "" if made.new else ", as before"
+    out.print(Text(f"rollout {made.rollout} · {title}{known}" if made.rollout else f"{title}{known}", style="bold"))
     if not made.devices:
-        out.print(f"No device matches {to} yet; it will run on those that join.", style="yellow", markup=False)
-    elif wait_s:
-        made = _watch(api, made, wait_s, out)
-    if json:
+        out.print(f"No device matches {wish.to} yet; it will run on those that join.", style="yellow", markup=False)
+    elif wish.wait_s != 0.0:
+        made = _watch(api, made, _AT_ONCE_S if wish.wait_s is None else wish.wait_s, out)
+    if wish.json:
         print_json(made)
     _verdict(made)
+
+
+def _stages(api: CloudApi, rollout: RolloutView, wish: _Wish, out: Console) -> None:
+    """Follow a rollout that goes by stages. Raises Permanent where it was rolled back or halted."""
+    out.print(_follow.title(rollout))
+    if wish.wait_s != 0.0:
+        rollout = _follow.follow(api, rollout.id, out, wish.wait_s)
+    if wish.json:
+        print_json(rollout)
+    line = _follow.verdict(rollout)
+    out.print(line, markup=False)
 
 
 def _watch(api: CloudApi, made: Deployment, wait_s: float, out: Console) -> Deployment:

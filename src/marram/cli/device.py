@@ -12,7 +12,9 @@ from marram.cli._context import Json, Token, Url, connect, print_json
 from marram.schema.device import Device
 from marram.schema.units import format_rate, format_size
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="List devices, show one.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="List devices, show one, ask why it runs what it runs."
+)
 Id = Annotated[str, typer.Argument(help="The device's name.")]
 
 
@@ -101,6 +103,28 @@ def _show_apps(device: Device) -> None:
         if app.restarts:
             rows.add_row(Text("  restarts", style="dim"), str(app.restarts))
         out.print(rows)
+
+
+@app.command()
+def why(id: Id, json: Json = False, url: Url = None, token: Token = None) -> None:
+    """Why a device runs what it runs: one cause for each app, the evidence, and what to type next."""
+    with connect(url, token) as api:
+        answer = api.why(id)
+    if json:
+        print_json(answer)
+        return
+    out = _show.console()
+    if answer.sentence:
+        out.print(_show.plain(answer.sentence, 500))
+        if answer.next:
+            out.print(Text(f"  {answer.next}", style="dim"))
+    if not answer.apps and not answer.sentence:
+        out.print(f"{id} runs nothing, and nothing is deployed to it: marram deploy app.yaml --to all", markup=False)
+    for app_ in answer.apps:
+        out.print(_show.plain(app_.sentence, 1000))
+        for line in app_.lines:
+            out.print(Text(f" {_show.clock(line.time_s)}  ", style="dim").append_text(_show.plain(line.text, 500)))
+        out.print(_show.plain(" ".join(part for part in (app_.after, app_.next and f"→ {app_.next}") if part), 500))
 
 
 @app.command()

@@ -10,12 +10,14 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
+from marram.cloud.explaining import explain
 from marram.rollout import Look, Rollout
 from marram.rollout.controller import goals
 from marram.rollout.observation import Observation
 from marram.schema.device import AppState
 from marram.schema.rollout import DeviceOutcome, RolloutDevice, RolloutState
 from marram.schema.rollout_view import RolloutDeviceView, RolloutView, StageView
+from marram.schema.why import Why
 from marram.store import RolloutRow, Store, actor, auditing
 
 # A fleet of ten thousand is counted, not listed.
@@ -64,6 +66,10 @@ class Steering:
             self._rollout.rollouts.retry(rollout, device)
         self._changed(self._rollout.refresh())
         return self.show(rollout)
+
+    def why(self, device: str) -> Why:
+        """Why `device` runs what it runs. Raises Missing."""
+        return explain(self._store, self._rollout, device)
 
     def _act(self, rollout: int, name: str, act: Callable[[int], object]) -> RolloutView:
         """Raises Missing; Conflict where it is not in a state for that."""

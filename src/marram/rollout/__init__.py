@@ -10,5 +10,17 @@ from __future__ import annotations
 from marram.rollout.desire import desired_apps, holding, living
 from marram.rollout.rollout import Rolled, Rollout
 from marram.rollout.rollouts import Look, Rollouts
+from marram.rollout.why import Evidence, about_device, why
 
-__all__ = ["Look", "Rolled", "Rollout", "Rollouts", "desired_apps", "holding", "living"]
+__all__ = [
+    "Evidence",
+    "Look",
+    "Rolled",
+    "Rollout",
+    "Rollouts",
+    "about_device",
+    "desired_apps",
+    "holding",
+    "living",
+    "why",
+]

@@ -141,8 +141,7 @@ class _Look:
             return device
         if seen.held is not None and seen.state in (None, AppState.COMMITTED, AppState.ROLLED_BACK, AppState.REMOVED):
             # A person at the device was quicker: it goes on as it was, and counts as not reached.
-            reason = f"held on the device{f': {seen.held}' if seen.held else ''}"
-            waiting = {"outcome": DeviceOutcome.WAITING, "stage": 0, "reached_s": None, "reason": reason}
+            waiting = {"outcome": DeviceOutcome.WAITING, "stage": 0, "reached_s": None, "reason": seen.held}
             return device.model_copy(update=waiting)
         if seen.held is None and self.now_s - (device.reached_s or 0.0) > self.plan.silence_s:
             return self._ended(device, DeviceOutcome.SILENT, self._stuck(device, seen))

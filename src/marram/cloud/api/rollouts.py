@@ -11,6 +11,7 @@ from marram.cloud.api.guard import Cloud, needs
 from marram.schema.ids import Name
 from marram.schema.people import Permission
 from marram.schema.rollout_view import RolloutView
+from marram.schema.why import Why
 
 router = APIRouter(tags=["rollouts"])
 
@@ -46,3 +47,10 @@ def act(id: Id, act: Literal["pause", "resume", "promote", "abort"], cloud: Clou
 def retry(id: Id, device: Name, cloud: Cloud) -> RolloutView:
     """Let one device try again what it gave up."""
     return cloud.steering.retry(id, device)
+
+
+@router.get("/devices/{id}/why", tags=["devices"])
+@needs(Permission.READ)
+def why(id: Name, cloud: Cloud) -> Why:
+    """Why a device runs what it runs: one cause for each app, the evidence, and what to type next."""
+    return cloud.steering.why(id)
