@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import pickle
 import threading
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +10,9 @@ import pytest
 
 from marram.registry import Registry, bundle_digest, manifest_of
 from marram.runtime.bundle import Bundle, dump_card
-from marram.schema.errors import Conflict, Invalid, Missing
+from marram.schema.errors import Conflict, Invalid, Missing, Threat, Untrusted
 from marram.schema.model import File, Input, Manifest, ModelCard, Output, Task, Variant
-from marram.store import Objects, Store, open_store
+from marram.store import AuditFilter, Objects, Store, auditing, open_store
 
 
 @pytest.fixture
@@ -32,7 +29,7 @@ def objects(tmp_path: Path) -> Objects:
 
 @pytest.fixture
 def registry(store: Store, objects: Objects) -> Registry:
-    return Registry(store.models, objects)
+    return Registry(store.models, objects, admits=lambda folder: [])  # what is admitted: test_admit.py
 
 
 def card(version: int = 1, file: str = "net.onnx") -> ModelCard:
@@ -67,7 +64,7 @@ def upload(objects: Objects, folder: Path) -> Manifest:
 
 def test_a_bundle_is_registered_and_comes_back_as_it_was(registry: Registry, tmp_path: Path) -> None:
     row = registry.add_folder(bundle(tmp_path / "b"), lineage={"recipe": "digits"})
-    assert (row.name, row.version, row.lineage) == ("net", 1, {"recipe": "digits"})
+    assert (row.name, row.version, row.lineage) == ("net", 1, {"recipe": "digits", "unchecked": []})
     folder = registry.materialise("net", 1, tmp_path / "out")
     for name in ("model.yaml", "net.onnx", "labels.txt"):
         assert (folder / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
@@ -166,38 +163,61 @@ def manifest_and_put(objects: Objects, folder: Path) -> Manifest:
     return manifest
 
 
-class Evil:
-    def __reduce__(self) -> tuple[object, ...]:
-        return (print, ("a pickle ran",))
+def test_a_file_that_nothing_names_is_not_taken_along(registry: Registry, objects: Objects, tmp_path: Path) -> None:
+    folder = bundle(tmp_path / "b")
+    manifest = upload(objects, folder)
+    (folder / "readme.md").write_text("hello")
+    extra = manifest_of(folder, ["readme.md"])
+    objects.put_file(folder / "readme.md")
+    with pytest.raises(Invalid, match=r'nothing in model.yaml names "readme.md"'):
+        registry.add(card(), Manifest(files=[*manifest.files, *extra.files]))
 
 
-def torch_style() -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("archive/data.pkl", pickle.dumps({"weights": 1}))
-        archive.writestr("archive/data/0", b"\x00" * 64)
-    return buffer.getvalue()
-
-
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_a_pickle_is_refused_whatever_it_is_called(
-    registry: Registry, tmp_path: Path, protocol: int, capsys: pytest.CaptureFixture[str]
+def test_what_is_not_admitted_is_not_there_and_what_was_not_checked_is_remembered(
+    store: Store, objects: Objects, tmp_path: Path
 ) -> None:
-    with pytest.raises(Invalid, match="pickle"):
-        registry.add_folder(bundle(tmp_path / "b", pickle.dumps(Evil(), protocol=protocol)))
-    assert capsys.readouterr().out == ""
+    def refuses(folder: Path) -> list[str]:
+        assert {file.name for file in folder.iterdir()} == {"model.yaml", "net.onnx", "labels.txt"}
+        raise Untrusted("no", threat=Threat.PICKLE)
+
+    strict = Registry(store.models, objects, admits=refuses)
+    with pytest.raises(Untrusted):
+        strict.add_folder(bundle(tmp_path / "b"))
+    assert strict.list() == []
+    lax = Registry(store.models, objects, admits=lambda folder: ["fp32 was not opened"])
+    assert lax.add_folder(tmp_path / "b").lineage["unchecked"] == ["fp32 was not opened"]
 
 
-def test_a_torch_checkpoint_and_a_pickles_name_are_refused(registry: Registry, tmp_path: Path) -> None:
-    with pytest.raises(Invalid, match=r"archive/data\.pkl"):
-        registry.add_folder(bundle(tmp_path / "b", torch_style()))
-    for name in ("net.pkl", "net.PT", "net.joblib"):
-        with pytest.raises(Invalid, match="named as a pickle"):
-            registry.add_folder(bundle(tmp_path / name, b"anything", file=name))
+def test_a_channel_is_a_version_until_it_is_moved(registry: Registry, tmp_path: Path) -> None:
+    for number in (1, 2):
+        registry.add_folder(bundle(tmp_path / str(number), str(number).encode(), number))
+    assert registry.tag("net", "stable", 1) is None
+    assert registry.resolve("net@stable").version == 1
+    assert registry.resolve("net").version == 2
+    assert registry.tag("net", "stable", 2) == 1
+    assert registry.resolve("net@stable").version == 2 == registry.channels("net")["stable"]
+    with pytest.raises(Missing, match="no version 9"):
+        registry.tag("net", "stable", 9)
+    with pytest.raises(Missing, match='no channel "stabel"; did you mean "stable"'):
+        registry.resolve("net@stabel")
+    with pytest.raises(Invalid, match="a version or a channel"):
+        registry.resolve("net@0x1!")
+    assert registry.untag("net", "stable") == 2
+    with pytest.raises(Missing, match='no channel "stable"'):
+        registry.resolve("net@stable")
+    with pytest.raises(Missing, match='no channel "stable"'):
+        registry.untag("net", "stable")
 
 
-def test_a_damaged_archive_is_the_engines_business(registry: Registry, tmp_path: Path) -> None:
-    assert registry.add_folder(bundle(tmp_path / "b", b"PK\x03\x04 and then nothing of a zip")).version == 1
+def test_moving_a_channel_leaves_a_row_in_the_audit_log_and_moving_it_nowhere_none(
+    store: Store, registry: Registry, tmp_path: Path
+) -> None:
+    registry.add_folder(bundle(tmp_path / "1", b"1", 1))
+    for _ in range(2):
+        with auditing("user:ann", "model.tag", "net@stable", version=1):
+            registry.tag("net", "stable", 1)
+    (row,) = store.audit.list(AuditFilter(action="model.tag"))
+    assert (row.actor, row.detail["version"], row.detail["before"]) == ("user:ann", 1, None)
 
 
 def test_a_damaged_object_is_never_handed_out(registry: Registry, objects: Objects, tmp_path: Path) -> None:

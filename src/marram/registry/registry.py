@@ -114,7 +114,7 @@ class Registry:
         raise Missing(f'no model "{name}" in the cloud{meant}', hint="`marram model list` shows all.")
 
     def resolve(self, reference: str) -> ModelRow:
-        """What `name`, `name@3`, `name@stable` means now. Raises Invalid (no reference), Missing (with what there is)."""
+        """What `name`, `name@3`, `name@stable` means now. Raises Invalid (no reference), Missing."""
         return self.get(*self.pinned(reference))
 
     def pinned(self, reference: str) -> tuple[str, int | None]:

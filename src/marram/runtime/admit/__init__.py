@@ -8,6 +8,6 @@ It must never unpickle, never unpack to the disk, and never follow a path that a
 
 from __future__ import annotations
 
-from marram.runtime.admit.admit import Bounds, admit, admit_bundle
+from marram.runtime.admit.parent import Bounds, admit, admit_bundle
 
 __all__ = ["Bounds", "admit", "admit_bundle"]

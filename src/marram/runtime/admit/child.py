@@ -53,7 +53,7 @@ def main() -> int:
 
 
 def check(folder: Path, at: Callable[[str], None]) -> list[str]:
-    """See `admit.admit`; `at` hears what is opened next."""
+    """See `parent.admit`; `at` hears what is opened next."""
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             name = path.relative_to(folder).as_posix()

@@ -18,8 +18,9 @@ SUFFIXES = (".pkl", ".pickle", ".joblib", ".dill", ".pt", ".pth", ".ckpt", ".p")
 # Of random bytes one in four is an opcode; nobody has so many in a row by chance.
 _CERTAIN = 10_000
 _CHUNK_BYTES = 1 << 16
-# Opcodes that import, call or build something.
-_ACTS = frozenset({"REDUCE", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "BUILD", "EXT1", "EXT2", "EXT4"})
+# Opcodes that fetch what can be called, and those that call it.
+_FETCHES = frozenset({"GLOBAL", "STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID"})
+_CALLS = frozenset({"REDUCE", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "BUILD"})
 _NAME = re.compile(rb"[A-Za-z_][A-Za-z0-9_.]*\r?\n?")
 _COUNTED = {
     pickletools.TAKEN_FROM_ARGUMENT1: 1,
@@ -36,12 +37,13 @@ def is_pickle(stream: BinaryIO, *, text: bool = False) -> bool:
     `text`: it is plain text (labels), of which some words look like the start of a pickle: then only what calls
     something, or ends just where the text ends, counts.
     """
-    first = ""
+    first, fetched = "", False
     for number, (name, plausible) in enumerate(_followed(stream)):
         first = first or name
         if first == "PERSID":
             return False  # nobody unpickles what begins so; zip archives do ("PK")
-        if name in _ACTS or number >= _CERTAIN:
+        fetched = fetched or (name in _FETCHES and plausible)
+        if (name in _CALLS and fetched) or number >= _CERTAIN:
             return True
         if name == "GLOBAL" and plausible and not text:
             return True  # it imports, even where the rest is broken
