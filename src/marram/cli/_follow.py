@@ -1,7 +1,7 @@
 """A rollout followed as it goes: a line for each stage and what its gates said, as they are decided.
 
-What it says is a pure function of what it has seen (`Progress`); `follow` does the asking and the showing. Whoever stops
-following stops nothing else: the cloud goes on by itself.
+What it says is a pure function of what it has seen (`Progress`); `follow` does the asking and the showing. Whoever
+stops following stops nothing else: the cloud goes on by itself.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def gates_line(gates: Iterable[GateVerdict]) -> Text:
     """`failed 0 of 1 ✓   p95 138 ms ≤ 150 ms ✓`."""
     line = Text()
     for gate in gates:
-        sign, style = {True: ("✓", "green"), False: ("✗", "red")}.get(gate.passed, ("–", "dim"))  # type: ignore[call-overload]
+        sign, style = ("–", "dim") if gate.passed is None else ("✓", "green") if gate.passed else ("✗", "red")
         line.append_text(_show.plain(gate.words, 200)).append(f" {sign}   ", style=style)
     line.rstrip()
     return line

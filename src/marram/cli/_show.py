@@ -17,7 +17,7 @@ from marram.schema.units import format_duration
 
 STATE_STYLES = {
     "online": "green", "offline": "red", "new": "yellow",
-    "committed": "green", "rolled_back": "red", "removed": "dim",
+    "committed": "green", "rolled_back": "red", "removed": "dim", "failed": "red", "silent": "red",
 }  # fmt: skip
 
 

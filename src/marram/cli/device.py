@@ -12,9 +12,7 @@ from marram.cli._context import Json, Token, Url, connect, print_json
 from marram.schema.device import Device
 from marram.schema.units import format_rate, format_size
 
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, help="List devices, show one, ask why it runs what it runs."
-)
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="List devices, show one, ask why.")
 Id = Annotated[str, typer.Argument(help="The device's name.")]
 
 
