@@ -100,7 +100,7 @@ class World:
         )
         begun_s = time.monotonic()
         self.api.deploy(text)
-        until(lambda: self.api.events(app=app, limit=1), f"the first result of {app}")
+        until(lambda: self.api.events(app=app, kinds=["result"], limit=1), f"the first result of {app}")
         return time.monotonic() - begun_s
 
     def undeploy(self, app: str) -> None:

@@ -130,9 +130,9 @@ def test_the_disk_is_looked_at_first(small_disk: Path) -> None:
     bundles = Bundles(small_disk, reserve_bytes=0)
     bundles.make()
     small, big = File(path="a", sha256="aa" * 32, size_bytes=1000), File(path="b", sha256="bb" * 32, size_bytes=10**7)
-    bundles.need_room([small])
+    bundles.room.take([small])
     with pytest.raises(Retryable, match=r"10 MB to fetch.*Free some space"):
-        bundles.need_room([small, big])
+        bundles.room.take([small, big])
 
 
 def test_a_bundle_may_be_too_large() -> None:

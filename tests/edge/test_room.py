@@ -19,6 +19,6 @@ def test_what_is_kept_free_for_the_outbox_is_not_fetched_into(tmp_path: Path, mo
     bundles.make()
     model = File(path="net.tflite", sha256="ab" * 32, size_bytes=4_000_001)
     with pytest.raises(Retryable, match=r"10 MB free, 6 MB of it kept for the outbox"):
-        bundles.need_room([model])
+        bundles.room.take([model])
     bundles.partial(model).write_bytes(b"x")  # what is here of it already needs no more room
-    bundles.need_room([model])
+    bundles.room.take([model])

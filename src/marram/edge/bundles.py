@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from marram.edge.room import Room
 from marram.edge.state import disk_fault
 from marram.schema.errors import Invalid, Permanent, Retryable, Threat, Untrusted
 from marram.schema.model import File, Manifest
@@ -33,7 +34,7 @@ class Bundles:
         self._blobs = folder / "blobs"
         self._partial = folder / "partial"
         self._bundles = folder / "bundles"
-        self._reserve_bytes = reserve_bytes
+        self.room = Room(self._partial, reserve_bytes)
 
     def make(self) -> None:
         """Create the folders and clear what a cut left half-made. Raises Permanent or Retryable."""
@@ -42,6 +43,7 @@ class Bundles:
                 part.mkdir(parents=True, exist_ok=True, mode=0o700)
             for leftover in self._bundles.glob(".*"):
                 shutil.rmtree(leftover, ignore_errors=True)
+            self.room.clear()
         except OSError as error:
             raise disk_fault(error, self._folder) from error
 
@@ -66,18 +68,6 @@ class Bundles:
     def partial(self, file: File) -> Path:
         """Where the bytes of `file` gather until it is whole."""
         return self._partial / file.sha256
-
-    def need_room(self, files: Iterable[File]) -> None:
-        """Raises Retryable where the disk cannot take `files` (less what is here of them already)."""
-        need = sum(max(0, f.size_bytes - max(0, _size(self.partial(f)))) for f in files)
-        free = shutil.disk_usage(self._folder).free
-        if need and need + self._reserve_bytes > free:
-            raise Retryable(
-                f"the disk is too full: {format_size(need)} to fetch, {format_size(free)} free, "
-                f"{format_size(self._reserve_bytes)} of it kept for the outbox",
-                where=str(self._folder),
-                hint="Free some space; it goes on by itself.",
-            )
 
     def accept(self, file: File) -> None:
         """Take a whole partial file in.
@@ -157,11 +147,12 @@ class Bundles:
         bundles = {bundle_key(manifest) for manifest in manifests}
         blobs = {file.sha256 for manifest in manifests for file in manifest.files}
         for folder in self._bundles.iterdir():
-            if folder.name not in bundles:
+            # Beginning with a dot: just being built.
+            if folder.name not in bundles and not folder.name.startswith("."):
                 shutil.rmtree(folder, ignore_errors=True)
         for kind in (self._blobs, self._partial):
             for blob in kind.iterdir():
-                if blob.name not in blobs:
+                if blob.name.partition(".")[0] not in blobs:
                     blob.unlink(missing_ok=True)
 
 

@@ -1,8 +1,10 @@
 """Fetches files by content over the bus, in ranges: goes on where a cut left off, trusts nothing it was sent.
 
-Ranges are small on a slow link (each aims at a tenth of a second) and asked for one at a time, so that an inference or
-an event never waits long behind a model on its way; small files travel several at once, since for them the round trip
-is what costs. What arrives is only appended to a partial file; nobody reads it before its digest was checked.
+All that is under way at a time aims at a tenth of a second of the link, so that an inference or an event never waits
+long behind a model on its way: one small range on a slow link, a few larger ones on a fast link, where the cloud looks
+for the next while one travels. Small files travel several at once, since for them the round trip is what costs. A cut
+costs at most what was under way. What arrives is only appended to a partial file; nobody reads it before its digest was
+checked.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -27,6 +30,9 @@ _SMALL_AT_ONCE = 4
 _FIRST_BYTES = 16_000
 _LEAST_BYTES = 8_000
 _MOST_BYTES = 1_000_000
+# Ranges asked for at once, where each is this large at least; together never more than the pace.
+_AT_ONCE = 4
+_WORTH_BYTES = 64_000
 _AIM_S = 0.1
 _TIMEOUT_S = 20.0
 _FIRST_PAUSE_S = 0.5
@@ -43,8 +49,13 @@ class Pace:
         self.bytes = _FIRST_BYTES
         self._shortest_s = float("inf")
 
+    @property
+    def range_bytes(self) -> int:
+        """How much to ask for in one question."""
+        return self.bytes if self.bytes < _AT_ONCE * _WORTH_BYTES else self.bytes // _AT_ONCE
+
     def took(self, size_bytes: int, elapsed_s: float) -> None:
-        """A range of `size_bytes` took `elapsed_s` from question to answer."""
+        """A range took `elapsed_s` from question to answer, `size_bytes` being under way with it and before it."""
         # The shortest answer seen stands for the round trip; it is slowly forgotten, since links change.
         self._shortest_s = min(1.01 * self._shortest_s, elapsed_s)
         if size_bytes < min(self.bytes, _LEAST_BYTES):
@@ -73,16 +84,29 @@ class Fetcher:
         self.fetched_bytes = 0
 
     async def fetch(self, files: Sequence[File], waiting: Callable[[str], None]) -> None:
-        """Bring `files` here, however long the link or the disk makes it wait; `waiting` is told why ("" when done).
+        """Bring `files` here, however long the link makes it wait; `waiting` is told why ("" when done).
 
-        Where what comes is not what was announced (tampered, endless, slow), it waits too: whoever stands between can
-        go away, and the version is none the worse for it.
+        Raises Retryable where the disk has no room for all of them: nothing is fetched then. Where what comes is not
+        what was announced (tampered, endless, slow), it waits too: whoever stands between can go away, and the version
+        is none the worse for it.
         """
+        taking = asyncio.ensure_future(asyncio.to_thread(self._bundles.room.take, files))
+        try:
+            await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            # The thread goes on without us.
+            taking.add_done_callback(lambda taken: None if taken.exception() else self._bundles.room.release(files))
+            raise
+        try:
+            await self._fetch(files, waiting)
+        finally:
+            self._bundles.room.release(files)
+
+    async def _fetch(self, files: Sequence[File], waiting: Callable[[str], None]) -> None:
         pause_s, doubt_s = _FIRST_PAUSE_S, _FIRST_DOUBT_S
         while True:
             before = self.fetched_bytes
             try:
-                await asyncio.to_thread(self._bundles.need_room, files)
                 async with asyncio.TaskGroup() as group:
                     for file in files:
                         group.create_task(self._one(file))
@@ -128,20 +152,43 @@ class Fetcher:
             if offset > file.size_bytes:
                 os.ftruncate(fd, 0)
                 offset = 0
-            floor = Floor(file.path)
-            while offset < file.size_bytes:
-                data = await self._range(file, offset, min(self._pace.bytes, file.size_bytes - offset))
-                try:
-                    written = os.pwrite(fd, data, offset)
-                except OSError as error:
-                    raise disk_fault(error, partial) from error
-                offset += written
-                self.fetched_bytes += written
-                floor.came(written)
+            await self._pipeline(file, fd, offset)
+        except OSError as error:
+            raise disk_fault(error, partial) from error
         finally:
             os.close(fd)
 
-    async def _range(self, file: File, offset: int, length: int) -> bytes:
+    async def _pipeline(self, file: File, fd: int, offset: int) -> None:
+        """Ask ahead, write in order: the partial file's size is what has come."""
+        floor = Floor(file.path)
+        coming: deque[tuple[int, asyncio.Task[bytes]]] = deque()
+        asked = offset
+        try:
+            while offset < file.size_bytes:
+                while asked < file.size_bytes:
+                    length = min(self._pace.range_bytes, file.size_bytes - asked)
+                    under_way = asked + length - offset
+                    if coming and under_way > self._pace.bytes:
+                        break
+                    coming.append((length, asyncio.create_task(self._range(file, asked, length, under_way))))
+                    asked += length
+                length, first = coming.popleft()
+                try:
+                    data = await first
+                finally:
+                    first.cancel()
+                self._bundles.room.use(file, offset + len(data))
+                written = os.pwrite(fd, data, offset)
+                offset += written
+                self.fetched_bytes += written
+                floor.came(written)
+                if written < length:  # fewer than asked for: what was asked for behind it leaves a gap
+                    await _drop(coming)
+                    asked = offset
+        finally:
+            await _drop(coming)
+
+    async def _range(self, file: File, offset: int, length: int, under_way: int) -> bytes:
         question = BlobAsk(file.sha256, offset, length).pack()
         asked_s = time.monotonic()
         try:
@@ -161,8 +208,17 @@ class Fetcher:
             )
         if not data:
             raise Untrusted(f"{file.path}: an answer without a byte", threat=Threat.SLOW)
-        self._pace.took(len(data), time.monotonic() - asked_s)
+        self._pace.took(under_way - length + len(data), time.monotonic() - asked_s)
         return data
+
+
+async def _drop(coming: deque[tuple[int, asyncio.Task[bytes]]]) -> None:
+    """Nobody waits for these any more."""
+    tasks = [task for _, task in coming]
+    coming.clear()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _open(path: Path) -> int:
