@@ -125,7 +125,7 @@ def test_wheels_of_this_platform_are_chosen(device: Device) -> None:
     key = Platform.of(machine()).key
     wheels = Manifest(files=[])
     app = DesiredApp(name="a", version=1, files=Manifest(files=[]))
-    assert device.envs.wheels(app) is None
+    assert device.envs.wheels(app) == wheels
     assert device.envs.wheels(app.model_copy(update={"wheels": {key: wheels, "other": wheels}})) == wheels
     with pytest.raises(Invalid, match=rf"resolved for other, and this device is {key}.*Deploy the app again"):
         device.envs.wheels(app.model_copy(update={"wheels": {"other": wheels}}))

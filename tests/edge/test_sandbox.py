@@ -88,9 +88,9 @@ async def run() -> AsyncIterator[Run]:
         )  # fmt: skip
         worker = await Worker.start(spec, lambda channel: Relay(bus, channel, ()), Patience())
         workers.append(worker)
-        proven = asyncio.ensure_future(worker.proven.wait())
-        await asyncio.wait([proven, worker.exited], timeout=LONG_S, return_when=asyncio.FIRST_COMPLETED)
-        proven.cancel()
+        running = asyncio.ensure_future(worker.running.wait())
+        await asyncio.wait([running, worker.exited], timeout=LONG_S, return_when=asyncio.FIRST_COMPLETED)
+        running.cancel()
         answers = site.work / "answers.json"
         assert answers.exists(), (worker.exited.done() and worker.exited.result(), spec.log.read_text())
         found: dict[str, str] = json.loads(answers.read_text())

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from marram.edge.agent import Agent, Around, Settings
+from marram.edge.platform import machine
 from marram.edge.process import give_back_memory
 from marram.edge.sandbox import seal_agent
 from marram.edge.state import Folder
@@ -41,7 +42,7 @@ async def _run(folder: Folder, every_s: float, brokers: list[str]) -> None:
     if brokers:
         credentials = credentials.model_copy(update={"brokers": brokers})
     with folder.lock():
-        agent = Agent(folder, credentials, Settings(report_every_s=every_s), Around(status=True))
+        agent = Agent(folder, credentials, Settings(report_every_s=every_s), Around(status=True, about=machine))
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, agent.stop)

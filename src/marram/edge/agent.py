@@ -18,7 +18,7 @@ from pathlib import Path
 
 from marram.bus import subjects
 from marram.bus.client import Bus, BusState, Message
-from marram.bus.codec import pack_report, unpack_desired
+from marram.bus.codec import pack_report, unpack_desired, unpack_secrets
 from marram.bus.outbox import Outbox
 from marram.bus.uplink import Uplink
 from marram.edge import deploy
@@ -32,6 +32,8 @@ from marram.edge.keeper import Keeper
 from marram.edge.metadata import SignedMetadata
 from marram.edge.process import resident_bytes
 from marram.edge.renewal import Renewal
+from marram.edge.sandbox import isolation
+from marram.edge.secrets import Secrets
 from marram.edge.state import Credentials, Folder
 from marram.edge.status import StatusSocket
 from marram.edge.supervisor import Patience, StartLife, start_worker
@@ -40,7 +42,7 @@ from marram.edge.thermals import Thermals
 from marram.edge.trustee import Trustee
 from marram.edge.trustee_child import ChildTrustee
 from marram.edge.vetting import Vetting
-from marram.schema.device import AppState, Desired, DesiredApp, Reported
+from marram.schema.device import AppState, Desired, DesiredApp, DeviceInfo, Reported
 from marram.schema.errors import MarramError, Retryable
 
 log = logging.getLogger("marram.edge")
@@ -70,13 +72,15 @@ class Around:
     """What an agent stands on beside its folder: as a device has it, or as a rehearsal of hundreds in a process does.
 
     `connect`: its way to the cloud. `start`: starts its workers. `verify`: see `Ground`. `status`: whether it answers
-    `marram edge status`. `trustee`: who handles the keys and signatures of the device in that folder.
+    `marram edge status`. `about`: what it tells the cloud of itself. `trustee`: who handles the keys and signatures of
+    the device in that folder.
     """
 
     connect: Callable[[Folder, Credentials], Awaitable[Bus]] = _connect
     start: StartLife = start_worker
     verify: Callable[[DesiredApp], Awaitable[None]] | None = None
     status: bool = False
+    about: Callable[[], DeviceInfo] | None = None
     trustee: Callable[[Path], Trustee] = ChildTrustee
 
 
@@ -110,6 +114,9 @@ class Agent:
         self._link = ""
         self._complained = ""
         self._told_hold = ("", 0)
+        # Told with the first report over each connection.
+        self._about_told = False
+        self._bringing_secrets: asyncio.Task[None] | None = None
 
     def stop(self) -> None:
         """End clean: workers flush, the outbox is offered once more. Safe in a signal handler of the loop."""
@@ -140,6 +147,10 @@ class Agent:
             start=self._around.start,
         )
         self._trustee = self._around.trustee(self._folder.path)
+        self._secrets = Secrets(
+            self._folder.path, self._folder.identity.own, self._device, self._bus, self._trustee
+        )
+        self._ground.secrets = self._secrets.values
         metadata = SignedMetadata(self._bus, self._device)
         self._ground.verify = self._around.verify or Vetting(self._trustee, metadata.fetch).verify
         self._journal = Journal(outbox)
@@ -300,6 +311,7 @@ class Agent:
             return
         up = state is BusState.CONNECTED
         words = f"refused: {self._bus.refused}" if self._bus.refused else "connected" if up else "down"
+        self._about_told = False
         if words != self._link:
             log.info("the link to the cloud: %s", words)
         self._link = words
@@ -335,7 +347,11 @@ class Agent:
     async def _report(self) -> None:
         try:
             reported = self._reported()
+            if self._around.about is not None and not self._about_told:
+                reported = reported.model_copy(update={"info": await asyncio.to_thread(self._around.about)})
             answer = await self._bus.request(subjects.report(self._device), pack_report(reported), timeout_s=5)
+            self._about_told = self._about_told or reported.info is not None
+            self._bring_secrets(unpack_secrets(answer))
             desired = unpack_desired(answer)
             if desired is not None and desired != self._desired:
                 log.info("desired state %d: %s", desired.version, _names(desired))
@@ -348,6 +364,16 @@ class Agent:
             if str(error) != self._complained:
                 log.warning("the cloud's answer: %s", error)
             self._complained = str(error)
+
+    def _bring_secrets(self, versions: dict[str, int]) -> None:
+        """Beside the reports, which never wait for it."""
+        if versions != self._secrets.versions and (self._bringing_secrets is None or self._bringing_secrets.done()):
+            self._bringing_secrets = asyncio.create_task(self._secrets_told(versions))
+
+    async def _secrets_told(self, versions: dict[str, int]) -> None:
+        if changed := await self._secrets.told(versions):
+            for keeper in self._keepers.values():
+                keeper.secrets_changed(changed)
 
     def _reported(self) -> Reported:
         uplink = self._uplink.status()
@@ -365,6 +391,7 @@ class Agent:
             temperature_c=self._thermals.temperature_c(),
             throttled=self._thermals.throttled(),
             held=self._ground.holding.words(),
+            isolation=isolation(),
         )
 
     async def _last_words(self) -> None:

@@ -8,6 +8,7 @@ downloaded by pip on a device.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -44,13 +45,13 @@ class Envs:
         except OSError as error:
             raise disk_fault(error, self._envs) from error
 
-    def wheels(self, app: DesiredApp) -> Manifest | None:
-        """The wheels of `app` for this device; None where it brings none for anybody.
+    def wheels(self, app: DesiredApp) -> Manifest:
+        """The wheels of `app` for this device.
 
         Raises Invalid where it brings some for others only: this device's platform was not among the fleet's.
         """
         if not app.wheels:
-            return None
+            return Manifest(files=[])
         try:
             key = Platform.of(machine()).key
         except Invalid as error:
@@ -70,6 +71,14 @@ class Envs:
             await asyncio.to_thread(self.make)
             await self._unpack(wheels, key)
         return folder
+
+    def kept(self, apps: Iterable[DesiredApp]) -> list[Manifest]:
+        """The wheels that `apps` need here."""
+        found: list[Manifest] = []
+        for app in apps:
+            with contextlib.suppress(Invalid):
+                found.append(self.wheels(app))
+        return [wheels for wheels in found if wheels.files]
 
     def sweep(self, keep: Iterable[Manifest]) -> None:
         """Delete what none of `keep` is."""

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from marram.bus.client import Bus
 from marram.edge.bundles import Bundles
 from marram.edge.engines import Engines
+from marram.edge.envs import Envs
 from marram.edge.fetch import Fetcher
 from marram.edge.hold import Holding
 from marram.edge.state import Folder
 from marram.edge.supervisor import Patience, StartLife, start_worker
 from marram.edge.variants import kept
 from marram.schema.device import DesiredApp
+from marram.schema.errors import NotReady
 
 
 async def _anything(app: DesiredApp) -> None:
     """Whatever comes over the bus is taken."""
+
+
+async def _no_secrets(names: Sequence[str]) -> dict[str, str]:
+    """For where there is nobody to ask."""
+    if names:
+        raise NotReady(f"waits for the secret {', '.join(names)}")
+    return {}
 
 
 @dataclass
@@ -27,7 +36,8 @@ class Ground:
     """Shared by all keepers. `changed` is called when there is something new to report, `lines` for the journal.
 
     `start` starts a worker. `verify` says that an app is signed, before anything of it is fetched; it raises Untrusted,
-    or Retryable where it cannot say. `forget` has the outbox forget how far an app's source came; it blocks, and raises
+    or Retryable where it cannot say. `secrets` gives the values of these names, for a worker's start; it raises
+    NotReady. `forget` has the outbox forget how far an app's source came; it blocks, and raises
     MarramError.
     """
 
@@ -44,9 +54,11 @@ class Ground:
     needed: Callable[[], Iterable[DesiredApp]] | None = None
     start: StartLife = start_worker
     verify: Callable[[DesiredApp], Awaitable[None]] = _anything
+    secrets: Callable[[Sequence[str]], Awaitable[dict[str, str]]] = _no_secrets
 
     def __post_init__(self) -> None:
         self.holding = Holding(self.folder)
+        self.envs = Envs(self.folder.path)
         self._bringing: list[DesiredApp] = []
         self._sweeping = asyncio.Lock()
 
@@ -73,4 +85,6 @@ class Ground:
                 await asyncio.to_thread(self._sweep, apps)
 
     def _sweep(self, apps: list[DesiredApp]) -> None:
-        self.bundles.sweep(kept(apps, self.bundles, self.engines.broken))
+        wheels = self.envs.kept(apps)
+        self.bundles.sweep([*kept(apps, self.bundles, self.engines.broken), *wheels])
+        self.envs.sweep(wheels)

@@ -65,6 +65,8 @@ class Keeper:
         # Which engines for its models do not load here, and what is held up although it runs: for people.
         self._passed_over = ""
         self._waits = ""
+        # Its worker on its way out, to come back with new secrets.
+        self._renewing: asyncio.Task[None] | None = None
         # Ends in a row of the proven version without a minute of running between them.
         self._streak = 0
 
@@ -108,6 +110,14 @@ class Keeper:
     def told(self, serial: int) -> None:
         """The outbox has the lines up to `serial`. On disk with the next change: until then they are offered again."""
         self.record = deploy.told(self.record, serial)
+
+    def secrets_changed(self, names: set[str]) -> None:
+        """These are another, or gone: what was started with one of them is started anew."""
+        if not self.record.settled and not names.isdisjoint(self.record.target.secrets):
+            self._wake.set()
+        elif self._worker is not None and not names.isdisjoint(self._worker.spec.secrets):
+            log.info("%s: starts anew: its secrets changed", self.name)
+            self._renewing = asyncio.create_task(self._worker.stop())
 
     def reported(self) -> ReportedApp:
         """For the report."""
@@ -215,8 +225,11 @@ class Keeper:
                     # A card says which variant runs here; all that is needed then is one reservation.
                     await self._bring([card_alone(model) for model in app.models])
                     models = [await asyncio.to_thread(needed, m, bundles, broken, proven=proven) for m in app.models]
-                    await self._bring([app.files, *models])
+                    wheels = await asyncio.to_thread(self._ground.envs.wheels, app)
+                    await self._bring([app.files, *models, wheels])
                     folders = [await asyncio.to_thread(bundles.install, m) for m in (app.files, *models)]
+                    packages = [await self._ground.envs.install(wheels)] if wheels.files else []
+                    secrets = await self._ground.secrets(app.secrets)
                     self._passed_over = self._ground.engines.words(await self._suspects(app, proven=proven))
                     self._waiting("")
                     break
@@ -249,7 +262,9 @@ class Keeper:
             health=_health(page),
             verify=not proven,
             started=self.record.started,
-            plan=plan(folder.path, folders, [folder.work(app.name), folder.outbox.parent]),
+            packages=tuple(packages),
+            secrets=secrets,
+            plan=plan(folder.path, [*folders, *packages], [folder.work(app.name), folder.outbox.parent]),
         )
 
     async def _believed(self, app: DesiredApp) -> None:
@@ -409,6 +424,9 @@ class Keeper:
                         self._keep(deploy.noted(record, end.reason) if app == record.target else record)
                         self._ground.changed()
                         return
+                    if end.cause is Cause.STOPPED:
+                        worker = None
+                        continue
                     lasted_s, reason, worker, counted = time.monotonic() - worker.started_s, end.reason, None, False
                     if lasted_s > deploy.STEADY_S:
                         pause_s, self._streak = FIRST_PAUSE_S, 0

@@ -9,6 +9,8 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
+from marram.edge.redactor import Redactor
+
 LIMIT_BYTES = 1_000_000
 _TAIL_LINES = 40
 _CRASH = b"Fatal Python error:"
@@ -20,8 +22,10 @@ _PAUSE_S = 0.05
 class LogFile:
     """Appends to `path`; at `limit_bytes` it becomes `path.1` and a new one begins. A full disk loses words only."""
 
-    def __init__(self, path: Path, limit_bytes: int = LIMIT_BYTES) -> None:
+    def __init__(self, path: Path, limit_bytes: int = LIMIT_BYTES, redactor: Redactor | None = None) -> None:
+        """`redactor` blanks secrets out before anything is kept."""
         self._path, self._limit_bytes = path, limit_bytes
+        self._redactor = redactor or Redactor(())
         self._tail: collections.deque[str] = collections.deque(maxlen=_TAIL_LINES)
         self._rest = b""
         self._fault = ""
@@ -30,7 +34,8 @@ class LogFile:
         """Take all that comes until the end of the stream."""
         file: BinaryIO | None = None
         try:
-            while chunk := await stream.read(_BURST_BYTES):
+            while read := await stream.read(_BURST_BYTES):
+                chunk = self._redactor.feed(read)
                 self._remember(chunk)
                 with contextlib.suppress(OSError):
                     if file is None:
@@ -41,8 +46,12 @@ class LogFile:
                         file.close()
                         file = None
                         self._path.replace(self._path.with_name(self._path.name + ".1"))
-                if len(chunk) == _BURST_BYTES:
+                if len(read) == _BURST_BYTES:
                     await asyncio.sleep(_PAUSE_S)
+            self._remember(rest := self._redactor.end())
+            if file is not None and rest:
+                with contextlib.suppress(OSError):
+                    file.write(rest)
         finally:
             if file is not None:
                 file.close()

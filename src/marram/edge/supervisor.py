@@ -23,6 +23,7 @@ from typing import Any, Protocol
 from marram.edge.agent_end import AgentEnd
 from marram.edge.logfile import LogFile
 from marram.edge.process import kill_group, resident_bytes, signal_name, worker_environment
+from marram.edge.redactor import Redactor
 from marram.edge.relay import Relay, Requester
 from marram.edge.sandbox import Plan
 from marram.edge.state import disk_fault
@@ -47,6 +48,7 @@ class WorkerSpec:
 
     `verify`: load every model once and wait for `go` before running. `started`: versions of the app that ran here and
     may run again; one among them goes on where its finite source was, any other starts at the beginning.
+    `packages`: folders with what its functions require. `secrets`: those that its app declares, with their values.
     `plan`: all that it can use of the device's folder; None: it is not confined.
     """
 
@@ -64,6 +66,8 @@ class WorkerSpec:
     started: tuple[int, ...] = ()
     plan: Plan | None = None
     health: Health = field(default_factory=Health)
+    packages: tuple[Path, ...] = ()
+    secrets: dict[str, str] = field(default_factory=dict, repr=False)
 
     def message(self) -> dict[str, Any]:
         """The channel's `start` message."""
@@ -79,6 +83,8 @@ class WorkerSpec:
             "outbox": str(self.outbox),
             "memory": self.memory_bytes,
             "verify": self.verify,
+            "packages": [str(folder) for folder in self.packages],
+            "secrets": self.secrets,
         }
 
 
@@ -174,7 +180,8 @@ class Worker:
         self._going_s = None if self.spec.verify else self.started_s
         self._running_s: float | None = None
         self._finished = False
-        self._log = LogFile(self.spec.log)
+        self._redactor = Redactor(self.spec.secrets.values())
+        self._log = LogFile(self.spec.log, redactor=Redactor(self.spec.secrets.values()))
         self._life: asyncio.Task[None] | None = None
 
     @classmethod
@@ -296,7 +303,7 @@ class Worker:
             case "beat":
                 self._beat(message)
             case "stats":
-                self.stats = _bounded(message.get("stats"))
+                self.stats = self._redactor.plain(_bounded(message.get("stats")))
                 self.news.set()
             case "verified":
                 self.verified.set()
@@ -309,7 +316,7 @@ class Worker:
             case "fatal":
                 self._end(
                     Exit(
-                        str(message.get("message"))[:500],
+                        self._redactor.text(str(message.get("message")))[:500],
                         again=bool(message.get("again")),
                         engine=bool(message.get("engine")),
                     )

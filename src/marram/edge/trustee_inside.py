@@ -22,9 +22,11 @@ from marram.edge.process import die_with
 from marram.edge.renewing import Renewing
 from marram.edge.trustee import Metadata
 from marram.edge.trustee_child import Questions, fault, fault_of
+from marram.edge.vault import Vault
 from marram.schema.errors import Invalid, MarramError, Missing, Retryable
 from marram.schema.words import file_fault
 from marram.trust.clock import Clock, Sources
+from marram.trust.identity import device_of
 from marram.trust.verifier import Fetch, Verifier
 
 
@@ -35,12 +37,14 @@ class Answers:
         self._folder = folder
         self._identity = IdentityFiles(folder / "identity")
         self._time_sources = time_sources
-        self._renewing = Renewing(self._identity)
+        self._vault = Vault(folder)
+        self._renewing = Renewing(self._identity, self._vault.carry)
         self._known: dict[str, Callable[[dict[str, Any], Fetch], dict[str, Any]]] = {
             "verify": self._verify,
             "renewal": self._renewal,
             "renewed": self._renewed,
             "renew_at": self._renew_at,
+            "secrets": self._secrets,
         }
 
     def answer(self, question: dict[str, Any], fetch: Fetch) -> dict[str, Any]:
@@ -76,6 +80,15 @@ class Answers:
     def _renew_at(self, question: dict[str, Any], fetch: Fetch) -> dict[str, Any]:
         self._renewing.over_https(question["url"])
         return {}
+
+    def _secrets(self, question: dict[str, Any], fetch: Fetch) -> dict[str, Any]:
+        try:
+            own = self._identity.own.read_bytes()
+        except OSError as error:
+            raise Missing(f"cannot be read: {file_fault(error)}", where=str(self._identity.own)) from error
+        if question["sealed"] is not None:
+            self._vault.take(own, device_of(own), question["sealed"])
+        return {"values": self._vault.read(own, question["names"])}
 
 
 class InsideTrustee(Questions):

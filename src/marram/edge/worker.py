@@ -32,6 +32,7 @@ from marram.pipeline.build import Around, Pipeline
 from marram.pipeline.check import at, rules
 from marram.pipeline.contract import Position
 from marram.pipeline.progress import Ledger
+from marram.pipeline.secrets import with_secrets
 from marram.runtime.bundle import CARD, Bundle
 from marram.runtime.library import parse_reference
 from marram.runtime.model import Model
@@ -102,9 +103,12 @@ class Run:
         be_second(self._start["memory"])
         threading.Thread(target=self._listen, name="listen", daemon=True).start()
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
+        # Before any user code; after everything of ours, which never looks there.
+        sys.path[:0] = self._start["packages"]
+        os.environ.update(self._start["secrets"])
         page = Page.read((self._folder / "app.yaml").read_text(encoding="utf-8"), f"{self._start['app']}/app.yaml")
         try:
-            return self._live(app_on(page))
+            return self._live(with_secrets(app_on(page), self._start["secrets"]))
         except MarramError as error:
             # What is wrong with the app is said by its line, here as where it was written.
             self._name(page.locate(error))
