@@ -111,9 +111,8 @@ def test_threads_have_acts_of_their_own(store: Store) -> None:
 
 def test_two_processes_write_one_chain(url: str) -> None:
     stores = [open_store(url), open_store(url)]
-    threads = [
-        threading.Thread(target=add, args=(each, *(f"{n}-{i}" for i in range(20)))) for n, each in enumerate(stores)
-    ]
+    names = [[f"{number}-{i}" for i in range(20)] for number in range(2)]
+    threads = [threading.Thread(target=add, args=(each, *mine)) for each, mine in zip(stores, names, strict=True)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -144,7 +143,8 @@ def test_names_too_long_or_odd_are_kept_within_their_columns(store: Store) -> No
 
 def test_rows_are_chosen_by_who_what_and_when(store: Store) -> None:
     for actor, action in (
-        ("user:ann", "device.add"), ("user:ann/token:x", "device.remove"), ("user:anna", "deploy"), ("user:a%", "devices"),
+        ("user:ann", "device.add"), ("user:ann/token:x", "device.remove"), ("user:anna", "deploy"),
+        ("user:a%", "devices"),
     ):  # fmt: skip
         store.audit.add(actor, action, "t")
 
@@ -165,7 +165,7 @@ def test_rows_are_chosen_by_who_what_and_when(store: Store) -> None:
     [
         ("UPDATE audit SET actor = 'user:bob' WHERE id = 3", 3),
         ("UPDATE audit SET time_s = time_s + 1 WHERE id = 2", 2),
-        ("UPDATE audit SET detail = '{\"a\":1}' WHERE id = 4", 4),
+        ("UPDATE audit SET detail = '[1]' WHERE id = 4", 4),
         ("UPDATE audit SET detail = 'not json' WHERE id = 4", 4),
         ("UPDATE audit SET previous = '0' WHERE id = 2", 2),
         ("UPDATE audit SET digest = previous WHERE id = 5", 5),
