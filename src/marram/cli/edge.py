@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from marram.cli._options import parsed
+from marram.edge import hold as holding
 from marram.edge.join import check_broker
 from marram.edge.join import join as join_cloud
 from marram.edge.state import Folder
@@ -19,7 +20,7 @@ from marram.edge.status import ask
 from marram.schema import paths
 from marram.schema.errors import Invalid
 from marram.schema.ids import parse_labels
-from marram.schema.units import format_duration, format_size
+from marram.schema.units import format_duration, format_size, parse_duration
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Join this machine to a cloud as a device, and run it."
@@ -87,6 +88,31 @@ def run(
 
 
 @app.command()
+def hold(
+    for_: Annotated[
+        str | None, typer.Option("--for", help="How long: 2 h, 3 days. Without it, until it is released.")
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Why, for whoever looks at the fleet.")] = "",
+    folder: FolderOption = None,
+) -> None:
+    """Change nothing on this device for now: new versions wait. What runs runs on; what fails still goes back."""
+    place = Folder(folder or paths.edge())
+    place.credentials()
+    for_s = None if for_ is None else parsed(parse_duration, for_, "--for")
+    print(holding.hold(place, for_s, reason).words())
+    print("release it: marram edge release" + (f" --folder {folder}" if folder else ""))
+
+
+@app.command()
+def release(folder: FolderOption = None) -> None:
+    """End `marram edge hold`: what waited goes on."""
+    place = Folder(folder or paths.edge())
+    place.credentials()
+    holding.release(place)
+    print("released")
+
+
+@app.command()
 def status(folder: FolderOption = None) -> None:
     """How the device on this machine is: its link, its apps, what waits for the cloud."""
     place = Folder(folder or paths.edge())
@@ -111,6 +137,8 @@ def status(folder: FolderOption = None) -> None:
         f"outbox   {reported['outbox_depth']:,} events wait ({format_size(reported['outbox_bytes'])}), "
         f"{reported['dropped']:,} given up"
     )
+    if reported["held"]:
+        console.print(f"held     {reported['held']}", markup=False)
     rows = [_row(each) for each in reported["apps"]]
     if console.width < _WIDE:
         for row in rows:
