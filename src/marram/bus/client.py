@@ -257,7 +257,7 @@ class Bus:
     async def _handle(self, session: Session, subscription: _Subscription, message: Msg) -> None:
         """Run the handler on one message; whatever it does, the subscription lives on."""
         headers: dict[str, str] | None = None
-        answer_to = message.reply if message.reply.startswith(_inbox_of(message.subject)) else ""
+        answer_to = message.reply if message.reply.startswith(_inboxes(message.subject)) else ""
         try:
             reply = await subscription.handler(Message(message.subject, message.data, bool(answer_to)))
         except MarramError as error:
@@ -352,8 +352,10 @@ class Bus:
                 log.exception("a listener to the state of the bus failed")
 
 
-def _inbox_of(subject: str) -> str:
+def _inboxes(subject: str) -> tuple[str, ...]:
     """Where the answer to a question on `subject` may go: the subject of a device proves whose inbox that is."""
     if subject.startswith("$SYS."):
-        return "$SYS."  # the broker's own, on which nobody else can speak
-    return f"{_INBOX}_{device_of(subject)}." if subject.startswith("d.") else _INBOX
+        return ("$SYS.",)  # the broker's own, on which nobody else can speak
+    if subject.startswith("d."):
+        return f"{_INBOX}_{device_of(subject)}.", f"{_INBOX}_CONTROL."
+    return (_INBOX,)
