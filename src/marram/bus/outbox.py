@@ -28,7 +28,7 @@ from marram.bus.codec import decode_event, encode_event, pack_encoded
 from marram.bus.progress import Progress
 from marram.schema.errors import Conflict, Invalid, MarramError, Permanent, Refused, Retryable
 from marram.schema.event import Event, EventKind, Recorded
-from marram.system.files import sync
+from marram.system.files import make_folder, sync
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class Outbox:
         if self.path.is_dir():
             raise Invalid("a folder stands where the outbox belongs", where=str(self.path))
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path.parent)
             # Guards the file itself, across processes: SQLite's own locks go with the file when that is moved aside.
             # It also says which records are under way to the cloud (the highest sequence), for all to see.
             self._guard = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

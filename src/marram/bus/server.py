@@ -145,7 +145,7 @@ class EmbeddedServer:
 
     def _take_folder(self) -> None:
         try:
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            files.make_folder(self.folder)
             self._lock = files.hold(self.folder / "lock", self._taken)
         except OSError as error:
             raise Invalid(f"cannot keep a broker here: {error.strerror}", where=str(self.folder)) from error

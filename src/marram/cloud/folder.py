@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from marram.schema.errors import Conflict, Refused
-from marram.system.files import hold
+from marram.system import files
 
 
 class FolderLock:
@@ -25,7 +25,7 @@ class FolderLock:
             )
 
         try:
-            self._held: int | None = hold(folder / "lock", taken)
+            self._held: int | None = files.hold(folder / "lock", taken)
         except OSError as error:
             raise _unwritable(folder / "lock", error) from error
 
@@ -39,7 +39,7 @@ class FolderLock:
 def make_folder(folder: Path) -> Path:
     """Create `folder` (0700) and prove that it can be written. Raises Refused."""
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        files.make_folder(folder)
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".writable-"):
             return folder
     except OSError as error:

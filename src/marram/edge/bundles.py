@@ -19,7 +19,7 @@ from marram.edge.state import disk_fault
 from marram.schema.errors import Invalid, Permanent, Retryable, Threat, Untrusted
 from marram.schema.model import File, Manifest
 from marram.schema.units import format_size
-from marram.system.files import sync
+from marram.system.files import make_folder, sync
 
 # Left free for the outbox and everybody else on the disk.
 RESERVE_BYTES = 32_000_000
@@ -40,7 +40,7 @@ class Bundles:
         """Create the folders and clear what a cut left half-made. Raises Permanent or Retryable."""
         try:
             for part in (self._blobs, self._partial, self._bundles):
-                part.mkdir(parents=True, exist_ok=True, mode=0o700)
+                make_folder(part)
             for leftover in self._bundles.glob(".*"):
                 shutil.rmtree(leftover, ignore_errors=True)
             self.room.clear()

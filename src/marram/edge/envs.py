@@ -26,6 +26,7 @@ from marram.schema.device import DesiredApp
 from marram.schema.errors import KINDS, Invalid, MarramError, Permanent, Retryable
 from marram.schema.model import Manifest
 from marram.schema.platform import OWN, Platform
+from marram.system.files import make_folder
 
 LIMIT_S = 600.0
 
@@ -39,7 +40,7 @@ class Envs:
     def make(self) -> None:
         """Create the folder and clear what a cut left half-made. Raises Permanent or Retryable."""
         try:
-            self._envs.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_folder(self._envs)
             for leftover in self._envs.glob(".*"):
                 shutil.rmtree(leftover, ignore_errors=True)
         except OSError as error:

@@ -69,7 +69,7 @@ class Folder:
         logs, work = self.path / "logs", self.path / "work"
         for part in (self.path, self._apps, logs, work, self.outbox.parent, self.identity.folder):
             with _translated(part):
-                part.mkdir(parents=True, exist_ok=True, mode=0o700)
+                files.make_folder(part)
         with _translated(self.path):
             for leftover in (f for part in (self.path, self._apps, self.identity.folder) for f in part.glob(".*.tmp")):
                 leftover.unlink()

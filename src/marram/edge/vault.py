@@ -73,7 +73,7 @@ class Vault:
     def _write(self, identity_pem: bytes, found: Secrets) -> None:
         file = self._file(identity_pem)
         try:
-            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            files.make_folder(self._folder)
             files.write(file, sealing.seal_at_rest(identity_pem, json.dumps(found).encode()))
         except OSError as error:
             raise disk_fault(error, file) from error

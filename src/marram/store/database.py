@@ -37,6 +37,7 @@ from marram.schema.errors import Conflict, Invalid, MarramError, Permanent, Refu
 from marram.schema.units import format_size
 from marram.schema.words import first_line
 from marram.store.audit import pending, record
+from marram.system.files import make_folder
 
 # One writer at a time takes this: ids then become visible in the order they were given out, so that a reader who
 # asks for everything after an id misses nothing. The number is arbitrary, its own for Marram.
@@ -69,7 +70,7 @@ class Database:
         if self.dialect == "sqlite":
             assert self.path is not None
             try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
+                make_folder(self.path.parent)
             except OSError as error:
                 raise Refused(f"cannot make the folder {self.path.parent}: {error.strerror}") from error
             # It holds the devices' secrets, in a folder that may be open to others. SQLite gives its log the same mode.

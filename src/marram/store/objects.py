@@ -23,7 +23,7 @@ from obstore.store import LocalStore, ObjectStore, from_url
 
 from marram.schema.errors import Invalid, MarramError, Missing, Refused, Retryable
 from marram.schema.words import first_line
-from marram.system.files import sync
+from marram.system.files import make_folder, sync
 
 # A bucket that takes connections and says nothing: by default it would hold a thread for minutes. Devices send again.
 _PATIENCE: Any = {"connect_timeout": timedelta(seconds=5), "timeout": timedelta(seconds=20)}
@@ -52,7 +52,7 @@ class Objects:
         self._store: ObjectStore
         if self.folder is not None:
             try:
-                self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # pictures of places and people
+                make_folder(self.folder)  # pictures of places and people
                 shutil.rmtree(self.folder / "staging", ignore_errors=True)  # what a crash left half-written
                 (self.folder / "staging").mkdir(exist_ok=True)
             except OSError as error:
@@ -97,7 +97,7 @@ class Objects:
         elif self.folder is not None:
             target = self.folder / _path(sha256)
             with self._translated(sha256):
-                target.parent.mkdir(parents=True, exist_ok=True)
+                make_folder(target.parent)
                 shutil.move(file, target)
             self._settle([sha256])
         else:

@@ -32,6 +32,19 @@ def write(path: Path, content: bytes) -> None:
     sync(path.parent)
 
 
+def make_folder(path: Path) -> None:
+    """Make `path`, and what is missing above it, for nobody else to read (0700); there already, it stays as it is.
+
+    Its name is on the disk when this returns: else all that is written in it later could go with it. Raises OSError.
+    """
+    if path.is_dir():
+        return
+    if not path.parent.is_dir():
+        make_folder(path.parent)
+    path.mkdir(mode=0o700, exist_ok=True)
+    sync(path.parent)
+
+
 def sync(path: Path) -> None:
     """Bring a file's content, or a folder's names, to the disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -37,7 +37,7 @@ class Keys:
         """Make the folders (0700), where they are not there. Raises Refused where they cannot be, or others may."""
         for each in (self.folder, self.signing, self.offline):
             try:
-                each.mkdir(parents=True, exist_ok=True, mode=0o700)
+                files.make_folder(each)
             except OSError as error:
                 raise Refused(f"cannot make it: {error.strerror}", where=str(each)) from error
             self._check_rights(each)

@@ -43,7 +43,7 @@ def save(signer: CryptoSigner, file: Path, passphrase: str = "") -> Path:
     locked = serialization.BestAvailableEncryption(passphrase.encode()) if passphrase else serialization.NoEncryption()
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, locked)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        files.make_folder(file.parent)
         files.write(file, pem)
         files.write(public, public_pem(signer.public_key))
     except OSError as error:

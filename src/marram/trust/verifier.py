@@ -75,7 +75,7 @@ class Verifier:
         Retryable where the disk does not take what was learnt.
         """
         try:
-            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            files.make_folder(self._folder)
             for leftover in self._folder.glob(f"{_SCRATCH}*"):
                 shutil.rmtree(leftover, ignore_errors=True)
             with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=self._folder) as name:
@@ -152,9 +152,7 @@ class Verifier:
             content = (scratch / path).read_bytes()
             place = self._folder / path
             if not place.is_file() or place.read_bytes() != content:
-                if not place.parent.is_dir():
-                    place.parent.mkdir(mode=0o700)
-                    files.sync(self._folder)
+                files.make_folder(place.parent)
                 files.write(place, content)
         self._clock.keep()
 

@@ -46,15 +46,15 @@ class Cut:
                 place.write_bytes(content)
 
 
-def cuts(operations: Sequence[Operation], orders: int = 2, seed: int = 0) -> Iterator[Cut]:
-    """Every moment of the recording, each in all its ways; those that leave the same disk come once.
+def cuts(operations: Sequence[Operation], orders: int = 2, seed: int = 0, every: int = 1) -> Iterator[Cut]:
+    """Every moment of the recording (or every so many), each in all its ways; those that leave the same disk come once.
 
     At each: all that was asked for; only what was synced; the last write torn, at a sector and within one; what was not
     synced as zeros; and `orders` random choices of what was not synced (the same for the same `seed`).
     """
     seen: set[str] = set()
     chance = random.Random(seed)
-    for at in range(len(operations) + 1):
+    for at in range(0, len(operations) + 1, every):
         for cut in _at(operations, at, orders, chance):
             if (digest := cut.digest) not in seen:
                 seen.add(digest)
@@ -88,7 +88,8 @@ def _synced(operations: Sequence[Operation], at: int) -> set[int]:
     there: set[int] = set()
     for index, operation in enumerate(operations[:at]):
         touched = [operation.inode] if operation.inode is not None else [edit.folder for edit in operation.edits]
-        if all(index < until.get(inode, 0) for inode in touched):
+        # A rename from folder to folder is one act: whichever of the two is synced, it is there.
+        if any(index < until.get(inode, 0) for inode in touched):
             there.add(index)
     return there
 

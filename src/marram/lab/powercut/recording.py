@@ -97,7 +97,7 @@ class _Reader:
         self._root = str(root)
         self._names: dict[str, int] = {self._root: 0}
         self._is_folder = {0}
-        self._sizes: dict[int, int] = {}
+        self._contents: dict[int, bytearray] = {}
         self._positions: dict[int, int] = {}
         self._appending: set[int] = set()
         self._next = 1
@@ -144,7 +144,7 @@ class _Reader:
                 inode = self._inode_of(arguments[0])
                 if inode is not None:
                     size = int(str(arguments[2])) + int(str(arguments[3]))
-                    self._resized(begun, inode, max(size, self._sizes.get(inode, 0)), call)
+                    self._resized(begun, inode, max(size, self._size(inode)), call)
             case "fsync" | "fdatasync":
                 inode = self._inode_of(arguments[0])
                 if inode is not None:
@@ -173,6 +173,8 @@ class _Reader:
                     self._name(begun, path, self._fresh(folder=True), "mkdir")
             case "access" | "faccessat" | "faccessat2" | "sync_file_range":
                 pass
+            case "sendfile":
+                self._copied(begun, arguments, result)
             case "lseek":
                 inode = self._inode_of(arguments[0])
                 if inode is not None and inode in self._positions:
@@ -208,14 +210,32 @@ class _Reader:
         if inode is None:
             return
         if offset is None:
-            offset = self._sizes.get(inode, 0) if inode in self._appending else self._positions.get(inode, 0)
+            offset = self._size(inode) if inode in self._appending else self._positions.get(inode, 0)
             self._positions[inode] = offset + len(data)
-        self._sizes[inode] = max(self._sizes.get(inode, 0), offset + len(data))
+        content = self._contents.setdefault(inode, bytearray())
+        content.extend(bytes(max(0, offset + len(data) - len(content))))
+        content[offset : offset + len(data)] = data
         self._add(Operation(begun, "write", inode=inode, offset=offset, data=data))
+
+    def _size(self, inode: int) -> int:
+        return len(self._contents.get(inode, b""))
+
+    def _copied(self, begun: int, arguments: list[bytes | str], length: int) -> None:
+        """`sendfile(to, from, [offset] => …)`: strace tells how much, and what is ours to know."""
+        source, target = self._inode_of(arguments[1]), self._inode_of(arguments[0])
+        if target is None:
+            return
+        matched = re.match(r"\[(\d+)\]", str(arguments[2]))
+        if source is None or matched is None:
+            raise Permanent("a copy from elsewhere cannot be followed")
+        offset = int(matched[1])
+        self._wrote(begun, arguments[0], bytes(self._contents[source][offset : offset + length]), None)
 
     def _resized(self, begun: int, inode: int | None, size_bytes: int, what: str) -> None:
         if inode is not None:
-            self._sizes[inode] = size_bytes
+            content = self._contents.setdefault(inode, bytearray())
+            del content[size_bytes:]
+            content.extend(bytes(size_bytes - len(content)))
             self._add(Operation(begun, what, inode=inode, size_bytes=size_bytes))
 
     def _renamed(self, begun: int, source: str, target: str) -> None:
