@@ -7,15 +7,12 @@ tried before it is spent.
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
-from marram import __version__
 from marram.bus.http import CloudApi, check_url, fetch_authority
+from marram.edge.platform import machine
 from marram.edge.state import Credentials, Folder, write_atomic
-from marram.schema.device import DeviceInfo
 from marram.schema.errors import Conflict, Invalid
 from marram.schema.units import format_size
 from marram.trust import JOIN, identity, parse_token
@@ -81,21 +78,6 @@ def secured(url: str) -> str:
             hint="Use the line that `marram cloud` or `marram token create` shows: https://HOST:8443.",
         )
     return checked
-
-
-def machine() -> DeviceInfo:
-    """This machine, as it is shown to the operator."""
-    try:
-        memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (OSError, ValueError):
-        memory_bytes = 0
-    return DeviceInfo(
-        machine=platform.machine(),
-        system=f"{platform.system()} {platform.release()}",
-        cores=os.cpu_count() or 0,
-        memory_bytes=memory_bytes,
-        marram=__version__,
-    )
 
 
 def check_broker(address: str) -> str:

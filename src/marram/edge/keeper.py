@@ -217,6 +217,7 @@ class Keeper:
     async def _prepared(self, app: DesiredApp, *, proven: bool) -> WorkerSpec:
         """Fetch, check and install what `app` needs, however long the link makes it wait. Raises Permanent, Invalid."""
         bundles, broken, pause_s = self._ground.bundles, self._ground.engines.broken, FIRST_PAUSE_S
+        told = ""
         while True:
             async with self._ground.files(app):
                 try:
@@ -232,9 +233,14 @@ class Keeper:
                     secrets = await self._ground.secrets(app.secrets)
                     self._passed_over = self._ground.engines.words(await self._suspects(app, proven=proven))
                     self._waiting("")
+                    if told:
+                        self._noted("")
                     break
                 except Retryable as error:
                     self._waiting(str(error))
+                    if proven and str(error) != told:
+                        # It ran before, and what it waits for now (a secret, a file) is told beside its state.
+                        self._noted(told := str(error))
                     longest_s = LONGEST_PAUSE_S / 6
                 except Untrusted as error:
                     # No fault of this version: somebody on the way may want us to give it up.
