@@ -78,3 +78,14 @@ def test_one_process_holds_a_file_and_is_named_to_the_others(tmp_path: Path) -> 
     os.close(files.hold(place, Conflict))  # what its holder's death left behind holds nobody up
     with pytest.raises(FileNotFoundError):
         files.hold(tmp_path / "nowhere" / "lock", Conflict)
+
+
+def test_a_new_folders_name_is_on_the_disk_with_those_above_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(files, "sync", synced.append)
+    files.make_folder(tmp_path / "a" / "b")
+    assert synced == [tmp_path, tmp_path / "a"]
+    assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
+    synced.clear()
+    files.make_folder(tmp_path / "a" / "b")
+    assert synced == []

@@ -49,6 +49,8 @@ def test_a_fetched_file_and_a_bundle_are_on_the_disk_before_they_have_their_name
 ) -> None:
     bundles = Bundles(tmp_path)
     bundles.make()
+    assert steps == [("sync", tmp_path)] * 3  # the folders' own names
+    steps.clear()
     file = File(path="sub/table.bin", sha256=hashlib.sha256(b"rows").hexdigest(), size_bytes=4)
     bundles.partial(file).write_bytes(b"rows")
     bundles.accept(file)

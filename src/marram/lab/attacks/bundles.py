@@ -49,7 +49,6 @@ BAD_PATHS: dict[str, list[str]] = {
     "a file and a folder": ["functions", "functions/count.py"],
     "a folder and a file, but for case": ["functions/count.py", "Functions"],
     "a stray surrogate": ["app\udc80.yaml"],
-    "a home": ["~/app.yaml"],
 }
 
 

@@ -1,8 +1,9 @@
 """Attacks on signed updates: a malicious cloud, or one whose online keys were stolen, and a device that meets it.
 
 Each is mounted with the real repository and the real verifier: the cloud is `Publisher`, honest until the attack
-changes what it serves or takes its keys. What TUF promises for each role and key is in its specification (section 1.5.2), and
-python-tuf's client is tested for it upstream; here it is shown of a device: its files, its clock, its names for it.
+changes what it serves or takes its keys. What TUF promises for each role and key is in its specification (section
+1.5.2), and python-tuf's client is tested for it upstream; here it is shown of a device: its files, its clock, the name
+it has for each.
 """
 
 from __future__ import annotations

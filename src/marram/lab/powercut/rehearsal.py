@@ -85,7 +85,7 @@ class Promised:
 
 
 def rehearse(every: int = 1, orders: int = 2, back_every: int = 25) -> Findings:
-    """Record the scenario and look at the cuts of every `every`th moment; at every `back_every`th of them also with the link back.
+    """Record the scenario, look at the cuts of every `every`th moment; every `back_every`th also with the link back.
 
     Raises Missing where strace is not installed.
     """
