@@ -56,7 +56,9 @@ def chronicle(
             again = f" again (attempt {mine.attempt})" if mine.attempt else ""
             where = f", stage {mine.stage}," if len(rollout.plan.stages) > 1 else ""
             lines.append(
-                WhyLine(time_s=mine.reached_s, text=f"rollout {number}{where} reached it{again}: {rollout.version}")
+                WhyLine(
+                    time_s=mine.reached_s, text=f"rollout {number}{where} reached it{again}: {app} {rollout.version}"
+                )
             )
         if mine.ended_s is not None and mine.reason:
             lines.append(

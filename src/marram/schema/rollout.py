@@ -126,7 +126,7 @@ class Plan(Strict):
     def immediate(self) -> bool:
         """Whether it leaves nothing to wait for or to judge: then it is complete as soon as it is decided."""
         unset = all(getattr(self.gates, gate) in (None, False) for gate in Gates.model_fields)
-        return len(self.stages) == 1 and self.soak_s == 0 and self.window is None and unset
+        return len(self.stages) == 1 and self.window is None and unset
 
 
 def at_once() -> Plan:
