@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,11 +17,18 @@ import yaml
 from tests.edge.world import LONG_S, ticking
 
 from marram.bus.http import CloudApi
-from marram.edge.join import check_broker, join, machine
+from marram.cloud.threshold import server_context
+from marram.edge.join import check_broker, join
+from marram.edge.platform import machine
 from marram.edge.state import Folder
 from marram.schema.device import AppState
-from marram.schema.errors import Conflict, Invalid, MarramError, NotReady, Refused, Retryable
+from marram.schema.errors import Conflict, Invalid, MarramError, NotReady, Refused, Retryable, Threat, Untrusted
+from marram.trust import JOIN, identity, new_token
+from marram.trust.authority import Authority
+from marram.trust.keys import Keys
 
+# Of some cloud: what is wrong with the arguments is told before anybody sees it.
+TOKEN = f"mrm1.{'a' * 40}.{'A' * 43}"
 MARRAM = [sys.executable, "-m", "marram"]
 
 
@@ -31,6 +42,18 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield home
     process.send_signal(signal.SIGTERM)
     process.wait(20)
+
+
+@pytest.fixture
+def url(api: CloudApi) -> str:
+    """Where devices join it."""
+    return joining(api)[0]
+
+
+def joining(api: CloudApi) -> tuple[str, str]:
+    """Address and token, out of the line that is typed on a device."""
+    *_, url, token = api.create_token().join.split()
+    return url, token
 
 
 @pytest.fixture
@@ -61,11 +84,17 @@ async def marram(*arguments: str, given: str = "", **environment: str) -> tuple[
 
 async def test_from_a_token_to_a_result_in_the_cloud(api: CloudApi, tmp_path: Path) -> None:
     folder = tmp_path / "edge"
-    token = api.create_token().token
+    url, token = joining(api)
     status, words = await marram(
-        "edge", "join", api.url, token, "--name", "pi-join", "--label", "site=test", "--folder", str(folder)
+        "edge", "join", url, token, "--name", "pi-join", "--label", "site=test", "--folder", str(folder)
     )
-    assert status == 0 and "joined" in words and f"marram edge run --folder {folder}" in words
+    assert status == 0 and f"marram edge run --folder {folder}" in words
+    for done in ("✓ this is the cloud the token names", "✓ key made here, it never leaves", "✓ joined as pi-join ("):
+        assert done in words
+    identity = Folder(folder).identity
+    assert identity.own.stat().st_mode & 0o777 == 0o600 and b"BEGIN PRIVATE KEY" in identity.own.read_bytes()
+    valid = identity.validity_s()
+    assert valid is not None and valid[0] <= time.time() < valid[1]
     assert (folder / "credentials.yaml").stat().st_mode & 0o077 == 0
     secret = Folder(folder).credentials().secret
     assert secret not in words
@@ -107,43 +136,100 @@ async def test_from_a_token_to_a_result_in_the_cloud(api: CloudApi, tmp_path: Pa
     assert status == 0 and "is not running" in words and "ticking" in words
 
 
-async def test_a_token_joins_once(api: CloudApi, tmp_path: Path) -> None:
+async def test_a_token_joins_once(api: CloudApi, url: str, tmp_path: Path) -> None:
     token = api.create_token().token
-    first = await asyncio.to_thread(join, Folder(tmp_path / "one"), api.url, token)
-    assert first.brokers and first.cloud == api.url
-    with pytest.raises(Refused):
-        await asyncio.to_thread(join, Folder(tmp_path / "two"), api.url, token)
+    first = await asyncio.to_thread(join, Folder(tmp_path / "one"), url, token)
+    assert first.brokers and first.cloud == url
+    with pytest.raises(Untrusted) as caught:
+        await asyncio.to_thread(join, Folder(tmp_path / "two"), url, token)
+    assert caught.value.threat is Threat.SPENT
     assert not Folder(tmp_path / "two").joined()
 
 
-async def test_the_token_need_not_stand_on_the_command_line(api: CloudApi, tmp_path: Path) -> None:
+class Impostor(threading.Thread):
+    """Another cloud on a port, with an authority of its own; `heard` is all that it was told."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(daemon=True)
+        self.authority = Authority.create(Keys(folder / "keys"), time.time())
+        self.heard = b""
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"https://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._context = server_context(folder, self.authority.server_certificate(["localhost"], time.time()))
+        self.start()
+
+    def run(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                plain, _ = self._listener.accept()
+                with contextlib.suppress(OSError), self._context.wrap_socket(plain, server_side=True) as secured:
+                    self.heard += secured.recv(65536)
+                    head = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
+                    secured.sendall(head + self.authority.certificate_pem)
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.join(10)
+
+
+async def test_no_other_cloud_ever_sees_the_token(api: CloudApi, tmp_path: Path) -> None:
+    impostor = Impostor(tmp_path)
+    token = api.create_token().token
+    try:
+        with pytest.raises(Untrusted) as caught:
+            await asyncio.to_thread(join, Folder(tmp_path / "edge"), impostor.url, token)
+    finally:
+        impostor.close()
+    assert caught.value.threat is Threat.OTHER_CLOUD
+    assert b"GET /ca.pem" in impostor.heard and token.encode() not in impostor.heard
+    assert b"POST" not in impostor.heard
+    assert not Folder(tmp_path / "edge").joined()
+
+
+async def test_a_token_of_another_cloud_is_shown_to_nobody(url: str, tmp_path: Path) -> None:
+    foreign = new_token(JOIN, Authority.create(Keys(tmp_path / "keys"), time.time()).fingerprint).text
+    with pytest.raises(Untrusted) as caught:
+        await asyncio.to_thread(join, Folder(tmp_path / "edge"), url, foreign)
+    assert caught.value.threat is Threat.OTHER_CLOUD
+
+
+async def test_joining_is_answered_on_https_only(api: CloudApi) -> None:
+    csr = identity.request(identity.new_key()).decode()
+    with pytest.raises(Refused, match="HTTPS only"):
+        await asyncio.to_thread(api.join, api.create_token().token, csr, info=machine())
+
+
+async def test_the_token_need_not_stand_on_the_command_line(api: CloudApi, url: str, tmp_path: Path) -> None:
     for name, arguments, more in (("one", ["-"], {"given": "%s\n"}), ("two", [], {"MARRAM_JOIN_TOKEN": "%s"})):
         token = api.create_token().token
         given = {key: text % token for key, text in more.items()}
-        status, words = await marram("edge", "join", api.url, *arguments, "--folder", str(tmp_path / name), **given)
+        status, words = await marram("edge", "join", url, *arguments, "--folder", str(tmp_path / name), **given)
         assert status == 0 and "joined" in words
-    status, words = await marram("edge", "join", api.url, "-", "--folder", str(tmp_path / "three"))
+    status, words = await marram("edge", "join", url, "-", "--folder", str(tmp_path / "three"))
     assert status == 2 and "no token on standard input" in words
 
 
-async def test_a_joined_folder_stays_what_it_is(api: CloudApi, tmp_path: Path) -> None:
+async def test_a_joined_folder_stays_what_it_is(api: CloudApi, url: str, tmp_path: Path) -> None:
     folder = Folder(tmp_path / "edge")
-    before = await asyncio.to_thread(join, folder, api.url, api.create_token().token)
+    before = await asyncio.to_thread(join, folder, url, api.create_token().token)
     token = api.create_token().token
     with pytest.raises(Conflict, match=r"holds a device already.*--folder"):
-        await asyncio.to_thread(join, folder, api.url, token)
+        await asyncio.to_thread(join, folder, url, token)
     assert folder.credentials() == before
     # The token was not spent on it.
-    await asyncio.to_thread(join, Folder(tmp_path / "other"), api.url, token)
+    await asyncio.to_thread(join, Folder(tmp_path / "other"), url, token)
 
 
-async def test_an_agent_at_work_keeps_its_folder(api: CloudApi, tmp_path: Path) -> None:
+async def test_an_agent_at_work_keeps_its_folder(api: CloudApi, url: str, tmp_path: Path) -> None:
     folder = Folder(tmp_path / "edge")
     with folder.lock(), pytest.raises(Conflict, match=str(os.getpid())):
-        await asyncio.to_thread(join, Folder(folder.path), api.url, api.create_token().token)
+        await asyncio.to_thread(join, Folder(folder.path), url, api.create_token().token)
 
 
-async def test_a_folder_that_cannot_be_written_spends_no_token(api: CloudApi, small_disk: Path, tmp_path: Path) -> None:
+async def test_a_folder_that_cannot_be_written_spends_no_token(
+    api: CloudApi, url: str, small_disk: Path, tmp_path: Path
+) -> None:
     token = api.create_token().token
     folder = Folder(small_disk / "edge")
     folder.make()
@@ -155,14 +241,14 @@ async def test_a_folder_that_cannot_be_written_spends_no_token(api: CloudApi, sm
         except OSError:
             pass
     with pytest.raises(Retryable, match="disk is full"):
-        await asyncio.to_thread(join, folder, api.url, token)
-    await asyncio.to_thread(join, Folder(tmp_path / "edge"), api.url, token)
+        await asyncio.to_thread(join, folder, url, token)
+    await asyncio.to_thread(join, Folder(tmp_path / "edge"), url, token)
 
 
-async def test_the_broker_may_be_another(api: CloudApi, tmp_path: Path) -> None:
+async def test_the_broker_may_be_another(api: CloudApi, url: str, tmp_path: Path) -> None:
     broker = "nats://127.0.0.1:4999"
     joined = await asyncio.to_thread(
-        lambda: join(Folder(tmp_path / "edge"), api.url, api.create_token().token, brokers=[broker])
+        lambda: join(Folder(tmp_path / "edge"), url, api.create_token().token, brokers=[broker])
     )
     assert joined.brokers == [broker] == Folder(tmp_path / "edge").credentials().brokers
 
@@ -170,10 +256,13 @@ async def test_the_broker_may_be_another(api: CloudApi, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("http://127.0.0.1:9", "token"), "127.0.0.1:9 does not answer"),
-        (("nonsense url", "token"), "not a cloud address"),
-        (("http://127.0.0.1:9", "token", "--label", "site"), "write key=value"),
-        (("http://127.0.0.1:9", "token", "--broker", "host:4222"), "Write nats://HOST:PORT"),
+        (("https://127.0.0.1:9", TOKEN), "127.0.0.1:9 does not answer"),
+        (("127.0.0.1:9", TOKEN), "127.0.0.1:9 does not answer"),
+        (("nonsense url", TOKEN), "not a cloud address"),
+        (("http://127.0.0.1:9", TOKEN), "a device joins over HTTPS, not at http://127.0.0.1:9"),
+        (("https://127.0.0.1:9", TOKEN[:-44]), "the token is not complete"),
+        (("https://127.0.0.1:9", TOKEN, "--label", "site"), "write key=value"),
+        (("https://127.0.0.1:9", TOKEN, "--broker", "host:4222"), "Write nats://HOST:PORT"),
     ],
 )
 async def test_wrong_arguments(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
