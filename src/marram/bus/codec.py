@@ -14,8 +14,9 @@ import msgpack
 from pydantic import ValidationError
 
 from marram.schema.device import Desired, Reported
-from marram.schema.errors import Invalid
+from marram.schema.errors import Invalid, Threat, Untrusted
 from marram.schema.event import Event, EventKind, Recorded
+from marram.schema.model import TRAVERSAL
 
 MAX_MESSAGE_BYTES = 4_000_000
 # How deep what a device says may nest: somewhere beyond, those who read it later (JSON writers, people) give up.
@@ -226,14 +227,18 @@ def unpack_secrets(message: bytes) -> dict[str, int]:
 
 
 def unpack_desired(message: bytes) -> Desired | None:
-    """The inverse of `pack_desired`. Raises Invalid."""
+    """The inverse of `pack_desired`. Raises Invalid, Untrusted (TRAVERSAL)."""
     document = unpack_dict(message)
     try:
         return None if document["desired"] is None else Desired.model_validate(document["desired"])
     except KeyError as error:
         raise Invalid("not an answer to a report: it has no `desired`") from error
     except ValidationError as error:
-        raise Invalid(f"not a desired state: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from error
+        faults = error.errors(include_input=False, include_url=False)
+        out = next((fault for fault in faults if fault["type"] == TRAVERSAL), None)
+        if out is not None:
+            raise Untrusted(f"{out['msg']}, in {out['loc']}", threat=Threat.TRAVERSAL) from error
+        raise Invalid(f"not a desired state: {faults[0]['loc']}: {faults[0]['msg']}") from error
 
 
 @dataclass(frozen=True, slots=True)

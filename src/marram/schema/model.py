@@ -6,8 +6,8 @@ function (litert-int8, onnx-fp32 …); a device runs whichever it can, fastest f
 
 from __future__ import annotations
 
+import unicodedata
 from enum import StrEnum
-from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -19,15 +19,41 @@ from marram.schema.ids import Name
 TRAVERSAL = "path_traversal"
 
 
+# What every file system of a device takes.
+_MOST_PARTS, _MOST_PART_BYTES, _MOST_PATH_BYTES = 32, 255, 1024
+
+
 def _inside(path: str) -> str:
-    pure = PurePosixPath(path)
-    plain = f'"{path}" must be a plain path inside the folder: relative, no "..", no backslash'
-    if pure.is_absolute() or ".." in pure.parts or "\\" in path:
+    parts = path.split("/")
+    if (
+        any(part in ("", ".", "..") for part in parts)
+        or "\\" in path
+        or parts[0][1:2] == ":"  # a drive
+        # Control characters, text that is shown in another order than it is read, halves of characters.
+        or any(unicodedata.category(letter) in ("Cc", "Cf", "Cs") for letter in path)
+        or len(parts) > _MOST_PARTS
+        or any(len(part.encode()) > _MOST_PART_BYTES for part in parts)
+        or len(path.encode()) > _MOST_PATH_BYTES
+    ):
         # Of a type of its own: who takes files from strangers refuses it by its name.
+        shown = path if path.isprintable() and len(path) < 200 else ascii(path[:200])[1:-1]
+        plain = f'"{shown}" must be a plain path inside the folder: relative, no "..", no backslash'
         raise PydanticCustomError(TRAVERSAL, "{plain}", {"plain": plain})
-    if not path or path != str(pure):
-        raise ValueError(plain)
     return path
+
+
+def _apart(files: list[File]) -> list[File]:
+    """That no file takes another's place, nor on a file system that does not tell upper case from lower."""
+    taken, folders = set[str](), set[str]()
+    for file in files:
+        place = unicodedata.normalize("NFC", file.path).casefold()
+        above = [place[:at] for at, letter in enumerate(place) if letter == "/"]
+        if place in taken or place in folders or not taken.isdisjoint(above):
+            plain = f'"{file.path}" takes the place of another file in the same bundle, or of a folder'
+            raise PydanticCustomError(TRAVERSAL, "{plain}", {"plain": plain})
+        taken.add(place)
+        folders.update(above)
+    return files
 
 
 RelativePath = Annotated[str, AfterValidator(_inside)]
@@ -136,7 +162,7 @@ class File(Strict):
 class Manifest(Strict):
     """A bundle's files. A bundle is known by the digest of this list (`registry/digest.py`)."""
 
-    files: list[File]
+    files: Annotated[list[File], AfterValidator(_apart)]
 
     @property
     def size_bytes(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from marram.bus.codec import pack, pack_desired, unpack_desired
@@ -16,7 +16,7 @@ from marram.edge.bundles import Bundles
 from marram.lab.attacks.outcome import Outcome, attempt
 from marram.lab.attacks.publisher import Publisher
 from marram.schema.device import Desired, DesiredApp, ModelRef
-from marram.schema.errors import Invalid, Missing, Threat, Untrusted
+from marram.schema.errors import Invalid, Threat, Untrusted
 from marram.schema.model import File, Manifest
 from marram.trust.clock import Clock
 from marram.trust.verifier import Verifier
@@ -48,7 +48,6 @@ BAD_PATHS: dict[str, list[str]] = {
     "the same but for how it is written": ["caf\u00e9.txt", "cafe\u0301.txt"],
     "a file and a folder": ["functions", "functions/count.py"],
     "a folder and a file, but for case": ["functions/count.py", "Functions"],
-    "a stray surrogate": ["app\udc80.yaml"],
 }
 
 
@@ -71,19 +70,9 @@ def traversals() -> Iterator[Outcome]:
         ):
 
             def meet(document: dict[str, object] = document) -> None:
-                try:
-                    message = pack({"desired": {"version": 1, "apps": [document]}})
-                except UnicodeEncodeError:
-                    message = b"\x81\xa7desired" + _raw(document)
-                unpack_desired(message)
+                unpack_desired(pack({"desired": {"version": 1, "apps": [document]}}))
 
             yield attempt(f"{where}: {name}", Threat.TRAVERSAL, meet)
-
-
-def _raw(document: dict[str, object]) -> bytes:
-    """The message with bytes that are no text where a surrogate stands."""
-    text = repr(document).encode("utf-8", "surrogateescape")
-    return b"\xda" + len(text).to_bytes(2, "big") + text
 
 
 class _Victim:
@@ -102,29 +91,26 @@ class _Victim:
         self.bundles = Bundles(folder / "device", reserve_bytes=0)
         self.bundles.make()
 
-    def pieces(self) -> dict[str, bytes]:
-        """All that travels: the desired state, the files."""
-        desired = pack_desired(Desired(version=1, apps=[self.app]))
-        return {"desired state": desired, **self.files, **self.model}
+    def desired(self) -> bytes:
+        """The message that tells it what to run."""
+        return pack_desired(Desired(version=1, apps=[self.app]))
 
-    def take(self, pieces: Mapping[str, bytes]) -> None:
-        """Decode, verify, take in: in this order, and nothing after the first refusal."""
-        desired = unpack_desired(pieces["desired state"])
+    def told(self, message: bytes) -> None:
+        """It is told what to run: decoded, then verified, before a file is asked for."""
+        desired = unpack_desired(message)
         if desired is None or [app.name for app in desired.apps] != ["gate"]:
-            raise Untrusted("another app than it runs", threat=Threat.UNSIGNED)
+            raise Untrusted("it is told to run another app", threat=Threat.UNSIGNED)
         (app,) = desired.apps
-        if app == self.app and pieces["desired state"] != self.pieces()["desired state"]:
-            return  # what was changed says nothing of what it runs: the state's own number
+        if app == self.app and message != self.desired():
+            raise Untrusted("another number of the desired state, the same app", threat=Threat.TAMPERED)
         documents = {app.target: app.signed(), **{model.target: model.signed() for model in app.models}}
         clock = Clock(self.folder / "trust" / "clock.json")
         Verifier(self.folder / "trust", self.cloud.root, clock).verify(documents, self.cloud.serve)
-        bodies = {**self.files, **self.model}
-        for manifest in (app.files, *(model.manifest for model in app.models)):
-            for file in manifest.files:
-                if file.path not in bodies:
-                    raise Missing(f"no file {file.path}")
-                self.bundles.partial(file).write_bytes(pieces[file.path])
-                self.bundles.accept(file)
+
+    def given(self, file: File, body: bytes) -> None:
+        """All bytes of a file it asked for came."""
+        self.bundles.partial(file).write_bytes(body)
+        self.bundles.accept(file)
 
 
 def flipped(folder: Path, count: int, seed: int = 1) -> Iterator[Outcome]:
@@ -135,8 +121,9 @@ def flipped(folder: Path, count: int, seed: int = 1) -> Iterator[Outcome]:
     """
     chance = random.Random(seed)
     victim = _Victim(folder)
-    pristine = victim.pieces()
-    victim.take(pristine)
+    listed = {file.path: file for m in (victim.app.files, victim.app.models[0].manifest) for file in m.files}
+    pristine = {"desired state": victim.desired(), **victim.files, **victim.model}
+    victim.told(pristine["desired state"])
     every = [(name, place) for name, content in pristine.items() for place in range(len(content))]
     reasons = frozenset({Threat.TAMPERED, Threat.UNSIGNED, Threat.TRAVERSAL})
     for name, place in chance.choices(every, k=count):
@@ -145,7 +132,7 @@ def flipped(folder: Path, count: int, seed: int = 1) -> Iterator[Outcome]:
 
         def meet(name: str = name, content: bytes = bytes(content)) -> None:
             try:
-                victim.take(pristine | {name: content})
+                victim.given(listed[name], content) if name in listed else victim.told(content)
             except Invalid as error:
                 raise Untrusted(str(error), threat=Threat.TAMPERED) from error
 
