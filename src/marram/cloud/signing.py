@@ -17,7 +17,7 @@ from pathlib import Path
 from marram.schema.device import DesiredApp, ModelRef, app_target, model_target
 from marram.schema.errors import Conflict, Invalid
 from marram.schema.signed import OFFLINE, ONLINE, ROOT, TARGETS, TIMESTAMP, parse_metadata_name
-from marram.store import Store
+from marram.store import Store, actor, auditing
 from marram.trust import signers
 from marram.trust.keys import Keys
 from marram.trust.repository import DAY_S, MOST_TARGETS, Repository, first_documents
@@ -69,12 +69,15 @@ class Signing:
 
     def sign(self, app: DesiredApp) -> None:
         """Sign an app version and the model versions it names, where they are not. Raises as `Repository.publish`."""
-        self.repository.publish({app.target: app.signed(), **{model.target: model.signed() for model in app.models}})
+        with auditing(actor(), "update.sign", app.target):
+            targets = {app.target: app.signed(), **{model.target: model.signed() for model in app.models}}
+            self.repository.publish(targets)
 
     def sign_model(self, name: str, version: int) -> None:
         """Sign a model version, where it is not."""
         path = model_target(name, version)
-        self.repository.publish({path: self._document(path)})
+        with auditing(actor(), "update.sign", path):
+            self.repository.publish({path: self._document(path)})
 
     def tend(self) -> None:
         """Sign what is missing, renew what will expire, and now and then take off what nobody needs."""

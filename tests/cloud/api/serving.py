@@ -11,18 +11,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx
 import uvicorn
 
 from marram.bus.http import CloudApi
 from marram.cloud.api import create_app
 from marram.cloud.provision import provision
 from marram.cloud.state import CloudState
+from marram.runtime.bundle import Bundle
 from marram.schema.device import AppState, DeviceInfo, Reported, ReportedApp
 from marram.schema.event import Event, EventKind, Recorded
 from marram.store import Objects, open_store
 from marram.trust.keys import Keys
 
 STREAM = "0123456789abcdef"
+CARD = """
+model: colours
+version: 1
+task: classification
+input: {size: [8, 8], layout: NCHW}
+output: {form: logits}
+variants: [{name: onnx, engine: onnx, file: model.onnx}]
+labels: [red, green, blue]
+licence: Apache-2.0
+source: made by the tests
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +87,21 @@ def result(label: str, place: str = "edge", app: str = "colours") -> Event:
 def sample(body: bytes, media: str = "image/jpeg", **data: Any) -> Event:
     """A sample as a `keep` step sends it."""
     return Event(EventKind.SAMPLE, "colours", time.time(), {"reason": "result.confidence < 0.4", **data}, body, media)
+
+
+def colours(folder: Path) -> Bundle:
+    """A real, tiny ONNX classifier."""
+    folder.mkdir()
+    helper, real = onnx.helper, onnx.TensorProto.FLOAT
+    nodes = [helper.make_node("GlobalAveragePool", ["p"], ["m"]), helper.make_node("Flatten", ["m"], ["l"])]
+    ends = (("p", [1, 3, 8, 8]), ("l", [1, 3]))
+    values = [helper.make_tensor_value_info(name, real, shape) for name, shape in ends]
+    graph = helper.make_graph(nodes, "colours", values[:1], values[1:])
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), str(folder / "model.onnx")
+    )
+    (folder / "model.yaml").write_text(CARD)
+    return Bundle.open(folder)
 
 
 @contextlib.contextmanager

@@ -7,45 +7,21 @@ import os
 from pathlib import Path
 
 import httpx
-import onnx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from tests.cloud.api.serving import STREAM, Served, result, sample
+from tests.cloud.api.serving import CARD, STREAM, Served, colours, result, sample
 
 from marram.runtime.bundle import Bundle
 from marram.schema.device import AppState, DeviceInfo, DeviceState
 from marram.schema.errors import Conflict, Invalid, Missing, Refused, Retryable
 from marram.schema.event import EventKind
 
-CARD = """
-model: colours
-version: 1
-task: classification
-input: {size: [8, 8], layout: NCHW}
-output: {form: logits}
-variants: [{name: onnx, engine: onnx, file: model.onnx}]
-labels: [red, green, blue]
-licence: Apache-2.0
-source: made by the tests
-"""
 APP = "app: colours\nsource: {images: photos, repeat: true}\nsteps: [{classify: colours}]\n"
 
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
-    """A real, tiny ONNX classifier."""
-    folder = tmp_path / "bundle"
-    folder.mkdir()
-    helper, real = onnx.helper, onnx.TensorProto.FLOAT
-    nodes = [helper.make_node("GlobalAveragePool", ["p"], ["m"]), helper.make_node("Flatten", ["m"], ["l"])]
-    ends = (("p", [1, 3, 8, 8]), ("l", [1, 3]))
-    values = [helper.make_tensor_value_info(name, real, shape) for name, shape in ends]
-    graph = helper.make_graph(nodes, "colours", values[:1], values[1:])
-    onnx.save(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), str(folder / "model.onnx")
-    )
-    (folder / "model.yaml").write_text(CARD)
-    return Bundle.open(folder)
+    return colours(tmp_path / "bundle")
 
 
 # ---------------------------------------------------------------- joining
