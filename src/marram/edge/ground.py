@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from marram.bus.client import Bus
 from marram.edge.bundles import Bundles
+from marram.edge.choices import Choices
 from marram.edge.engines import Engines
 from marram.edge.envs import Envs
 from marram.edge.fetch import Fetcher
@@ -59,6 +60,7 @@ class Ground:
     def __post_init__(self) -> None:
         self.holding = Holding(self.folder)
         self.envs = Envs(self.folder.path)
+        self.choices = Choices(self.folder.path)
         self._bringing: list[DesiredApp] = []
         self._sweeping = asyncio.Lock()
 
@@ -86,5 +88,5 @@ class Ground:
 
     def _sweep(self, apps: list[DesiredApp]) -> None:
         wheels = self.envs.kept(apps)
-        self.bundles.sweep([*kept(apps, self.bundles, self.engines.broken), *wheels])
+        self.bundles.sweep([*kept(apps, self.bundles, self.engines.broken, self.choices), *wheels])
         self.envs.sweep(wheels)

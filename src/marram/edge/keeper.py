@@ -23,16 +23,17 @@ from marram.edge.bundles import check_size
 from marram.edge.deploy import AppRecord
 from marram.edge.gate import Figures, Gate
 from marram.edge.ground import Ground
+from marram.edge.measuring import Ways, measure_app
 from marram.edge.sandbox import plan
 from marram.edge.supervisor import Cause, Exit, Life, WorkerSpec
 from marram.edge.tasks import cancelled, finished
-from marram.edge.variants import card_alone, engines, needed
-from marram.schema.device import AppState, DesiredApp, ReportedApp
+from marram.edge.variants import app_file, card_alone, chosen, engines, memory_limit, needed, taste_of
+from marram.schema.device import AppState, Chosen, DesiredApp, ReportedApp
 from marram.schema.errors import MarramError, Permanent, Retryable, Untrusted
 from marram.schema.health import Health
 from marram.schema.journal import Entry, What
 from marram.schema.model import Engine, Manifest
-from marram.schema.units import format_duration, format_size, parse_size
+from marram.schema.units import format_duration, format_size
 
 log = logging.getLogger("marram.edge")
 
@@ -69,6 +70,8 @@ class Keeper:
         self._renewing: asyncio.Task[None] | None = None
         # Ends in a row of the proven version without a minute of running between them.
         self._streak = 0
+        # Which variants of its models run, and why.
+        self._chosen: list[Chosen] = []
 
     @property
     def name(self) -> str:
@@ -131,6 +134,7 @@ class Keeper:
             back=record.back.version if record.back else None,
             refused=[refusal.version for refusal in record.refused],
             attempt=record.attempt,
+            chosen=self._chosen,
             stats=dict(self._worker.stats) if self._worker else {},
             restarts=self.restarts,
         )
@@ -224,14 +228,19 @@ class Keeper:
                     if not proven:
                         await self._believed(app)
                     # A card says which variant runs here; all that is needed then is one reservation.
-                    await self._bring([card_alone(model) for model in app.models])
-                    models = [await asyncio.to_thread(needed, m, bundles, broken, proven=proven) for m in app.models]
+                    await self._bring([app_file(app), *map(card_alone, app.models)])
+                    taste = await asyncio.to_thread(taste_of, app, bundles, broken, self._ground.choices)
+                    if not proven:
+                        await measure_app(app, self._ways, taste)
+                    models = [await asyncio.to_thread(needed, m, bundles, taste, proven=proven) for m in app.models]
                     wheels = await asyncio.to_thread(self._ground.envs.wheels, app)
                     await self._bring([app.files, *models, wheels])
                     folders = [await asyncio.to_thread(bundles.install, m) for m in (app.files, *models)]
                     packages = [await self._ground.envs.install(wheels)] if wheels.files else []
                     secrets = await self._ground.secrets(app.secrets)
                     self._passed_over = self._ground.engines.words(await self._suspects(app, proven=proven))
+                    picked = [await asyncio.to_thread(chosen, m, bundles, taste, proven=proven) for m in app.models]
+                    self._chosen = [each for of_one in picked for each in of_one]
                     self._waiting("")
                     if told:
                         self._noted("")
@@ -264,7 +273,7 @@ class Keeper:
             outbox=folder.outbox,
             work=folder.work(app.name),
             log=folder.log_file(app.name),
-            memory_bytes=_memory_limit(page),
+            memory_bytes=memory_limit(page),
             health=_health(page),
             verify=not proven,
             started=self.record.started,
@@ -272,6 +281,12 @@ class Keeper:
             secrets=secrets,
             plan=plan(folder.path, [*folders, *packages], [folder.work(app.name), folder.outbox.parent]),
         )
+
+    @property
+    def _ways(self) -> Ways:
+        """How variants are fetched and measured for this app: by a process that sees of the device what it measures."""
+        path = self._ground.folder.path
+        return Ways(self._ground.bundles, self._ground.choices, self._bring, lambda bundle: plan(path, [bundle], []))
 
     async def _believed(self, app: DesiredApp) -> None:
         """Whatever is wrong with a signature, or with asking for it, is no fault of the version.
@@ -494,8 +509,9 @@ class Keeper:
 
     async def _suspects(self, app: DesiredApp, *, proven: bool) -> set[Engine]:
         found, bundles, broken = set[Engine](), self._ground.bundles, self._ground.engines.broken
+        taste = await asyncio.to_thread(taste_of, app, bundles, broken, self._ground.choices)
         for model in app.models:
-            found |= await asyncio.to_thread(engines, model, bundles, broken, proven=proven)
+            found |= await asyncio.to_thread(engines, model, bundles, taste, proven=proven)
         return found
 
     def _fell(self, app: DesiredApp, end: Exit, lasted_s: float, pause_s: float) -> None:
@@ -549,14 +565,6 @@ def _page(app_file: Path) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}
-
-
-def _memory_limit(page: dict[str, Any]) -> int | None:
-    """`limits.memory` of an app file, in bytes."""
-    try:
-        return parse_size(page["limits"]["memory"])
-    except (ValueError, TypeError, KeyError):
-        return None
 
 
 def _health(page: dict[str, Any]) -> Health:
