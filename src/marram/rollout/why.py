@@ -147,7 +147,7 @@ def _never_deployed(evidence: Evidence) -> _Answer | None:
 
 def _removed(evidence: Evidence) -> _Answer | None:
     held = evidence.held_by
-    if held is None or held.version is not None or held is not evidence.newest:
+    if held is None or held.version is not None or held != evidence.newest:
         return None
     who = _selector(held.selector)
     gone = "" if evidence.runs is None else f"; {evidence.runs} still runs there until it hears of it"
@@ -286,7 +286,7 @@ def _on_its_way(evidence: Evidence) -> _Answer | None:
         return _Answer(
             "untrusted",
             f"{begin}: it does not believe what it was sent ({reason}), and keeps what it has until it can.",
-            next="marram cloud root show",
+            next=f"marram device show {evidence.device.id}",
         )
     if said.state is AppState.PROVISIONAL:
         return _Answer("on_trial", f"{evidence.device.id} has {evidence.app} {wanted} on trial{_because(reason)}.")
