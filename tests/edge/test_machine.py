@@ -1,0 +1,347 @@
+"""The deployment machine on a real agent: what runs, what is given up, what the journal says; in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.edge.rig import BREAKS, CRASHES, FAILS, GROWS, HANGS, Rig, Script
+
+from marram.edge import hold
+from marram.edge.journal import Journal
+from marram.edge.state import Folder
+from marram.edge.supervisor import Cause, Exit
+from marram.lab import virtual
+from marram.schema.device import AppState
+from marram.schema.journal import Entry, What
+
+Work = Callable[[Rig], Coroutine[Any, Any, None]]
+COMMITTED, ROLLED_BACK, PENDING = AppState.COMMITTED, AppState.ROLLED_BACK, AppState.PENDING
+
+
+def play(path: Path, work: Work, scripts: dict[int, Script] | None = None, health: str = "") -> Rig:
+    rig = Rig(path, scripts)
+    rig.health = health
+
+    async def run() -> None:
+        await rig.open()
+        try:
+            await work(rig)
+        finally:
+            for device in list(rig.agents):
+                await rig.stop(device)
+
+    virtual.run(run)
+    return rig
+
+
+async def with_first(rig: Rig) -> None:
+    """Version 1 is committed."""
+    rig.want(rig.app(1))
+    await rig.start()
+    await rig.until_state(COMMITTED, 1)
+
+
+def running(rig: Rig, device: str = "pi-1") -> list[int]:
+    return [life.spec.version for life in rig.alive[device]]
+
+
+@pytest.mark.parametrize(
+    ("script", "reason", "starts"),
+    [
+        (CRASHES, "failed 5 times in a row; last: exit status 7", 5),
+        (HANGS, "hung", 1),
+        (GROWS, "memory", 1),
+        (FAILS, "every frame failed: division by zero", 1),
+        (Script(stats={"frames": 4, "errors": 6, "last_error": "no"}), "60% of its frames failed (at most 50%)", 1),
+        (Script(stats={"frames": 30, "edge": 30, "p95_ms": 212.0}), "p95 212 ms broke the gate (150 ms)", 1),
+        (BREAKS, "no such model", 1),
+    ],
+    ids=["crashes", "hangs", "grows", "fails", "fails too often", "slow", "does not load"],
+)
+def test_a_bad_version_is_given_up_and_stays_so(tmp_path: Path, script: Script, reason: str, starts: int) -> None:
+    async def work(rig: Rig) -> None:
+        await with_first(rig)
+        rig.want(rig.app(2))
+        told = await rig.until_state(ROLLED_BACK, 2)
+        assert reason in told.reason and told.refused == [2]
+        await asyncio.sleep(5)
+        assert running(rig) == [1] and rig.told().running == 1  # type: ignore[union-attr]
+        # Not over a restart, not after another version, not after it was removed meanwhile.
+        await rig.stop()
+        await rig.start()
+        await rig.until_state(ROLLED_BACK, 2)
+        rig.want(rig.app(3))
+        await rig.until_state(COMMITTED, 3)
+        rig.want(rig.app(2))
+        told = await rig.until_state(ROLLED_BACK, 2)
+        assert told.running == 3 and reason in told.reason
+        rig.want()
+        await asyncio.sleep(5)
+        rig.want(rig.app(2))
+        assert (await rig.until_state(ROLLED_BACK, 2)).running is None
+        assert rig.starts["pi-1"].count(2) == starts
+        # Only when a person asks; and then once.
+        rig.scripts.clear()
+        rig.want(rig.app(2), gate=1)
+        told = await rig.until_state(COMMITTED, 2)
+        assert told.attempt == 1 and told.refused == [] and running(rig) == [2]
+        await rig.delivered()
+
+    rig = play(tmp_path, work, {2: script}, "health: {p95: 150 ms}\n")
+    whats = [entry.what for entry in rig.journal()]
+    assert What.REFUSED in whats and What.RETRY in whats
+    ids = [entry.id for entry in rig.journal()]
+    assert len(ids) == len(set(ids))
+    moved = next(e for e in rig.journal() if e.to is ROLLED_BACK)
+    assert moved.version == 2 and reason in moved.reason and moved.origin is not None
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        (Script(Exit("exit status 7"), 20.0), "it fell 5 times in a row; last: exit status 7"),
+        (Script(GROWS.ends, 90.0), "used 1 GB of memory"),
+        (Script(HANGS.ends, 90.0), "hung"),
+    ],
+    ids=["crash loop", "memory", "hangs"],
+)
+def test_a_committed_version_that_does_not_stay_goes_back_to_the_one_before(
+    tmp_path: Path, script: Script, reason: str
+) -> None:
+    async def work(rig: Rig) -> None:
+        await with_first(rig)
+        rig.want(rig.app(2))
+        told = await rig.until_state(COMMITTED, 2)
+        assert told.back == 1
+        told = await rig.until_state(ROLLED_BACK, 2)
+        assert reason in told.reason and told.refused == [2] and told.back is None
+        await asyncio.sleep(5)
+        assert running(rig) == [1]
+        await rig.stop()
+        await rig.start()
+        await rig.until_state(ROLLED_BACK, 2)
+        await asyncio.sleep(100)
+        assert running(rig) == [1]
+        await rig.delivered()
+
+    rig = play(tmp_path, work, {2: script})
+    crashes = [entry for entry in rig.journal() if entry.what is What.CRASH]
+    assert crashes and all(entry.version == 2 and entry.evidence["cause"] for entry in crashes)
+    back = next(entry for entry in rig.journal() if entry.to is ROLLED_BACK)
+    assert back.origin is COMMITTED and reason in back.reason
+
+
+def test_a_committed_version_with_nothing_to_go_back_to_is_started_for_ever(tmp_path: Path) -> None:
+    async def work(rig: Rig) -> None:
+        await with_first(rig)
+        await asyncio.sleep(3600)
+        assert (told := rig.told()) is not None and told.state is COMMITTED and told.restarts > 20
+        await rig.delivered()
+
+    rig = play(tmp_path, work, {1: Script(Exit("exit status 7"), 5.0)})
+    # Told at first each time, then ever more rarely.
+    assert 6 < sum(entry.what is What.CRASH for entry in rig.journal()) < 20
+
+
+def test_a_version_that_falls_now_and_then_stays(tmp_path: Path) -> None:
+    async def work(rig: Rig) -> None:
+        await with_first(rig)
+        rig.want(rig.app(2))
+        await rig.until_state(COMMITTED, 2)
+        await asyncio.sleep(3600)
+        assert (told := rig.told()) is not None and told.state is COMMITTED and told.restarts > 20
+
+    play(tmp_path, work, {2: Script(Exit("exit status 7"), 70.0)})
+
+
+def test_a_clean_stop_is_no_fall(tmp_path: Path) -> None:
+    async def work(rig: Rig) -> None:
+        await with_first(rig)
+        rig.want(rig.app(2))
+        await rig.until_state(COMMITTED, 2)
+        for _ in range(8):
+            await rig.stop()
+            await rig.start()
+            await rig.until_state(COMMITTED, 2)
+
+    play(tmp_path, work)
+
+
+def test_a_quiet_source_is_taken_as_it_is_and_a_finite_one_by_what_it_gave(tmp_path: Path) -> None:
+    async def work(rig: Rig) -> None:
+        rig.want(rig.app(1))
+        await rig.start()
+        told = await rig.until_state(COMMITTED, 1)
+        assert "said nothing for 60 s" in told.reason
+        rig.want(rig.app(2))
+        told = await rig.until_state(COMMITTED, 2)
+        assert (await rig.until(lambda app: "came to its end" in app.reason)).running is None
+        rig.want(rig.app(3))
+        assert "every frame failed" in (await rig.until_state(ROLLED_BACK, 3)).reason
+
+    end = Exit("its source came to its end", Cause.FINISHED)
+    play(tmp_path, work, {1: Script(stats={}), 2: Script(end, 0.3), 3: Script(end, 0.3, FAILS.stats)})
+
+
+def test_a_hold_changes_nothing_but_what_fails_goes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hold, "_uptime_s", lambda: time.monotonic())  # virtual, too
+
+    async def work(rig: Rig) -> None:
+        await with_first(rig)
+        rig.want(rig.app(2))
+        await rig.until_state(COMMITTED, 2)
+        hold.hold(rig.folder("pi-1"), 7200, "line 4 runs")
+        rig.want(rig.app(3))
+        for _ in range(2):
+            told = await rig.until(lambda app: app.version == 3 and "held until" in app.reason)
+            assert told.state is PENDING and "line 4 runs" in told.reason
+            assert rig.reports["pi-1"].held is not None
+            await asyncio.sleep(60)
+            assert (told := rig.told()) is not None and told.state is PENDING and told.running == 2
+            await rig.stop()
+            await rig.start()
+        # What fails goes back all the same.
+        await rig.until(lambda app: app.running == 2)
+        rig.scripts[2] = CRASHES
+        rig.alive["pi-1"][0].end(Exit("exit status 7"))
+        await rig.until(lambda app: app.running == 1 and app.state is PENDING and app.refused == [2])
+        hold.release(rig.folder("pi-1"))
+        assert (await rig.until_state(COMMITTED, 3)).back == 1
+        assert rig.reports["pi-1"].held is None
+        # Removal waits too; and a hold ends by itself.
+        hold.hold(rig.folder("pi-1"), 100, "")
+        rig.want()
+        await asyncio.sleep(50)
+        assert running(rig) == [3]
+        await asyncio.sleep(60)
+        assert running(rig) == []
+        await asyncio.sleep(10)
+
+    rig = play(tmp_path, work)
+    told = [(e.what, e.reason) for e in rig.journal() if e.what in (What.HOLD, What.RELEASE)]
+    assert [what for what, _ in told] == [What.HOLD, What.RELEASE, What.HOLD, What.RELEASE]
+    assert "line 4 runs" in told[0][1] and told[3][1] == "its time was over"
+
+
+def test_five_agents_live_in_one_process(tmp_path: Path) -> None:
+    async def work(rig: Rig) -> None:
+        devices = [f"pi-{n}" for n in range(5)]
+        for device in devices:
+            rig.want(rig.app(1), device=device)
+            await rig.start(device)
+        await asyncio.gather(*(rig.until_state(COMMITTED, 1, device) for device in devices))
+        for device in devices:
+            rig.want(rig.app(2), device=device)
+        await asyncio.gather(*(rig.until_state(COMMITTED, 2, device) for device in devices))
+        await rig.stop("pi-3")
+        assert all(running(rig, device) == ([] if device == "pi-3" else [2]) for device in devices)
+
+    play(tmp_path, work)
+
+
+# ---------------------------------------------------------------- killed anywhere
+
+
+@pytest.mark.parametrize(
+    "scripts",
+    [{}, {2: FAILS}, {2: CRASHES}, {2: Script(Exit("exit status 7"), 3.0)}],
+    ids=["good", "fails on trial", "crashes on trial", "crashes once committed"],
+)
+def test_killed_at_every_write_the_old_or_the_new_version_runs_and_the_journal_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scripts: dict[int, Script]
+) -> None:
+    """The folder as it is before and after each record, and each line's way into the outbox: a new agent goes on."""
+    cuts: list[Path] = []
+    armed = False
+    rig = Rig(tmp_path, scripts)
+
+    def cut() -> None:
+        if armed:
+            cuts.append(tmp_path / f"cut-{len(cuts)}")
+            rig.copy("pi-1", cuts[-1])
+
+    save, bring = Folder.save_record, Journal.bring
+
+    def saved(self: Folder, record: Any) -> None:
+        cut()
+        save(self, record)
+        cut()
+
+    async def brought(self: Journal, *given: Any) -> None:
+        cut()
+        await bring(self, *given)
+        cut()
+
+    async def first() -> None:
+        nonlocal armed
+        await rig.open()
+        await with_first(rig)
+        armed = True
+        rig.want(rig.app(2))
+        await rig.until(lambda app: app.version == 2 and app.state in (COMMITTED, ROLLED_BACK))
+        if scripts:
+            await rig.until_state(ROLLED_BACK, 2)
+        await asyncio.sleep(5)
+        armed = False
+        await rig.stop()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "save_record", saved)
+        patch.setattr(Journal, "bring", brought)
+        virtual.run(first)
+    expected = 1 if scripts else 2
+    assert len(cuts) >= 20
+
+    async def again(place: Path) -> None:
+        rig = await Rig(tmp_path, scripts).open()
+        rig.want(rig.app(1))
+        rig.want(rig.app(2))
+        for app in rig.folder(place.name).records().values():
+            assert app.runs is not None and app.runs.version in (1, 2)
+        await rig.start("pi-1", Folder(place))
+        await rig.until(
+            lambda app: app.running == expected and app.version == 2 and app.state in (COMMITTED, ROLLED_BACK)
+        )
+        await asyncio.sleep(10)
+        assert running(rig) == [expected]
+        await rig.delivered()
+        whole(rig.journal())
+        await rig.stop()
+
+    for place in cuts:
+        virtual.run(lambda place=place: again(place))  # type: ignore[misc]
+
+
+def whole(lines: list[Entry]) -> None:
+    """Of each record every line once, in order, each state following from the one before."""
+    assert len({line.id for line in lines}) == len(lines)
+    serials = [line.serial for line in lines]
+    assert serials == list(range(serials[0], serials[0] + len(serials)))
+    moves = [line for line in lines if line.what is What.MOVED]
+    for before, after in itertools.pairwise(moves):
+        assert after.origin is before.to or (after.origin is COMMITTED and after.to is ROLLED_BACK)
+
+
+def test_a_worker_killed_at_every_moment_of_its_trial(tmp_path: Path) -> None:
+    async def work(rig: Rig) -> None:
+        await with_first(rig)
+        version = 1
+        for after_s in (0.05, 0.15, 0.25, 0.4, 0.9, 1.35, 1.5):
+            version += 1
+            rig.want(rig.app(version))
+            starts = len(rig.starts["pi-1"])
+            while len(rig.starts["pi-1"]) == starts:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(after_s)
+            victim = next((life for life in rig.alive["pi-1"] if life.spec.version == version), None)
+            assert victim is not None
+            victim.end(Exit("killed by SIGKILL"))
+            await rig.until(lambda app, version=version: app.running == version and app.state is COMMITTED)
+
+    play(tmp_path, work)
