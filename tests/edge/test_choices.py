@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.edge.test_variants import bring, bundles, model  # noqa: F401 - a fixture
+from tests.edge.test_variants import bring, model
 
 from marram.edge import choices as choosing
 from marram.edge import measuring
@@ -194,9 +193,6 @@ async def test_a_process_that_dies_is_said_of_the_variant_it_died_of(
     ]  # fmt: skip
 
 
-Fetch = Callable[[list[Manifest]], Any]
-
-
 class Device:
     """Blobs, choices, and a link that a test makes as slow as it likes."""
 
@@ -224,6 +220,13 @@ class Device:
 
 
 @pytest.fixture
+def bundles(tmp_path: Path) -> Bundles:
+    made = Bundles(tmp_path / "device")
+    made.make()
+    return made
+
+
+@pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [1000.0]
     monkeypatch.setattr(measuring, "time", SimpleNamespace(monotonic=lambda: now[0]))
@@ -231,7 +234,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 @pytest.fixture
-def three(tmp_path: Path, bundles: Bundles) -> dict[str, bytes]:  # noqa: F811
+def three(tmp_path: Path, bundles: Bundles) -> dict[str, bytes]:
     slow, quick = slow_onnx(20_000), probe.onnx()
     padded = slow + attacks._field(6, bytes(200_000))  # doc_string: bytes to fetch, nothing to compute
     made = card(variant("slow"), variant("quick"))
@@ -301,12 +304,11 @@ def children() -> list[str]:
 
 async def test_cancelled_it_leaves_no_process(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, endless=slow_onnx(1 << 62))
+    before = children()
     task = asyncio.create_task(bench(folder, ["endless"], None, DEPLOYING))
-    while not (children := [*Path("/proc/self/task").glob("*/children")]) or not any(
-        c.read_text().strip() for c in children
-    ):
+    while children() == before:
         await asyncio.sleep(0.01)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert not children()
+    assert children() == before
