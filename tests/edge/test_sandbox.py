@@ -18,6 +18,7 @@ from marram.bus.client import Bus
 from marram.edge.relay import Relay
 from marram.edge.sandbox import Plan, isolation, plan
 from marram.edge.state import Folder
+from marram.edge.status import StatusSocket, ask
 from marram.edge.supervisor import Patience, Worker, WorkerSpec
 from marram.system import landlock
 
@@ -177,6 +178,30 @@ attempt("connect", lambda: socket.socket(socket.AF_UNIX).connect(chr(0) + "marra
 """,
         )
     assert answers == {"connect": "PermissionError"}
+
+
+@needs_landlock
+async def test_the_agents_status_is_not_for_apps(run: Run, tmp_path: Path) -> None:
+    site = Site(tmp_path / "device")
+    status = StatusSocket(site.folder.path, lambda: {"device": "pi-1"})
+    await status.open()
+    try:
+        answers = await run(
+            site,
+            f"""
+from marram.edge import status
+attempt("ask", lambda: status.ask(pathlib.Path({str(site.folder.path)!r})))
+attempt("key", lambda: pathlib.Path({str(site.folder.path / "agent.key")!r}).read_text())
+with socket.socket(socket.AF_UNIX) as asking:
+    asking.connect({str(site.folder.path / "agent.sock")!r})
+    asking.sendall(b"0" * 32 + b"\\n")
+    attempt("guess", lambda: asking.recv(100))
+""",
+        )
+        assert answers == {"ask": "None", "key": "PermissionError", "guess": "b''"}
+        assert await asyncio.to_thread(ask, site.folder.path) == {"device": "pi-1"}
+    finally:
+        await status.close()
 
 
 async def test_what_an_app_needs_works_as_before(run: Run, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from marram.cli._install import install, uninstall
 from marram.cli._options import parsed
 from marram.edge import hold as holding
 from marram.edge.join import check_broker
@@ -25,6 +26,9 @@ from marram.schema.units import format_duration, format_size, parse_duration
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Join this machine to a cloud as a device, and run it."
 )
+
+app.command()(install)
+app.command()(uninstall)
 
 FolderOption = Annotated[
     Path | None, typer.Option("--folder", help="The device's folder (default: $MARRAM_HOME/edge).", show_default=False)
@@ -139,6 +143,7 @@ def status(folder: FolderOption = None) -> None:
     )
     if reported["held"]:
         console.print(f"held     {reported['held']}", markup=False)
+    console.print(f"workers  {reported.get('isolation') or '-'}", markup=False)
     rows = [_row(each) for each in reported["apps"]]
     if console.width < _WIDE:
         for row in rows:

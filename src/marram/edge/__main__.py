@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from marram.edge.agent import Agent, Around, Settings
+from marram.edge.notify import Notifier
 from marram.edge.platform import machine
 from marram.edge.process import give_back_memory
 from marram.edge.sandbox import seal_agent
@@ -47,7 +48,14 @@ async def _run(folder: Folder, every_s: float, brokers: list[str]) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, agent.stop)
         loop.call_later(_STARTED_S, give_back_memory)
-        await agent.run()
+        manager = Notifier()
+        living = asyncio.create_task(manager.live())
+        manager.ready()
+        try:
+            await agent.run()
+        finally:
+            manager.stopping()
+            living.cancel()
 
 
 if __name__ == "__main__":

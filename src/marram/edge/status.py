@@ -1,22 +1,30 @@
 """A running agent's answer to `marram edge status`: one JSON document on a socket in the device's folder.
 
-Nothing is written every few seconds for it (flash wears out), and no secret is in it.
+Nothing is written every few seconds for it (flash wears out), and no secret is in it. Who asks shows a key that lies
+beside the socket: an app on the device has the same user, and finds the socket, but cannot read there (`sandbox`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 import json
 import logging
 import os
+import secrets
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from marram.system import files
+
 log = logging.getLogger("marram.edge")
 _NAME = "agent.sock"
+_KEY = "agent.key"
+_KEY_BYTES = 33
+_ASKED_S = 2.0
 
 
 class StatusSocket:
@@ -25,11 +33,13 @@ class StatusSocket:
     def __init__(self, folder: Path, status: Callable[[], dict[str, Any]]) -> None:
         self._folder, self._status = folder, status
         self._server: asyncio.Server | None = None
+        self._key = secrets.token_hex(16).encode()
 
     async def open(self) -> None:
         """Listen. Where the file system has no sockets there is only no status."""
         try:
             (self._folder / _NAME).unlink(missing_ok=True)
+            files.write(self._folder / _KEY, self._key)
             listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             with _short(self._folder) as path:
                 listening.bind(path)
@@ -46,7 +56,11 @@ class StatusSocket:
                 (self._folder / _NAME).unlink(missing_ok=True)
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(ConnectionError, TimeoutError, asyncio.IncompleteReadError):
+            async with asyncio.timeout(_ASKED_S):
+                shown = await reader.readexactly(_KEY_BYTES)
+            if not hmac.compare_digest(shown, self._key + b"\n"):
+                raise ConnectionRefusedError
             writer.write(json.dumps(self._status()).encode())
             await writer.drain()
         writer.close()
@@ -58,6 +72,7 @@ def ask(folder: Path, timeout_s: float = 3) -> dict[str, Any] | None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking, _short(folder) as path:
             asking.settimeout(timeout_s)
             asking.connect(path)
+            asking.sendall((folder / _KEY).read_bytes() + b"\n")
             parts = bytearray()
             while part := asking.recv(1 << 16):
                 parts += part
