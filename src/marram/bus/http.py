@@ -104,7 +104,7 @@ class CloudApi(PeopleCalls):
             headers=headers | {"User-Agent": "marram"},
             timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, 10.0)),
             # A proxy set for the outside world must never catch a cloud on this very machine.
-            trust_env=not _is_local(parts.hostname or ""),
+            trust_env=not is_local(parts.hostname or ""),
             verify=True if authority is None or parts.scheme == "http" else _only(authority),
         )
 
@@ -528,7 +528,8 @@ def _only(authority: str) -> ssl.SSLContext:
     return context
 
 
-def _is_local(host: str) -> bool:
+def is_local(host: str) -> bool:
+    """Whether it is this very machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

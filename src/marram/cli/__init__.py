@@ -25,6 +25,7 @@ COMMANDS: dict[str, str] = {
     "runtime": "Show which engines and accelerators this machine has.",
     "model": "Build, add and list models.",
     "cloud": "Start the cloud: broker, database, API, console, replicas.",
+    "login": "Sign in to a cloud on another machine.",
     "edge": "Join this machine to a cloud as a device, and run it.",
     "user": "People, their roles and API tokens.",
     "audit": "Who changed what; whether anybody changed that.",

@@ -1,12 +1,14 @@
 """Which cloud a command talks to, and its token: flags, then MARRAM_URL and MARRAM_TOKEN, then the context file.
 
-`marram cloud` writes that file, so on its machine nothing needs to be said. A token from the file is sent only to the
-cloud of the file: never to another address that a flag or the environment names.
+`marram cloud` writes that file, so on its machine nothing needs to be said; elsewhere `marram login` does. A token from
+the file is sent only to the cloud of the file: never to another address that a flag or the environment names.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +17,10 @@ import yaml
 from marram.bus.http import CloudApi, check_url
 from marram.schema import paths
 from marram.schema.errors import Invalid, Missing, Refused
+from marram.schema.words import file_fault
+from marram.system import files
+
+_AGAIN = "Remove it; `marram cloud` or `marram login` writes a new one."
 
 Url = Annotated[
     str | None, typer.Option("--url", envvar="MARRAM_URL", help="The cloud, as in http://cloud.local:8080.")
@@ -28,6 +34,15 @@ def signed_in(url: str | None) -> bool:
     return url is not None or paths.context().exists()
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A cloud that this machine is signed in to. `authority`: the one it believes over https, PEM."""
+
+    url: str
+    token: str | None = None
+    authority: str | None = None
+
+
 def connect(url: str | None = None, token: str | None = None, *, timeout_s: float = 30.0) -> CloudApi:
     """The cloud to talk to. Raises Missing where none is known, Invalid where the address or the file is wrong."""
     known = load()
@@ -35,16 +50,15 @@ def connect(url: str | None = None, token: str | None = None, *, timeout_s: floa
         if known is None:
             raise Missing(
                 "no cloud is known here",
-                hint="Start one with `marram cloud`, or name one: --url http://HOST:PORT --token TOKEN",
+                hint="Start one, marram cloud; sign in to one, marram login URL; or name one: --url URL --token TOKEN",
             )
-        url = known[0]
-    if token is None and known is not None and check_url(url) == known[0]:
-        token = known[1]
-    return CloudApi(url, token, timeout_s=timeout_s)
+        url = known.url
+    same = known if known is not None and check_url(url) == known.url else Known(url)
+    return CloudApi(url, token or same.token, timeout_s=timeout_s, authority=same.authority)
 
 
-def load() -> tuple[str, str | None] | None:
-    """Address and token of the context file; None where there is no file. Raises Invalid, Refused."""
+def load() -> Known | None:
+    """What the context file says; None where there is no file. Raises Invalid, Refused."""
     file = paths.context()
     try:
         document: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -53,11 +67,25 @@ def load() -> tuple[str, str | None] | None:
     except OSError as error:
         raise Refused(f"cannot read it: {error.strerror}", where=str(file)) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise Invalid("not YAML", where=str(file), hint="Remove it; `marram cloud` writes a new one.") from error
+        raise Invalid("not YAML", where=str(file), hint=_AGAIN) from error
     if not isinstance(document, dict) or not isinstance(document.get("url"), str):
-        raise Invalid("names no cloud (url: …)", where=str(file), hint="Remove it; `marram cloud` writes a new one.")
-    token = document.get("token")
-    return check_url(document["url"]), token if isinstance(token, str) else None
+        raise Invalid("names no cloud (url: …)", where=str(file), hint=_AGAIN)
+    token, authority = (
+        text if isinstance(text, str) else None for text in (document.get("token"), document.get("authority"))
+    )
+    return Known(check_url(document["url"]), token, authority)
+
+
+def save(known: Known) -> Path:
+    """Write the context file (0600, whole or not at all). Raises Refused."""
+    file = paths.context()
+    document = {"url": known.url, "token": known.token, "authority": known.authority}
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        files.write(file, yaml.safe_dump(document, sort_keys=False).encode())
+    except OSError as error:
+        raise Refused(f"cannot write it: {file_fault(error)}", where=str(file)) from error
+    return file
 
 
 def print_json(document: Any) -> None:

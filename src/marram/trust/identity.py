@@ -41,13 +41,17 @@ def request(key_pem: bytes, name: str = "") -> bytes:
 
 def check_cloud(ca_pem: bytes, fingerprint: str) -> bytes:
     """`ca_pem` as it is to be kept, where it is the authority that a token names. Raises Untrusted (OTHER_CLOUD)."""
+    if not hmac.compare_digest(fingerprint_of(ca_pem).encode(), fingerprint.encode()):
+        raise Untrusted("the cloud that answers is not the one that the token names", threat=Threat.OTHER_CLOUD)
+    return pki.pem_of(pki.load_certificate(ca_pem))
+
+
+def fingerprint_of(ca_pem: bytes) -> str:
+    """Of an authority, as tokens carry it and people compare it. Raises Untrusted (OTHER_CLOUD: unreadable)."""
     try:
-        found = pki.load_certificate(ca_pem)
+        return pki.fingerprint(pki.load_certificate(ca_pem))
     except Invalid as error:
         raise Untrusted(f"its authority cannot be told: {error.what}", threat=Threat.OTHER_CLOUD) from error
-    if not hmac.compare_digest(pki.fingerprint(found).encode(), fingerprint.encode()):
-        raise Untrusted("the cloud that answers is not the one that the token names", threat=Threat.OTHER_CLOUD)
-    return pki.pem_of(found)
 
 
 def accept(certificate_pem: bytes, key_pem: bytes, ca_pem: bytes, device: str | None = None) -> bytes:
