@@ -113,6 +113,14 @@ def test_a_start_broken_off_by_ourselves_is_none_but_it_ran() -> None:
     assert record.tries == 0 and deploy.tried(record).started == (1, 2)
 
 
+def test_the_version_before_begins_anew_where_it_is_wanted_again_and_goes_on_where_it_takes_over() -> None:
+    record = deploy.retarget(committed(1), version(2))
+    for state in WAY:
+        record = deploy.move(record, state)
+    assert deploy.tried(deploy.retarget(record, version(1))).started == (2,)
+    assert deploy.fell_back(record, "it fell").started == (1,)
+
+
 def test_what_is_kept_on_the_disk() -> None:
     record = deploy.retarget(committed(1), version(2))
     assert record.kept == [version(2), version(1)]

@@ -95,9 +95,13 @@ class AppRecord(Strict):
 
         Also where no version was proven: this record may be new because the one before it was damaged.
         """
-        proven = tuple(app.version for app in (self.committed, self.previous) if app is not None)
+        proven = [app.version for app in (self.committed, self.previous) if app is not None]
+        if self.settled and proven:
+            return tuple(proven)
+        # Wanted again after another version, the one before begins anew, as any version does.
+        others = [version for version in proven if version != self.target.version]
         ran = self.ran or self.tries > 1 or not proven
-        return (*proven, self.target.version) if ran and self.target.version not in proven else proven
+        return (*others, self.target.version) if ran else tuple(others)
 
     @property
     def settled(self) -> bool:
