@@ -185,6 +185,7 @@ class HubSession(Session):
             raise Retryable(f"no answer on {subject} within {timeout_s:g} s") from error
         finally:
             del self._waiting[token]
+            answer.cancel()
         if message.headers and (kind := message.headers.get(ERROR_HEADER)):
             raise KINDS.get(kind, Retryable)(message.data.decode(errors="replace"))
         return bytes(message.data)

@@ -47,6 +47,7 @@ class Imitation:
     spec: WorkerSpec
     manner: Manner
     hush: Callable[[], None]
+    rests: Callable[[], bool]
     recorded: Callable[[str, int], None]
     started_s: float = field(default_factory=lambda: time.monotonic())
     stats: dict[str, Any] = field(default_factory=dict)
@@ -116,19 +117,27 @@ class Imitation:
             "last_error": "it failed, as it was told to" if errors else "",
         }
         self.resident_bytes = manner.memory_bytes
+        self.news.set()
+        if self.rests():
+            return
         event = Event(EventKind.RESULT, self.spec.app, time.time(), {"frame": self.stats["frames"]})
         sequence = await asyncio.to_thread(outbox.append, [event])
         mark(f"recorded/{outbox.stream}/{sequence}")
         self.recorded(outbox.stream, sequence)
-        self.news.set()
 
 
 def imitating(
-    manner: Callable[[WorkerSpec], Manner], hush: Callable[[], None], recorded: Callable[[str, int], None]
+    manner: Callable[[WorkerSpec], Manner],
+    hush: Callable[[], None],
+    recorded: Callable[[str, int], None],
+    rests: Callable[[], bool] = lambda: False,
 ) -> StartLife:
-    """What an agent starts its workers with: each behaves as `manner` says; `recorded` hears of each durable event."""
+    """What an agent starts its workers with: each behaves as `manner` says; `recorded` hears of each durable event.
+
+    While it `rests`, a worker records nothing.
+    """
 
     async def start(spec: WorkerSpec, bus: Requester, patience: Patience) -> Life:
-        return Imitation(spec, manner(spec), hush, recorded)
+        return Imitation(spec, manner(spec), hush, rests, recorded)
 
     return start

@@ -12,9 +12,10 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from marram.bus.client import Bus
 from marram.cloud.fleet import Fleet
@@ -57,6 +58,56 @@ class Site:
     running: asyncio.Task[None] | None = None
 
 
+class Killed(BaseException):
+    """What a process that is killed says to itself: nothing catches it."""
+
+
+class FleetProcess:
+    """A fleet role with a database connection and a bus of its own, as in a process of its own.
+
+    `writes`: it is killed at that transaction, on odd numbers just before the commit, on even ones just after it.
+    `dead` is set then; it does nothing more, whatever it was in the middle of.
+    """
+
+    def __init__(self, state: CloudState, bus: Bus, writes: int | None) -> None:
+        self._state, self._bus = state, bus
+        self._fleet = Fleet(bus, state.store, state.objects, state.rollout, state.signing, state.safe)
+        self.dead = asyncio.Event()
+        self._left = writes
+        self._loop = asyncio.get_running_loop()
+        if writes is not None:
+            database, early = state.store.database, writes % 2 == 1
+            real = database.write
+
+            @contextlib.contextmanager
+            def write() -> Iterator[Any]:
+                with real() as connection:
+                    yield connection
+                    if self._dies() and early:
+                        raise Killed
+                if self._left is not None and self._left <= 0:
+                    raise Killed
+
+            database.write = write  # type: ignore[method-assign]  # on this one alone
+
+    def _dies(self) -> bool:
+        assert self._left is not None
+        self._left -= 1
+        if self._left == 0:
+            self._loop.call_soon_threadsafe(self.dead.set)
+        return self._left <= 0
+
+    async def start(self) -> None:
+        await self._bus.wait_connected(10)
+        await self._fleet.start()
+
+    async def end(self) -> None:
+        """It is gone; any number of times."""
+        await self._fleet.stop()
+        await self._bus.close()
+        await asyncio.to_thread(self._state.store.close)
+
+
 class World:
     """Use as `async with World(folder).open() as world`. One event loop; any number of devices."""
 
@@ -65,12 +116,14 @@ class World:
         self.hub = Hub()
         self.sites: dict[str, Site] = {}
         self._settings = Settings(report_every_s=report_every_s, drain_s=0.0)
-        self._roles: list[tuple[Bus, Fleet | Ingest]] = []
+        self.fleets: list[FleetProcess] = []
+        self.rests = False  # then no worker records anything
 
     @contextlib.asynccontextmanager
     async def open(self) -> AsyncIterator[World]:
         """The cloud is there; devices are added."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        asyncio.get_running_loop().set_exception_handler(_unheard)
         self.state = await asyncio.to_thread(self._open_state)
         self.bus = await self.hub.connect("CLOUD")
         await self.bus.wait_connected(10)
@@ -82,7 +135,7 @@ class World:
             yield self
         finally:
             await asyncio.gather(*(self.stop_device(name) for name in self.sites))
-            await self.stop_fleet()
+            await self.stop_fleets()
             await self.bus.close()
             await asyncio.to_thread(self.ingest.close)
             await asyncio.to_thread(self.state.store.close)
@@ -96,22 +149,17 @@ class World:
 
     # ------------------------------------------------------------ the cloud
 
-    async def start_fleet(self) -> None:
-        """One fleet role, on a connection of its own: it answers devices and takes rollouts on."""
-        bus = await self.hub.connect("FLEET")
-        await bus.wait_connected(10)
-        state = self.state
-        fleet = Fleet(bus, state.store, state.objects, state.rollout, state.signing, state.safe)
-        await fleet.start()
-        self._roles.append((bus, fleet))
+    async def start_fleet(self, writes: int | None = None) -> FleetProcess:
+        """One fleet process: it answers devices and takes rollouts on. `writes`: see `FleetProcess`."""
+        process = FleetProcess(await asyncio.to_thread(self._open_state), await self.hub.connect("FLEET"), writes)
+        await process.start()
+        self.fleets.append(process)
+        return process
 
-    async def stop_fleet(self) -> None:
-        """End the oldest fleet role in the middle of whatever it does."""
-        for bus, role in self._roles:
-            assert isinstance(role, Fleet)
-            await role.stop()
-            await bus.close()
-        self._roles.clear()
+    async def stop_fleets(self) -> None:
+        """End every fleet process that still lives."""
+        for process in self.fleets:
+            await process.end()
 
     def _nudge(self, devices: list[str]) -> None:
         """Devices hear of it with their next report."""
@@ -216,3 +264,9 @@ class World:
             await asyncio.to_thread(work, app)
 
         return verify
+
+
+def _unheard(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Nobody waits for what a killed process leaves undone; of everything else we want to hear."""
+    if not isinstance(context.get("exception"), Killed):
+        loop.default_exception_handler(context)
