@@ -179,8 +179,9 @@ def test_a_person_sees_the_fleet_work(world: World, browser: WebDriver, tmp_path
     # Nothing is visible without a session; a wrong token is told, the one-time link opens, once.
     browser.get(url)
     assert browser.current_url == f"{url}/sign-in"
-    browser.find_element(By.NAME, "token").send_keys("wrong\n")
-    until(lambda: "not a token of this cloud" in browser.find_element(By.CLASS_NAME, "fault").text, "the fault")
+    browser.find_element(By.NAME, "name").send_keys("ann")
+    browser.find_element(By.NAME, "password").send_keys("wrong\n")
+    until(lambda: "password is wrong" in browser.find_element(By.CLASS_NAME, "fault").text, "the fault")
     browser.get(link[0])
     until(lambda: "No devices yet" in browser.page_source, "the empty state")
     assert "marram token create" in browser.page_source and browser.title == "Marram"

@@ -9,7 +9,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from marram.cloud.access import Access
-from marram.console.gate import COOKIE, Gate
+from marram.console.gate import COOKIE, Gate, _Ending, signed_in
 from marram.store import open_store
 
 Ask = Callable[..., Awaitable[int]]
@@ -87,3 +87,37 @@ async def test_its_own_page_is_let_in(ask: Ask, headers: dict[str, str]) -> None
 
 async def test_without_a_session_only_the_sign_in_answers(ask: Ask) -> None:
     assert [await ask(*each, signed_in=False) for each in CONSOLE] == [303, 401, IN, 401, 401]
+
+
+async def test_an_open_socket_ends_with_its_session(tmp_path: Path) -> None:
+    store, now_s = open_store(tmp_path / "cloud.db"), [0.0]
+    access, sent = Access(store), list[Message]()
+    session = access.machine_session().text
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    socket = _Ending(access, session, send, lambda: now_s[0])
+    word: Message = {"type": "websocket.send", "text": "x"}
+    for now_s[0] in (0.0, 3.0, 6.0):
+        await socket(word)
+    caller = access.caller(session)
+    assert caller is not None
+    access.end(caller)
+    for now_s[0] in (9.0, 9.5, 12.0, 12.5, 60.0):
+        await socket(word)
+    store.close()
+    assert [message["type"] for message in sent] == ["websocket.send"] * 5 + ["websocket.close"]
+
+
+@pytest.mark.parametrize("kind", ["api token", "ended", "nonsense", "long"])
+async def test_only_a_live_session_opens_the_page(tmp_path: Path, kind: str) -> None:
+    store = open_store(tmp_path / "cloud.db")
+    access = Access(store)
+    ended = access.machine_session().text
+    caller = access.caller(ended)
+    assert caller is not None and await signed_in(access, ended) == caller
+    access.end(caller)
+    cookie = {"api token": access.create("x").text, "ended": ended, "nonsense": "mra1.x", "long": "x" * 10_000}[kind]
+    assert await signed_in(access, cookie) is None and await signed_in(access, None) is None
+    store.close()

@@ -196,11 +196,13 @@ def _say(cloud: Cloud, sign_in: str = "", join: str = "") -> None:
     """What a person needs next."""
     if sign_in:
         lines = [
-            f"console  {cloud.url}   first sign-in: {sign_in}",
+            f"console  {cloud.url}   sign in on this machine, once: {sign_in}",
             f"         {cloud.tls_url}   for other machines",
             f"join     {join}   (once, within {format_duration(JOIN_S)}; more: marram token create)",
             f"signed in on this machine: {paths.context()}",
         ]
+        if not cloud.state.people.everybody():
+            lines.insert(2, "people   first sign-in: marram user add NAME --role admin")
     else:
         lines = [f"running  {', '.join(sorted(cloud.settings.roles))}"]
     lines.append(f"data     {cloud.settings.folder}   Ctrl-C stops; nothing is lost")

@@ -47,6 +47,7 @@ _MOST_FORM_BYTES = 4096
 _LONGEST_COOKIE = 512
 # How often an open socket's session is looked at, where anything is said on it.
 _LOOK_S = 2.0
+_LAST_WORD_S = 2.0
 
 
 class Gate:
@@ -54,7 +55,7 @@ class Gate:
 
     What another site's page asks for in a person's browser is refused, whatever cookie comes along: cookies know no
     port, so every program of this machine that serves pages is "the same site" to them. A socket that is open when its
-    session ends is closed with the next word on it.
+    session ends is closed soon after, with the next word on it.
     """
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
@@ -97,21 +98,28 @@ async def signed_in(access: Access, cookie: str | None) -> Caller | None:
 
 
 class _Ending:
-    """What is sent on a socket, as long as its session lasts; then the socket is closed, once, and nothing is sent."""
+    """What is sent on a socket, as long as its session lasts; a moment later the socket is closed, once.
 
-    def __init__(self, access: Access, cookie: str, send: Send) -> None:
-        self._access, self._cookie, self._send = access, cookie, send
-        self._looked_s = time.monotonic()
-        self._over = False
+    In that moment the page, which stops by itself, sends its browser to the sign-in.
+    """
+
+    def __init__(self, access: Access, cookie: str, send: Send, clock: Callable[[], float] = time.monotonic) -> None:
+        self._access, self._cookie, self._send, self._clock = access, cookie, send, clock
+        self._looked_s = clock()
+        self._ends_s = float("inf")
+        self._closed = False
 
     async def __call__(self, message: Message) -> None:
-        if not self._over and time.monotonic() - self._looked_s > _LOOK_S:
-            self._over = await signed_in(self._access, self._cookie) is None
-            self._looked_s = time.monotonic()
-            if self._over:
-                await self._send({"type": "websocket.close", "code": 4401, "reason": "signed out"})
-        if not self._over:
+        now_s = self._clock()
+        if self._ends_s == float("inf") and now_s - self._looked_s > _LOOK_S:
+            self._looked_s = now_s
+            if await signed_in(self._access, self._cookie) is None:
+                self._ends_s = now_s + _LAST_WORD_S
+        if now_s < self._ends_s:
             await self._send(message)
+        elif not self._closed:
+            self._closed = True
+            await self._send({"type": "websocket.close", "code": 4401, "reason": "signed out"})
 
 
 def _is_under(path: str, places: tuple[str, ...]) -> bool:
