@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from marram.registry import Registry
 from marram.rollout import Rollout, desired_apps, holding, living
 from marram.schema.device import DesiredApp, DeviceInfo
-from marram.schema.errors import Invalid, Missing
+from marram.schema.errors import Invalid, Missing, Untrusted
 from marram.schema.ids import matches
 from marram.schema.model import Engine, File, Input, Manifest, ModelCard, Output, Task, Variant
 from marram.schema.rollout import RolloutState, at_once
@@ -199,8 +199,8 @@ def test_files_that_the_app_names_must_come_along(world: World) -> None:
     with pytest.raises(Missing, match="was not uploaded"):
         ghost = File(path="table.csv", sha256="a" * 64, size_bytes=1)
         world.rollout.deploy(PLAIN, Manifest(files=[handler, ghost]), {})
-    with pytest.raises(Invalid, match="twice"):
-        world.rollout.deploy(PLAIN, Manifest(files=[handler, table, table]), {})
+    with pytest.raises(Untrusted, match=r'"app.yaml" takes the place of another file'):
+        world.rollout.deploy(PLAIN, Manifest(files=[handler, table, world.file("App.yaml", b"x")]), {})
     with pytest.raises(Invalid, match=r"another app\.yaml"):
         world.rollout.deploy(PLAIN, Manifest(files=[handler, table, world.file("app.yaml", b"x")]), {})
     longer = File(path="table.csv", sha256=table.sha256, size_bytes=99)

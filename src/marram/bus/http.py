@@ -21,6 +21,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from marram.bus.http_people import PeopleCalls
 from marram.schema.api import (
     PREFIX,
+    BenchAsk,
     ChannelAsk,
     ChannelView,
     Counts,
@@ -60,7 +61,7 @@ from marram.schema.errors import (
     Untrusted,
 )
 from marram.schema.event import EventKind
-from marram.schema.model import File, Manifest, ModelCard
+from marram.schema.model import Manifest, ModelCard
 from marram.schema.rollout_view import RolloutView
 from marram.schema.why import Why
 from marram.schema.words import field_fault
@@ -203,7 +204,7 @@ class CloudApi(PeopleCalls):
 
     def put_folder(self, folder: Path, paths: Iterable[str], progress: Progress | None = None) -> Manifest:
         """Upload the files `paths` of `folder`; returns their manifest."""
-        files: list[File] = []
+        files: list[tuple[str, str, int]] = []
         names = sorted(set(paths))
         total = sum(_size(folder / name) for name in names)
         sent = 0
@@ -214,9 +215,9 @@ class CloudApi(PeopleCalls):
 
         for name in names:
             size = _size(folder / name)
-            files.append(File(path=name, sha256=self.put_blob(folder / name, advance), size_bytes=size))
+            files.append((name, self.put_blob(folder / name, advance), size))
             sent += size
-        return Manifest(files=files)
+        return Manifest.of(files)
 
     def push_model(
         self,
@@ -266,6 +267,12 @@ class CloudApi(PeopleCalls):
     def lineage(self, name: str, version: int) -> Lineage:
         """Where a model version comes from, what came of it, who uses it. Raises Missing."""
         return self._one(Lineage, self._call("GET", f"/models/{_segment(name)}/{version}/lineage"))
+
+    def bench(self, device: str, model: str | None = None) -> None:
+        """Have a device measure variants: what it found comes with its reports. Raises Missing, NotReady (offline)."""
+        body = _valid(BenchAsk, model=model).model_dump_json().encode()
+        path, headers = f"/devices/{_segment(device)}/bench", {"Content-Type": "application/json"}
+        self._call("POST", path, content=body, headers=headers)
 
     def tag(self, name: str, channel: str, version: int) -> ChannelView:
         """Have a channel point to a version. Raises Missing, Invalid (no name for a channel)."""

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from marram.schema.errors import Invalid
-from marram.schema.model import File, Manifest
+from marram.schema.model import Manifest
 
 
 def bundle_digest(manifest: Manifest) -> str:
@@ -17,7 +17,7 @@ def bundle_digest(manifest: Manifest) -> str:
 
 
 def manifest_of(folder: Path, names: list[str]) -> Manifest:
-    """The manifest of the files `names` (relative) in `folder`. Raises Invalid where one cannot be read."""
+    """The manifest of the files `names` (relative) in `folder`. Raises Invalid where one cannot be read, Untrusted."""
     files = []
     for name in names:
         try:
@@ -25,5 +25,5 @@ def manifest_of(folder: Path, names: list[str]) -> Manifest:
                 sha256, size = hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
         except OSError as error:
             raise Invalid(f"cannot be read: {error.strerror}", where=str(folder / name)) from error
-        files.append(File(path=name, sha256=sha256, size_bytes=size))
-    return Manifest(files=files)
+        files.append((name, sha256, size))
+    return Manifest.of(files)

@@ -194,8 +194,6 @@ class Registry:
     def _check(self, card: ModelCard, manifest: Manifest) -> _Names:
         """That the files are here and are those of the card, and what `admit` says; returns what it could not check."""
         files = {file.path: file for file in manifest.files}
-        if len(files) != len(manifest.files):
-            raise Invalid("a file is listed twice", where=card.model)
         for file in manifest.files:
             if not self._objects.has(file.sha256):
                 raise Missing(f"{file.path} was not uploaded ({file.sha256[:12]}…)", where=card.model)

@@ -99,8 +99,6 @@ class Releases:
         """The app's text and everything it names, each proven to be in the object store."""
         text = self._objects.put(app_yaml.encode())
         listed = {file.path: file for file in files.files}
-        if len(listed) != len(files.files):
-            raise Invalid("a file is listed twice", where=app.app)
         given = listed.get(APP_FILE)
         if given is not None and given.sha256 != text.sha256:
             raise Invalid(f"the files hold another {APP_FILE} than the app's own", where=app.app)
@@ -113,7 +111,7 @@ class Releases:
         for name in [*(step.file for step in app.functions), *app.files]:
             if name not in listed:
                 raise Invalid(f'the app names "{name}", which was not sent along', where=app.app)
-        return Manifest(files=[listed[path] for path in sorted(listed)])
+        return Manifest.of((path, listed[path].sha256, listed[path].size_bytes) for path in sorted(listed))
 
     def _edge_models(self, app: App) -> list[ModelRef]:
         """What the device itself runs, each model once, with the variants that its steps name."""

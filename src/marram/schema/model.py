@@ -7,12 +7,14 @@ function (litert-int8, onnx-fp32 …); a device runs whichever it can, fastest f
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
+from marram.schema.errors import Threat, Untrusted
 from marram.schema.ids import Name
 
 # The type of pydantic's fault for a path that leads out of its folder.
@@ -167,3 +169,15 @@ class Manifest(Strict):
     @property
     def size_bytes(self) -> int:
         return sum(f.size_bytes for f in self.files)
+
+    @classmethod
+    def of(cls, files: Iterable[tuple[str, str, int]]) -> Manifest:
+        """Of what stands in a folder: path, sha256, size in bytes of each file.
+
+        Raises Untrusted (TRAVERSAL) where a path could not stand in every device's folder, or takes another's place.
+        """
+        try:
+            return cls(files=[File(path=path, sha256=sha256, size_bytes=size) for path, sha256, size in files])
+        except ValidationError as error:
+            fault = error.errors(include_input=False, include_url=False)[0]
+            raise Untrusted(fault["msg"], threat=Threat.TRAVERSAL, hint="Rename it.") from error
