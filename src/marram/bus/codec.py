@@ -264,6 +264,24 @@ class BlobAsk:
         return cls(digest, offset, length)
 
 
+@dataclass(frozen=True, slots=True)
+class BenchNudge:
+    """A nudge, on `d.<id>.desired`, that asks for more: measure the variants of this model (None: of all it runs)."""
+
+    model: str | None = None
+
+    def pack(self) -> bytes:
+        return pack({"bench": self.model or ""})
+
+    @classmethod
+    def unpack(cls, message: bytes) -> BenchNudge:
+        """Raises Invalid."""
+        model = unpack_dict(message).get("bench")
+        if not isinstance(model, str):
+            raise Invalid("a nudge that asks for nothing known")
+        return cls(model or None)
+
+
 def pack_blob(data: bytes, size_bytes: int) -> bytes:
     """A range of a file (shorter, or empty, where the file ends), and how large the whole file is."""
     return pack({"data": data, "size": size_bytes})

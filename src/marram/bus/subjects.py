@@ -4,7 +4,7 @@
 |---|---|---|
 | `d.<id>.events` | device → ingest (queue group) | a batch of events; the answer acknowledges it, after the commit |
 | `d.<id>.report` | device → fleet (queue group) | Reported; the answer carries Desired where the device's is old |
-| `d.<id>.desired` | fleet → device | a nudge: report now |
+| `d.<id>.desired` | fleet → device | a nudge: report now (or, `BenchNudge`, measure variants and report) |
 | `d.<id>.blob` | device → fleet (queue group) | one range of a file by digest |
 | `d.<id>.metadata` | device → fleet (queue group) | one range of a signed metadata file by name |
 | `d.<id>.renew` | device → fleet (queue group) | a new certificate for a new key |

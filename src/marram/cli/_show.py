@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from marram.schema.api import EventView
-from marram.schema.device import Device, DeviceState
+from marram.schema.device import Chosen, Device, DeviceState
 from marram.schema.figures import figure_of
-from marram.schema.units import format_duration
+from marram.schema.units import format_duration, format_size
 
 STATE_STYLES = {
     "online": "green", "offline": "red", "new": "yellow",
@@ -126,6 +126,26 @@ def _result_words(result: dict[str, Any]) -> list[str]:
         threshold = figure_of(result, "threshold")
         words.append(f"score {score:.3g}" + (f" of {threshold:.3g}" if threshold is not None else ""))
     return words
+
+
+def print_chosen(chosen: Chosen, indent: str = "") -> None:
+    """A model's variants as they were measured on a device, the one that runs marked."""
+    out = console()
+    out.print(Text(indent).append(f"{chosen.model}  ").append_text(plain(chosen.variant)).append(f"  ({chosen.why})"))
+    if not chosen.measured:
+        return
+    rows = table("", "variant", ">p50", ">p95", ">load", ">memory", ">accuracy", "")
+    for each in chosen.measured:
+
+        def ms(value: float | None) -> str:
+            return "–" if value is None else f"{value:.3g} ms"
+
+        memory = "–" if each.memory_bytes is None else format_size(each.memory_bytes)
+        accuracy = "–" if each.accuracy is None else f"{each.accuracy:.3f}"
+        mark = f"{indent}→" if each.variant == chosen.variant else indent
+        rows.add_row(mark, each.variant, ms(each.p50_ms), ms(each.p95_ms), ms(each.load_ms), memory, accuracy,
+                     plain(each.fault, 300))  # fmt: skip
+    out.print(rows)
 
 
 def device_apps(device: Device) -> str:

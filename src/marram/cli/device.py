@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated
 
 import typer
@@ -9,8 +10,10 @@ from rich.text import Text
 
 from marram.cli import _show
 from marram.cli._context import Json, Token, Url, connect, print_json
-from marram.schema.device import Device
-from marram.schema.units import format_rate, format_size
+from marram.cli._options import parsed
+from marram.schema.device import Chosen, Device
+from marram.schema.errors import Missing, Retryable
+from marram.schema.units import format_rate, format_size, parse_duration
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="List devices, show one, ask why.")
 Id = Annotated[str, typer.Argument(help="The device's name.")]
@@ -101,6 +104,45 @@ def _show_apps(device: Device) -> None:
         if app.restarts:
             rows.add_row(Text("  restarts", style="dim"), str(app.restarts))
         out.print(rows)
+        for each in app.chosen:
+            _show.print_chosen(each, indent="  ")
+
+
+@app.command()
+def bench(
+    id: Id,
+    model: Annotated[str | None, typer.Argument(help="Of one model only.")] = None,
+    timeout: Annotated[str, typer.Option(help="How long to wait for the figures.")] = "2 min",
+    json: Json = False,
+    url: Url = None,
+    token: Token = None,
+) -> None:
+    """Have a device time the variants of its models anew; the best one then runs there."""
+    ends_s = time.monotonic() + parsed(parse_duration, timeout, "--timeout")
+    with connect(url, token) as api:
+        before = {c.model: c.measured_s for c in _chosen(api.device(id), model)}
+        if not before:
+            what = f'{id} runs no model "{model}"' if model else f"{id} runs no model"
+            raise Missing(what, hint=f"What it runs: marram device show {id}")
+        api.bench(id, model)
+        while True:
+            found = _chosen(api.device(id), model)
+            if found and all(c.measured_s is not None and c.measured_s != before.get(c.model) for c in found):
+                break
+            if time.monotonic() > ends_s:
+                raise Retryable(f"{id} has not told its figures yet", hint=f"Look later: marram device show {id}")
+            time.sleep(0.3)
+    if json:
+        print_json(found)
+        return
+    for each in found:
+        _show.print_chosen(each)
+
+
+def _chosen(device: Device, model: str | None) -> list[Chosen]:
+    apps = device.reported.apps if device.reported else []
+    found = {c.model: c for app in apps for c in app.chosen if model in (None, c.model.partition("@")[0])}
+    return list(found.values())
 
 
 @app.command()

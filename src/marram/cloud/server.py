@@ -15,7 +15,9 @@ from collections.abc import AsyncIterator, Callable
 
 from fastapi import FastAPI
 
+from marram.bus import subjects
 from marram.bus.client import Bus
+from marram.bus.codec import BenchNudge
 from marram.bus.server import EmbeddedServer
 from marram.cloud import fleet as fleet_role
 from marram.cloud import ingest as ingest_role
@@ -131,6 +133,7 @@ class Cloud:
         await self._connected(self._bus)
         self._state.hands = Hands(
             nudge=self._nudge,
+            bench=self._bench,
             devices_changed=self._state.hands.devices_changed,
             deployments_changed=self._wake,
             checks=self._checks,
@@ -237,6 +240,9 @@ class Cloud:
     def _nudge(self, devices: list[str]) -> None:
         if devices:
             self._on_loop(fleet_role.nudge(self.bus, devices))
+
+    def _bench(self, device: str, model: str | None) -> None:
+        self._on_loop(self.bus.publish(subjects.desired(device), BenchNudge(model).pack()))
 
     def _wake(self) -> None:
         if self.replicas is not None and self._loop is not None:

@@ -48,7 +48,7 @@ from marram.schema.api import (
 )
 from marram.schema.app import parse_app
 from marram.schema.device import Device, DeviceState
-from marram.schema.errors import MarramError, Missing
+from marram.schema.errors import MarramError, Missing, NotReady
 from marram.schema.model import Manifest
 from marram.store import DeploymentRow, EventFilter, Objects, SampleFilter, Store, actor, auditing
 from marram.trust.authority import Authority
@@ -65,6 +65,8 @@ class Hands:
     """What the state can make happen outside of the store; every call may block and must be safe from any thread."""
 
     nudge: Callable[[list[str]], None] = lambda devices: None
+    # Have a device measure the variants of a model (None: of all that it runs).
+    bench: Callable[[str, str | None], None] = lambda device, model: None
     # The devices changed: the broker must let in exactly those the store has.
     devices_changed: Callable[[], None] = lambda: None
     # What replicas must serve may have changed.
@@ -196,6 +198,11 @@ class CloudState:
 
     def model(self, name: str, version: int | None) -> ModelView:
         return self.models_desk.get(name, version)
+
+    def bench(self, device: str, model: str | None) -> None:
+        if self.store.devices.get(device).state is not DeviceState.ONLINE:
+            raise NotReady(f"{device} is not online", hint="Ask again once it is: marram device list")
+        self.hands.bench(device, model)
 
     # ------------------------------------------------------------ signed metadata
 

@@ -18,12 +18,13 @@ from pathlib import Path
 
 from marram.bus import subjects
 from marram.bus.client import Bus, BusState, Message
-from marram.bus.codec import pack_report, unpack_desired, unpack_secrets
+from marram.bus.codec import BenchNudge, pack_report, unpack_desired, unpack_secrets
 from marram.bus.outbox import Outbox
 from marram.bus.uplink import Uplink
 from marram.edge import deploy
 from marram.edge.away import away
 from marram.edge.bundles import Bundles
+from marram.edge.cgroups import Groups
 from marram.edge.deploy import AppRecord
 from marram.edge.fetch import Fetcher
 from marram.edge.ground import Ground
@@ -63,7 +64,8 @@ class Settings:
     patience: Patience = field(default_factory=Patience)
 
 
-async def _connect(folder: Folder, credentials: Credentials) -> Bus:
+async def connect(folder: Folder, credentials: Credentials) -> Bus:
+    """A device's way to its cloud, as itself."""
     return await Bus.connect(credentials.brokers, credentials.device, credentials.secret)
 
 
@@ -72,15 +74,16 @@ class Around:
     """What an agent stands on beside its folder: as a device has it, or as a rehearsal of hundreds in a process does.
 
     `connect`: its way to the cloud. `start`: starts its workers. `verify`: see `Ground`. `status`: whether it answers
-    `marram edge status`. `about`: what it tells the cloud of itself. `trustee`: who handles the keys and signatures of
-    the device in that folder.
+    `marram edge status`. `about`: what it tells the cloud of itself. `groups`: control groups for its workers.
+    `trustee`: who handles the keys and signatures of the device in that folder.
     """
 
-    connect: Callable[[Folder, Credentials], Awaitable[Bus]] = _connect
+    connect: Callable[[Folder, Credentials], Awaitable[Bus]] = connect
     start: StartLife = start_worker
     verify: Callable[[DesiredApp], Awaitable[None]] | None = None
     status: bool = False
     about: Callable[[], DeviceInfo] | None = None
+    groups: Groups | None = None
     trustee: Callable[[Path], Trustee] = ChildTrustee
 
 
@@ -107,6 +110,7 @@ class Agent:
         self._gone: dict[str, AppRecord] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
+        self._measuring: asyncio.Task[None] | None = None
         self._lines = asyncio.Event()
         self._thermals = Thermals()
         self._stopping = asyncio.Event()
@@ -147,10 +151,8 @@ class Agent:
             start=self._around.start,
         )
         self._trustee = self._around.trustee(self._folder.path)
-        self._secrets = Secrets(
-            self._folder.path, self._folder.identity.own, self._device, self._bus, self._trustee
-        )
-        self._ground.secrets = self._secrets.values
+        self._secrets = Secrets(self._folder.path, self._folder.identity.own, self._device, self._bus, self._trustee)
+        self._ground.secrets, self._ground.groups = self._secrets.values, self._around.groups
         metadata = SignedMetadata(self._bus, self._device)
         self._ground.verify = self._around.verify or Vetting(self._trustee, metadata.fetch).verify
         self._journal = Journal(outbox)
@@ -170,7 +172,8 @@ class Agent:
             await self._stopping.wait()
             log.info("stopping")
         finally:
-            ending = [reports, renewing, *self._running.values(), journal]
+            measuring = [self._measuring] if self._measuring is not None else []
+            ending = [reports, renewing, *measuring, *self._running.values(), journal]
             await asyncio.gather(*map(cancelled, ending), return_exceptions=True)
             await self._last_words()
             await cancelled(uplink)
@@ -304,7 +307,18 @@ class Agent:
     # ------------------------------------------------------------ report
 
     async def _nudged(self, message: Message) -> None:
+        if message.payload and (self._measuring is None or self._measuring.done()):
+            asked = BenchNudge.unpack(message.payload)
+            self._measuring = asyncio.create_task(self._measure(asked.model), name="measure")
         self._changed.set()
+
+    async def _measure(self, model: str | None) -> None:
+        """What a person asked for: one app after another, so that they do not take the machine from each other."""
+        for keeper in list(self._keepers.values()):
+            try:
+                await keeper.measure(model)
+            except MarramError as error:
+                log.warning("%s: its variants could not be measured: %s", keeper.name, error)
 
     def _on_state(self, state: BusState) -> None:
         if state is BusState.CLOSED:
@@ -391,7 +405,7 @@ class Agent:
             temperature_c=self._thermals.temperature_c(),
             throttled=self._thermals.throttled(),
             held=self._ground.holding.words(),
-            isolation=isolation(),
+            isolation=isolation(self._around.groups),
         )
 
     async def _last_words(self) -> None:

@@ -23,7 +23,7 @@ from marram.edge.bundles import check_size
 from marram.edge.deploy import AppRecord
 from marram.edge.gate import Figures, Gate
 from marram.edge.ground import Ground
-from marram.edge.measuring import Ways, measure_app
+from marram.edge.measuring import ASKED, Ways, measure_app
 from marram.edge.sandbox import plan
 from marram.edge.supervisor import Cause, Exit, Life, WorkerSpec
 from marram.edge.tasks import cancelled, finished
@@ -121,6 +121,25 @@ class Keeper:
         elif self._worker is not None and not names.isdisjoint(self._worker.spec.secrets):
             log.info("%s: starts anew: its secrets changed", self.name)
             self._renewing = asyncio.create_task(self._worker.stop())
+
+    async def measure(self, model: str | None) -> None:
+        """Measure the variants of what runs anew (`model`: of one), since a person asked. If another one is the best
+        now, that one runs soon. Raises MarramError.
+        """
+        app = self.record.runs
+        if app is None or self.removed or model not in {None, *(each.name for each in app.models)}:
+            return
+        bundles, broken = self._ground.bundles, self._ground.engines.broken
+        async with self._ground.files(app):
+            taste = await asyncio.to_thread(taste_of, app, bundles, broken, self._ground.choices)
+            await measure_app(app, self._ways, taste, ASKED, again=True, only=model)
+            picked = [await asyncio.to_thread(chosen, m, bundles, taste, proven=False) for m in app.models]
+        before = [(each.model, each.variant) for each in self._chosen]
+        self._chosen = [each for of_one in picked for each in of_one]
+        if [(each.model, each.variant) for each in self._chosen] != before and self._worker is not None:
+            log.info("%s: starts anew: another variant is the best now", self.name)
+            self._renewing = asyncio.create_task(self._worker.stop())
+        self._ground.changed()
 
     def reported(self) -> ReportedApp:
         """For the report."""
@@ -279,7 +298,12 @@ class Keeper:
             started=self.record.started,
             packages=tuple(packages),
             secrets=secrets,
-            plan=plan(folder.path, [*folders, *packages], [folder.work(app.name), folder.outbox.parent]),
+            plan=plan(
+                folder.path,
+                [*folders, *packages],
+                [folder.work(app.name), folder.outbox.parent],
+                self._ground.groups and self._ground.groups.place(app.name, app.version),
+            ),
         )
 
     @property

@@ -24,10 +24,12 @@ from pydantic import ValidationError
 from marram.edge.bundles import Bundles
 from marram.edge.choices import Choices
 from marram.edge.process import kill_group, signal_name, worker_environment
-from marram.edge.sandbox import Plan
-from marram.edge.variants import Taste, candidates, card_of, part, parts, reference_of
-from marram.schema.device import DesiredApp, Measured, ModelRef
-from marram.schema.errors import MarramError
+from marram.edge.sandbox import Plan, plan
+from marram.edge.state import Folder
+from marram.edge.variants import Taste, candidates, card_of, chosen, part, parts, reference_of, taste_of
+from marram.runtime.installed import installed
+from marram.schema.device import Chosen, DesiredApp, Measured, ModelRef
+from marram.schema.errors import MarramError, Missing, Retryable
 from marram.schema.model import Manifest, ModelCard, Variant
 from marram.schema.units import format_rate, format_size
 
@@ -74,7 +76,7 @@ async def measure_app(app: DesiredApp, ways: Ways, taste: Taste, budget: Budget 
         if only not in (None, model.name):
             continue
         able = await asyncio.to_thread(candidates, model, ways.bundles, taste)
-        if len(able) < 2:
+        if len(able) < (1 if again else 2):
             continue
         card = await asyncio.to_thread(card_of, model, ways.bundles)
         by_name = parts(model, card)
@@ -197,6 +199,42 @@ async def _one_process(
         kill_group(process.pid)
         await process.wait()
     return found, None if late else process.returncode
+
+
+async def measure_here(folder: Folder, only: str | None = None) -> list[Chosen]:
+    """Measure the variants whose files are on this device, for the apps that run here: at the device, without a link.
+
+    Safe beside a running agent. Raises Missing where nothing is deployed here, or no such model.
+    """
+    bundles, choices = Bundles(folder.path), Choices(folder.path)
+    found: dict[str, Chosen] = {}
+    for record in folder.records().values():
+        app = record.runs or record.target
+        taste = await asyncio.to_thread(taste_of, app, bundles, {}, choices)
+        for model in app.models:
+            if only not in (None, model.name) or reference_of(model) in found:
+                continue
+            with contextlib.suppress(Retryable):  # its card is not here (yet)
+                await _measure_here(model, bundles, choices, taste, folder)
+                for each in await asyncio.to_thread(chosen, model, bundles, taste, proven=True):
+                    found[each.model] = each
+    if not found:
+        what = f'no app here runs a model "{only}"' if only else "no app here runs a model"
+        raise Missing(what, where=str(folder.path), hint="`marram edge status` shows what runs here.")
+    return list(found.values())
+
+
+async def _measure_here(model: ModelRef, bundles: Bundles, choices: Choices, taste: Taste, folder: Folder) -> None:
+    card = await asyncio.to_thread(card_of, model, bundles)
+    by_name = parts(model, card)
+    here = [v for v in card.variants if installed(v.engine) and not any(map(bundles.lacks, by_name[v.name]))]
+    if not here:
+        return
+    place = await asyncio.to_thread(bundles.install, await asyncio.to_thread(part, model, bundles, here))
+    measured = await bench(place, [v.name for v in here], taste.limit_bytes, ASKED, plan(folder.path, [place], []))
+    variants = {variant.name: variant for variant in here}
+    results = [(variants[m.variant], by_name[m.variant], m) for m in measured if m.variant in variants]
+    await asyncio.to_thread(choices.keep, card, results)
 
 
 def _bytes(missing: Sequence[Any]) -> int:

@@ -176,6 +176,12 @@ class ModelAsk(Strict):
     origin: Origin | None = None
 
 
+class BenchAsk(Strict):
+    """Which model's variants to measure on a device; None: of all that it runs."""
+
+    model: Name | None = None
+
+
 class ChannelAsk(Strict):
     """Which version a channel shall point to."""
 

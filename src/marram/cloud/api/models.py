@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path
 
 from marram.cloud.api.guard import Cloud, needs
-from marram.schema.api import ChannelAsk, ChannelView, Lineage
+from marram.schema.api import BenchAsk, ChannelAsk, ChannelView, Lineage
 from marram.schema.ids import Channel, Name
 from marram.schema.people import Permission
 
@@ -21,6 +21,13 @@ Version = Annotated[int, Path(ge=1, le=2**31 - 1)]
 def lineage(name: Name, version: Version, cloud: Cloud) -> Lineage:
     """Where a model version comes from: parent, recipe, samples, measured accuracy; and who uses it."""
     return cloud.models_desk.lineage(name, version)
+
+
+@router.post("/devices/{id}/bench", status_code=202, tags=["devices"])
+@needs(Permission.DEPLOY)
+def bench(id: Name, ask: BenchAsk, cloud: Cloud) -> None:
+    """Have a device measure the variants of its models. The figures come with its reports: `apps[].chosen`."""
+    cloud.bench(id, ask.model)
 
 
 @router.put("/models/{name}/channels/{channel}")
