@@ -75,8 +75,8 @@ class World:
         known = until(lambda: yaml.safe_load(context.read_text(encoding="utf-8")), "the cloud")
         self.api = CloudApi(known["url"], known["token"])
         until(lambda: self.api.health().ok, "the cloud")
-        token = self.api.create_token().token
-        self._start("join", marram("edge", "join", known["url"], token, "--folder", str(self.edge))).wait(_READY_S)
+        line = self.api.create_token().join.split()[1:]
+        self._start("join", marram(*line, "--folder", str(self.edge))).wait(_READY_S)
         self.agent = self._start("agent", marram("edge", "run", "--folder", str(self.edge)))
         until(lambda: (status.ask(self.edge) or {}).get("link") == "connected", "the agent")
 

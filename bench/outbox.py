@@ -24,10 +24,11 @@ from typing import Any
 from bench._verdict import conclude
 from marram.bus.client import Bus
 from marram.bus.outbox import Outbox
-from marram.bus.server import EmbeddedServer
+from marram.bus.tls import TlsFiles
 from marram.bus.uplink import Uplink
 from marram.bus.writer import OutboxWriter
 from marram.cloud.ingest import Ingest
+from marram.lab.gatehouse import Gatehouse
 from marram.schema.event import Event, EventKind
 from marram.store import Objects, open_store
 
@@ -82,25 +83,27 @@ def enqueue_per_s(path: Path) -> float:
 
 async def serve(folder: Path) -> None:
     """The cloud's side, in a process of its own: broker, ingest, SQLite. Ends with its standard input."""
-    server = EmbeddedServer(folder / "broker")
-    secrets = {f"d{n}": f"secret-of-device-{n:04}" for n in range(DEVICES)}
-    server.start(secrets)
-    bus = await Bus.connect(server.url, server.control_user, server.control_password)
+    devices = [f"d{n}" for n in range(DEVICES)]
+    server = Gatehouse(folder / "gatehouse", devices)
+    server.start()
+    bus = await server.connect()
     await bus.wait_connected(10)
     ingest = Ingest(bus, open_store(folder / "cloud.db"), Objects(folder / "objects"))
     await ingest.start()
-    print(json.dumps({"url": server.url, "secrets": secrets}), flush=True)
+    made = {device: server.identity(device) for device in devices}
+    files = {device: [str(tls.identity), str(tls.authority)] for device, tls in made.items()}
+    print(json.dumps({"url": server.url, "devices": files}), flush=True)
     await asyncio.to_thread(sys.stdin.read)
     await bus.close()
     ingest.close()
     server.stop()
 
 
-async def drain_per_s(url: str, secrets: dict[str, str], outboxes: dict[str, Outbox]) -> float:
+async def drain_per_s(url: str, devices: dict[str, list[str]], outboxes: dict[str, Outbox]) -> float:
     """Every device drains its full outbox; from the first connection to the last row acknowledged and deleted."""
     total = sum(outbox.depth() for outbox in outboxes.values())
     begun_s = time.perf_counter()
-    buses = {device: await Bus.connect(url, device, secrets[device]) for device in outboxes}
+    buses = {device: await Bus.connect(url, device, tls=TlsFiles(*map(Path, devices[device]))) for device in outboxes}
     tasks = [
         asyncio.create_task(Uplink(bus, outboxes[device], device).run(), name=device) for device, bus in buses.items()
     ]
@@ -122,13 +125,13 @@ def end_to_end(folder: Path) -> dict[str, Any]:
     cloud = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert cloud.stdout is not None
     about = json.loads(cloud.stdout.readline())
-    outboxes = {device: Outbox(folder / f"{device}.db") for device in about["secrets"]}
+    outboxes = {device: Outbox(folder / f"{device}.db") for device in about["devices"]}
     rates = []
     try:
         for window in range(WINDOWS):
             for outbox in outboxes.values():
                 outbox.append([event(window * DEVICE_EVENTS + n) for n in range(DEVICE_EVENTS)])
-            rates.append(asyncio.run(drain_per_s(about["url"], about["secrets"], outboxes)))
+            rates.append(asyncio.run(drain_per_s(about["url"], about["devices"], outboxes)))
             print(f"window {window + 1}   outbox → broker → ingest → SQLite   {rates[-1]:9,.0f} events/s")
     finally:
         cloud.communicate()

@@ -12,9 +12,8 @@ import pytest
 
 from marram.bus.client import Bus, Timing
 from marram.bus.outbox import Outbox
-from marram.bus.server import EmbeddedServer
+from marram.lab.gatehouse import Gatehouse
 
-SECRET = "secret-of-a-device-0123456789"
 # Everything the same as in the field, sooner.
 QUICK = Timing(connect_s=5.0, ping_s=0.2, dead_after_s=3.0, retry_min_s=0.01, retry_max_s=0.1, refused_max_s=0.2)
 
@@ -23,17 +22,15 @@ class Connect(Protocol):
     """`await connect("d1")`: a bus of that device; without a name, of the control user. `port`: through a link."""
 
     def __call__(
-        self, device: str | None = None, *, port: int | None = None, password: str = SECRET, timing: Timing = QUICK
+        self, device: str | None = None, *, port: int | None = None, timing: Timing = QUICK
     ) -> Awaitable[Bus]: ...
 
 
 @pytest.fixture
-def broker(tmp_path: Path) -> Iterator[EmbeddedServer]:
-    """A broker that knows the devices d1 and d2."""
-    server = EmbeddedServer(tmp_path / "broker")
-    server.start({"d1": SECRET, "d2": SECRET})
-    yield server
-    server.stop()
+def broker(tmp_path: Path) -> Iterator[Gatehouse]:
+    """A broker that lets in the devices d1 and d2."""
+    with Gatehouse(tmp_path / "gatehouse", ["d1", "d2"]) as gatehouse:
+        yield gatehouse
 
 
 @pytest.fixture
@@ -45,16 +42,11 @@ def outbox(tmp_path: Path) -> Iterator[Outbox]:
 
 
 @pytest.fixture
-async def connect(broker: EmbeddedServer) -> AsyncIterator[Connect]:
+async def connect(broker: Gatehouse) -> AsyncIterator[Connect]:
     buses: list[Bus] = []
 
-    async def make(
-        device: str | None = None, *, port: int | None = None, password: str = SECRET, timing: Timing = QUICK
-    ) -> Bus:
-        url = f"nats://127.0.0.1:{port or broker.port}"
-        if device is None:
-            device, password = broker.control_user, broker.control_password
-        bus = await Bus.connect(url, device, password, timing=timing)
+    async def make(device: str | None = None, *, port: int | None = None, timing: Timing = QUICK) -> Bus:
+        bus = await broker.connect(device, url=f"nats://127.0.0.1:{port or broker.port}", timing=timing)
         buses.append(bus)
         return bus
 

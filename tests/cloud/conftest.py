@@ -18,11 +18,12 @@ import pytest
 import yaml
 
 from marram.bus.client import Bus, Timing
+from marram.bus.tls import TlsFiles
 from marram.cloud.server import Cloud
 from marram.cloud.settings import Settings
 from marram.cloud.state import CloudState
 from marram.runtime.bundle import dump_card
-from marram.schema.api import JoinAsk, TokenAsk
+from marram.schema.api import JoinAsk, Joined, TokenAsk
 from marram.schema.event import Event, EventKind, Recorded
 from marram.schema.model import Input, ModelCard, Output, Task, Variant
 from marram.trust import identity
@@ -43,19 +44,30 @@ class Joiner:
 
     def __init__(self) -> None:
         self.buses: list[Bus] = []
+        self.files: dict[str, TlsFiles] = {}
 
     async def __call__(self, cloud: Cloud, name: str, **labels: str) -> Bus:
-        def join(state: CloudState) -> tuple[list[str], str]:
+        def join(state: CloudState) -> Joined:
             token = state.create_token(TokenAsk()).token
-            csr = identity.request(identity.new_key()).decode()
-            joined = state.join(JoinAsk(token=token, csr=csr, name=name, labels=labels))
-            return joined.brokers, joined.secret
+            csr = identity.request(key).decode()
+            return state.join(JoinAsk(token=token, csr=csr, name=name, labels=labels))
 
-        brokers, secret = await asyncio.to_thread(join, cloud.state)
-        bus = await Bus.connect(brokers, name, secret, timing=QUICK)
+        key = identity.new_key()
+        joined = await asyncio.to_thread(join, cloud.state)
+        self.files[name] = kept(cloud.settings.folder.parent / "devices" / name, key, joined)
+        bus = await Bus.connect(joined.brokers, name, tls=self.files[name], timing=QUICK)
         self.buses.append(bus)
         await bus.wait_connected(10)
         return bus
+
+
+def kept(folder: Path, key: bytes, joined: Joined) -> TlsFiles:
+    """A device's identity, as it keeps it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = TlsFiles(folder / "identity.pem", folder / "ca.pem")
+    files.identity.write_bytes(key + joined.certificate.encode())
+    files.authority.write_text(joined.ca)
+    return files
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,16 @@ from typing import Any
 from marram.bus.client import Bus, Timing
 from marram.bus.http import CloudApi
 from marram.bus.outbox import Outbox
-from marram.bus.server import EmbeddedServer
+from marram.bus.tls import TlsFiles
 from marram.bus.uplink import Uplink
-from marram.schema.device import DeviceInfo
+from marram.cloud.provision import provision
+from marram.edge.join import join as join_cloud
+from marram.edge.state import Credentials, Folder
+from marram.lab.gatehouse import Gatehouse
 from marram.schema.event import Event, EventKind
 from marram.store import Store, open_store
 
 QUICK = Timing(connect_s=2.0, ping_s=0.1, dead_after_s=1.0, retry_min_s=0.01, retry_max_s=0.1, refused_max_s=0.2)
-SECRET = "secret-of-a-device-0123456789"
 
 
 def events(count: int) -> list[Event]:
@@ -79,10 +82,10 @@ async def test_two_ingest_processes_share_the_work_and_one_may_be_killed(
     start: Callable[..., Any], tmp_path: Path, postgres_url: str, until: Any
 ) -> None:
     recorded = 4000
-    with EmbeddedServer(tmp_path / "broker") as broker:
-        broker.set_devices({"pi": SECRET})
-        address = f"nats://{broker.control_user}:{broker.control_password}@127.0.0.1:{broker.port}"
-        shared = ("--nats", address, "--database", postgres_url, "--objects", str(tmp_path / "objects"))
+    with Gatehouse(tmp_path / "gatehouse", ["pi"]) as broker:
+        provision(broker.keys, time.time())
+        address = ("--nats", f"tls://127.0.0.1:{broker.port}", "--keys", str(broker.keys.folder))
+        shared = (*address, "--database", postgres_url, "--objects", str(tmp_path / "objects"))
 
         def ingest(home: str) -> Any:
             return start("cloud", "--role", "ingest", *shared, home=home)
@@ -93,7 +96,7 @@ async def test_two_ingest_processes_share_the_work_and_one_may_be_killed(
         store = await asyncio.to_thread(open_store, postgres_url)
         outbox = Outbox(tmp_path / "outbox.db")
         outbox.append(events(recorded))
-        bus = await Bus.connect(broker.url, "pi", SECRET, timing=QUICK)
+        bus = await broker.connect("pi", timing=QUICK)
         async with draining(bus, outbox, "pi"):
             await until(lambda: outbox.depth() <= 3000, 60)
             await asyncio.to_thread(first.kill)
@@ -114,18 +117,18 @@ async def test_a_database_that_went_away_is_waited_for(
 ) -> None:
     """The way to PostgreSQL is cut and mended: nothing is acknowledged meanwhile, nothing is lost."""
     recorded = 1000
-    with EmbeddedServer(tmp_path / "broker") as broker:
-        broker.set_devices({"pi": SECRET})
-        address = f"nats://{broker.control_user}:{broker.control_password}@127.0.0.1:{broker.port}"
+    with Gatehouse(tmp_path / "gatehouse", ["pi"]) as broker:
+        provision(broker.keys, time.time())
+        address = ("--nats", f"tls://127.0.0.1:{broker.port}", "--keys", str(broker.keys.folder))
         host, _, database = postgres_url.partition("@")[2].partition("/")
         async with _Relay(int(host.rpartition(":")[2])) as relay:
             through = f"postgresql://postgres@127.0.0.1:{relay.port}/{database}"
             process = start(
-                "cloud", "--role", "ingest", "--nats", address, "--database", through, "--objects", str(tmp_path / "o")
+                "cloud", "--role", "ingest", *address, "--database", through, "--objects", str(tmp_path / "o")
             )
             await asyncio.to_thread(process.wait_for, "running")
             outbox = Outbox(tmp_path / "outbox.db")
-            bus = await Bus.connect(broker.url, "pi", SECRET, timing=QUICK)
+            bus = await broker.connect("pi", timing=QUICK)
             async with draining(bus, outbox, "pi") as uplink:
                 await relay.cut()
                 outbox.append(events(recorded))
@@ -191,13 +194,15 @@ def _free_port() -> int:
 async def _join(cloud: Any, name: str) -> Bus:
     context = cloud.context()
 
-    def join() -> Any:
+    folder = Folder(cloud.home / name)
+
+    def join() -> Credentials:
         with CloudApi(context["url"], context["token"]) as api:
-            token = api.create_token().token
-        with CloudApi(context["url"]) as api:
-            return api.join(token, name=name, info=DeviceInfo())
+            made = api.create_token()
+        return join_cloud(folder, made.join.split()[3], made.token, name=name)
 
     joined = await asyncio.to_thread(join)
-    bus = await Bus.connect(joined.brokers, name, joined.secret, timing=QUICK)
+    tls = TlsFiles(folder.identity.own, folder.identity.authority)
+    bus = await Bus.connect(joined.brokers, name, tls=tls, timing=QUICK)
     await bus.wait_connected(20)
     return bus

@@ -10,6 +10,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,13 @@ import psutil
 import pytest
 
 from marram.bus import subjects
+from marram.bus.accounts import CONTROL
 from marram.bus.codec import pack_batch, pack_report, unpack_ack
-from marram.bus.server import EmbeddedServer
 from marram.cli import execute as run_command
+from marram.cloud.provision import provision
 from marram.cloud.server import Cloud
 from marram.cloud.settings import BrokerAddress, Role, Settings
+from marram.lab.gatehouse import Gatehouse
 from marram.schema.device import Reported
 from marram.schema.errors import Conflict, Invalid, Refused, Retryable
 from marram.schema.event import Event, EventKind, Recorded
@@ -83,14 +86,15 @@ async def test_a_host_that_is_not_ours_is_told(tmp_path: Path) -> None:
 
 
 async def test_a_broker_that_is_not_there_or_refuses_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("marram.cloud.server._CONNECT_S", 1.0)
+    monkeypatch.setattr("marram.cloud.broker.CONNECT_S", 1.0)
     away = f"nats://control:password@127.0.0.1:{free_port()}"
     with pytest.raises(Retryable, match="the broker does not answer"):
         await Cloud(Settings(folder=tmp_path / "cloud", port=0, nats=away)).start()
-    with EmbeddedServer(tmp_path / "broker") as broker:
-        wrong = f"nats://{broker.control_user}:wrong-password@127.0.0.1:{broker.port}"
+    with Gatehouse(tmp_path / "gatehouse") as broker:
+        provision(broker.keys, time.time())
+        wrong = f"tls://{CONTROL}:wrong-password@127.0.0.1:{broker.port}"
         with pytest.raises(Refused) as refused:
-            await Cloud(Settings(folder=tmp_path / "cloud", port=0, nats=wrong)).start()
+            await Cloud(Settings(folder=tmp_path / "cloud", port=0, nats=wrong, keys=broker.keys.folder)).start()
         assert "--nats" in str(refused.value) and "wrong-password" not in str(refused.value)
 
 
@@ -264,9 +268,10 @@ def test_a_broker_address_is_taken_apart() -> None:
 
 
 async def test_a_role_alone_does_only_its_own(tmp_path: Path) -> None:
-    with EmbeddedServer(tmp_path / "broker") as broker:
-        address = f"nats://{broker.control_user}:{broker.control_password}@127.0.0.1:{broker.port}"
-        settings = Settings(folder=tmp_path / "cloud", port=0, nats=address, roles=frozenset({Role.FLEET}))
+    with Gatehouse(tmp_path / "gatehouse") as broker:
+        provision(broker.keys, time.time())
+        address, roles = f"tls://127.0.0.1:{broker.port}", frozenset({Role.FLEET})
+        settings = Settings(folder=tmp_path / "cloud", port=0, nats=address, keys=broker.keys.folder, roles=roles)
         async with Cloud(settings).running() as cloud:
             assert (cloud.url, cloud.admin_token, cloud.ingest, cloud.replicas) == ("", None, None, None)
             # Two role processes may share a folder: the lock is for whoever runs the broker.

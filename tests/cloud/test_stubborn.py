@@ -11,6 +11,7 @@ import pytest
 from marram.bus import subjects
 from marram.bus.client import Bus, Message
 from marram.bus.codec import InferReply, InferRequest, pack_report
+from marram.bus.tls import TlsFiles
 from marram.cloud import replicas as module
 from marram.cloud.replica import Replica
 from marram.cloud.replicas import Replicas, Served
@@ -24,7 +25,7 @@ from marram.schema.errors import Invalid, Refused
 
 async def test_a_report_of_a_device_that_was_removed_is_refused_whoever_brings_it(cloud: Cloud) -> None:
     assert cloud.broker is not None
-    async with await Bus.connect(cloud.broker.url, cloud.broker.user, cloud.broker.password) as bus:
+    async with await Bus.connect(cloud.broker.url, cloud.broker.user, cloud.broker.password, tls=cloud.gate.tls) as bus:
         await bus.wait_connected(30)
         with pytest.raises(Refused, match="removed"):
             await bus.request(subjects.report("ghost"), pack_report(Reported()), 30)
@@ -51,8 +52,11 @@ async def test_a_bug_in_answering_is_an_error_reply_counted(
         await asyncio.to_thread(replica.close)
 
 
+NOBODY = TlsFiles(Path(), Path())
+
+
 async def test_a_replica_that_never_stays_is_started_ever_more_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
-    replicas: Any = Replicas(None, set, BrokerAddress("nats://127.0.0.1:1", "", ""), Path())  # type: ignore[arg-type]
+    replicas: Any = Replicas(None, set, BrokerAddress("nats://127.0.0.1:1", "", ""), NOBODY, Path())  # type: ignore[arg-type]
     pauses: list[float] = []
 
     async def fails(_: Served) -> str:

@@ -133,7 +133,7 @@ class Rig:
         """Start the device's agent."""
         folder = folder or self.folder(device)
         folder.make()
-        credentials = Credentials(device=device, secret="0123456789abcdef", brokers=["nats://hub"])
+        credentials = Credentials(device=device, brokers=["nats://hub"])
         alive = self.alive[device] = []
 
         async def connect(folder: Folder, credentials: Credentials) -> Bus:

@@ -118,8 +118,8 @@ async def test_a_broker_killed_again_and_again_costs_no_record(cloud: Cloud, dev
     await device.start()
     await cloud.until_state("ticking", AppState.COMMITTED)
     for _ in range(4):
-        assert cloud.server.pid is not None
-        os.kill(cloud.server.pid, signal.SIGKILL)
+        assert cloud.server.server.pid is not None
+        os.kill(cloud.server.server.pid, signal.SIGKILL)
         await cloud.until_stored(60)
     await device.stop()
     nothing_lost_or_twice(cloud, device)
@@ -333,7 +333,7 @@ async def test_a_revoked_device_runs_on_and_says_so(cloud: Cloud, device: Device
     await device.start()
     await cloud.until_state("ticking", AppState.COMMITTED)
     workers = device.workers()
-    await asyncio.to_thread(cloud.server.set_devices, {})
+    await asyncio.to_thread(cloud.server.set_devices, [])
     async with asyncio.timeout(LONG_S):
         while "refused" not in device.words():
             await asyncio.sleep(0.05)

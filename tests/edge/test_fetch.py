@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.edge.world import DEVICE, LONG_S, SECRET, Cloud
+from tests.edge.world import DEVICE, LONG_S, Cloud
 
 from marram.bus.client import Bus
 from marram.bus.codec import BlobAsk
@@ -20,7 +20,7 @@ from marram.schema.model import File, Manifest
 
 @pytest.fixture
 async def bus(cloud: Cloud) -> AsyncIterator[Bus]:
-    made = await Bus.connect(cloud.server.url, DEVICE, SECRET)
+    made = await cloud.server.connect(DEVICE)
     await made.wait_connected(10)
     yield made
     await made.close()
@@ -100,9 +100,9 @@ async def test_the_broker_killed_on_the_way(cloud: Cloud, bus: Bus, bundles: Bun
 
     def kill_twice(ask: BlobAsk, data: bytes) -> bytes:
         nonlocal killed
-        if killed < 2 and ask.offset > (killed + 1) * 1_000_000 and cloud.server.pid:
+        if killed < 2 and ask.offset > (killed + 1) * 1_000_000 and cloud.server.server.pid:
             killed += 1
-            os.kill(cloud.server.pid, 9)
+            os.kill(cloud.server.server.pid, 9)
         return data
 
     cloud.spoil = kill_twice

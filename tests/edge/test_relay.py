@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 import pytest
-from tests.edge.world import DEVICE, LONG_S, SECRET, Cloud
+from tests.edge.world import DEVICE, LONG_S, Cloud
 
 from marram.bus import subjects
 from marram.bus.client import Bus, Message
@@ -38,7 +38,7 @@ class Pair:
 
 @pytest.fixture
 async def pair(cloud: Cloud) -> AsyncIterator[Pair]:
-    bus = await Bus.connect(cloud.server.url, DEVICE, SECRET)
+    bus = await cloud.server.connect(DEVICE)
     await bus.wait_connected(10)
     ours, theirs = socket.socketpair()
     agent_end, worker_end = await AgentEnd.open(ours), WorkerEnd(theirs)

@@ -18,7 +18,7 @@ def test_what_was_given_up_and_skipped_is_said(
 ) -> None:
     folder = Folder(tmp_path / "device")
     folder.make()
-    folder.save_credentials(Credentials(device="pi-1", secret="x" * 32, brokers=["nats://127.0.0.1:1"]))
+    folder.save_credentials(Credentials(device="pi-1", brokers=["nats://127.0.0.1:1"]))
     stats = {"frames": 950, "fps": 9.5, "p50_ms": 21.0, "errors": 1207, "last_error": "002.jpg is not a whole JPEG"}
     app = {"name": "gate", "version": 3, "state": "committed", "reason": "", "restarts": 0, "stats": stats}
     reported: dict[str, Any] = {

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from marram.bus import subjects
-from marram.bus.client import Bus, Message
+from marram.bus.client import Message
 from marram.bus.codec import (
     BlobAsk,
     MetadataAsk,
@@ -26,16 +26,17 @@ from marram.bus.codec import (
     unpack_batch,
     unpack_report,
 )
-from marram.bus.server import EmbeddedServer
-from marram.edge.state import Credentials, Folder
+from marram.edge.state import Credentials, Folder, write_atomic
 from marram.lab.attacks.publisher import Publisher
+from marram.lab.gatehouse import Gatehouse
 from marram.schema.device import AppState, Desired, DesiredApp, Reported, ReportedApp
 from marram.schema.errors import Missing
 from marram.schema.event import Event, EventKind
 from marram.schema.model import File, Manifest
 
 DEVICE = "pi-1"
-SECRET = "test-secret-0123456789abcdef"
+# What nobody may ever read in a device's words.
+SECRET = "PRIVATE KEY"
 LONG_S = 40.0
 
 
@@ -43,7 +44,7 @@ class Cloud:
     """The cloud's side of the bus, in memory. `spoil` may change a range before it leaves."""
 
     def __init__(self, folder: Path) -> None:
-        self.server = EmbeddedServer(folder)
+        self.server = Gatehouse(folder, [DEVICE])
         self.desired = Desired()
         self.blobs: dict[str, bytes] = {}
         self.reports: list[Reported] = []
@@ -59,8 +60,8 @@ class Cloud:
         self._news = asyncio.Event()
 
     async def open(self) -> None:
-        await asyncio.to_thread(self.server.start, {DEVICE: SECRET})
-        self.bus = await Bus.connect(self.server.url, self.server.control_user, self.server.control_password)
+        await asyncio.to_thread(self.server.start)
+        self.bus = await self.server.connect()
         await self.bus.subscribe(subjects.REPORTS, self._report, "fleet")
         await self.bus.subscribe(subjects.BLOBS, self._blob, "fleet", parallel=8)
         await self.bus.subscribe(subjects.METADATA, self._metadata, "fleet", parallel=8)
@@ -155,7 +156,10 @@ class Device:
         self.log = path.parent / f"{path.name}.log"
         self.process: asyncio.subprocess.Process | None = None
         self.folder.make()
-        self.folder.save_credentials(Credentials(device=DEVICE, secret=SECRET, brokers=[cloud.server.url]))
+        given, kept = cloud.server.identity(DEVICE), self.folder.identity
+        write_atomic(kept.own, given.identity.read_bytes())
+        write_atomic(kept.authority, given.authority.read_bytes())
+        self.folder.save_credentials(Credentials(device=DEVICE, brokers=[cloud.server.url]))
         self.folder.identity.root.write_bytes(cloud.publisher.root)
 
     async def start(self, **environment: str) -> None:

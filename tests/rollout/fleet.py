@@ -129,7 +129,7 @@ class Fleet:
     def add(self, device: SimDevice) -> SimDevice:
         self.devices[device.name] = device
         info = DeviceInfo(machine="aarch64", cores=device.cores)
-        self.store.devices.add(device.name, "secret", device.labels, info, self.now_s)
+        self.store.devices.add(device.name, device.labels, info, self.now_s)
         return device
 
     def deploy(

@@ -44,7 +44,7 @@ class World:
         self.rollout = Rollout(self.store, self.registry, self.objects)
 
     def device(self, name: str, **labels: str) -> None:
-        self.store.devices.add(name, "secret", labels, DeviceInfo())
+        self.store.devices.add(name, labels, DeviceInfo())
 
     def model(self, name: str, weights: bytes = b"1", version: int = 1) -> None:
         """A registered version, as a row: what the registry looks for in its files is not what is tried here."""

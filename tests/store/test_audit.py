@@ -17,7 +17,7 @@ from marram.store import audit as audit_module
 def add(store: Store, *names: str, actor: str = "user:ann") -> None:
     for name in names:
         with auditing(actor, "device.add", name):
-            store.devices.add(name, "s", {}, DeviceInfo())
+            store.devices.add(name, {}, DeviceInfo())
 
 
 def force(store: Store, *statements: str) -> None:
@@ -40,11 +40,11 @@ def force(store: Store, *statements: str) -> None:
 
 def test_a_change_and_its_row_are_one_transaction(store: Store) -> None:
     with auditing("user:ann", "device.add", "pi", site="a"):
-        store.devices.add("pi", "s", {}, DeviceInfo())
+        store.devices.add("pi", {}, DeviceInfo())
     (row,) = store.audit.list()
     assert (row.id, row.actor, row.action, row.target, row.detail) == (1, "user:ann", "device.add", "pi", {"site": "a"})
     with pytest.raises(Conflict), auditing("user:ann", "device.add", "pi"):
-        store.devices.add("pi", "s", {}, DeviceInfo())
+        store.devices.add("pi", {}, DeviceInfo())
     assert len(store.audit.list()) == 1, "what was undone has no row"
 
 
@@ -54,7 +54,7 @@ def test_where_the_row_cannot_be_written_the_change_is_not_made(store: Store, mo
 
     monkeypatch.setattr("marram.store.database.record", fails)
     with pytest.raises(Conflict), auditing("user:ann", "device.add", "pi"):
-        store.devices.add("pi", "s", {}, DeviceInfo())
+        store.devices.add("pi", {}, DeviceInfo())
     assert store.devices.count() == 0
 
 
@@ -72,8 +72,8 @@ def test_the_first_transaction_that_commits_takes_the_row(store: Store) -> None:
     add(store, "pi")
     with auditing("user:ann", "device.add", "pi2"):
         with pytest.raises(Conflict):
-            store.devices.add("pi", "s", {}, DeviceInfo())
-        store.devices.add("pi2", "s", {}, DeviceInfo())
+            store.devices.add("pi", {}, DeviceInfo())
+        store.devices.add("pi2", {}, DeviceInfo())
     assert [row.target for row in store.audit.list()] == ["pi", "pi2"]
 
 

@@ -30,7 +30,7 @@ def card(name: str = "net") -> ModelCard:
 
 
 def test_a_device_is_new_then_online_then_offline(store: Store) -> None:
-    store.devices.add("pi", "s", {"site": "a"}, DeviceInfo(machine="aarch64"), now_s=100)
+    store.devices.add("pi", {"site": "a"}, DeviceInfo(machine="aarch64"), now_s=100)
     assert store.devices.get("pi", now_s=100).state is DeviceState.NEW
     store.states.report("pi", Reported(outbox_depth=3), now_s=200)
     device = store.devices.get("pi", now_s=200 + 2 * REPORT_INTERVAL_S)
@@ -41,8 +41,8 @@ def test_a_device_is_new_then_online_then_offline(store: Store) -> None:
 
 
 def test_devices_are_listed_by_label(store: Store) -> None:
-    store.devices.add("b", "s", {"site": "x", "line": "1"}, DeviceInfo())
-    store.devices.add("a", "s", {"site": "x"}, DeviceInfo())
+    store.devices.add("b", {"site": "x", "line": "1"}, DeviceInfo())
+    store.devices.add("a", {"site": "x"}, DeviceInfo())
     assert [d.id for d in store.devices.list()] == ["a", "b"]
     assert [d.id for d in store.devices.list({"line": "1"})] == ["b"]
     store.devices.set_labels("b", {"site": "y"})
@@ -52,7 +52,7 @@ def test_devices_are_listed_by_label(store: Store) -> None:
 
 
 def test_desired_rises_only_with_a_change(store: Store) -> None:
-    store.devices.add("pi", "s", {}, DeviceInfo())
+    store.devices.add("pi", {}, DeviceInfo())
     assert store.states.desired("pi").version == 0
     first = store.states.desire("pi", [app("a")])
     assert first is not None and first.version == 1
@@ -64,7 +64,7 @@ def test_desired_rises_only_with_a_change(store: Store) -> None:
 
 
 def test_two_who_decide_at_once_give_two_versions(store: Store) -> None:
-    store.devices.add("pi", "s", {}, DeviceInfo())
+    store.devices.add("pi", {}, DeviceInfo())
     threads = [threading.Thread(target=store.states.desire, args=("pi", [app("a", n)])) for n in range(1, 9)]
     for thread in threads:
         thread.start()
@@ -74,7 +74,7 @@ def test_two_who_decide_at_once_give_two_versions(store: Store) -> None:
 
 
 def test_a_removed_device_leaves_no_state_but_its_events(store: Store) -> None:
-    store.devices.add("pi", "s", {}, DeviceInfo())
+    store.devices.add("pi", {}, DeviceInfo())
     store.states.desire("pi", [app("a")])
     store.states.report("pi", Reported())
     store.events.append("pi", [Recorded("stream-1", 1, Event(EventKind.RESULT, "a", 1))])

@@ -29,8 +29,8 @@ class Link(Transport):
     def __init__(self, user_timeout_s: float, on_end: Callable[[str], None]) -> None:
         self.heard_bytes = 0
         self.written_bytes = 0
-        # How long the last line of the handshake may take: whether the broker lets us in. It may have to ask somebody who
-        # is not there yet, and tells nobody so: asking again soon is better than waiting for an answer that never comes.
+        # How long the last line of the handshake may take: whether the broker lets us in. It may have to ask somebody
+        # who is not there yet, and tells nobody so: asking again soon is better than waiting for what never comes.
         # `unheard`: it took longer.
         self.verdict_s = float("inf")
         self.unheard = False

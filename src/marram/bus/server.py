@@ -1,8 +1,9 @@
 """The embedded NATS server: one child process, one folder, nothing to configure.
 
-It exists so that `marram cloud` is one command. It dies with this process however that ends, comes back on the same
-port when it is killed, and lets in exactly the devices it was told of. It stores nothing: its folder holds the lock,
-the configuration (rewritten at each start) and the control password, all 0600. Never do two run on one folder.
+It exists so that `marram cloud` is one command. It dies with this process however that ends, and comes back on the same
+port when it is killed. Whoever connects needs a certificate, and is asked about (`callout`): it knows no device itself.
+It stores nothing: its folder holds the lock and the configuration (rewritten at each start), 0600. Never do two run on
+one folder.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import json
 import logging
 import os
 import re
-import secrets
 import shutil
 import signal
 import socket
@@ -21,14 +21,11 @@ import sysconfig
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
-from marram.bus.codec import MAX_MESSAGE_BYTES
-from marram.bus.subjects import device_permissions
+from marram.bus.accounts import Accounts, ServerFiles, configuration
 from marram.schema.errors import Conflict, Invalid, Missing, NotReady, Retryable
-from marram.schema.ids import check_name
 from marram.system import files
 from marram.system.children import dismiss, guard, tied
 
@@ -38,7 +35,6 @@ START_TIMEOUT_S = 10.0
 RELOAD_TIMEOUT_S = 10.0
 RESTART_WAIT_S = (0.05, 5.0)  # doubles from the first to the second while the server does not stay up
 
-_SECRET = re.compile(r"[A-Za-z0-9_.~+/=-]{16,256}")
 _LISTENING = re.compile(r"Listening for client connections on .*:(\d+)\s*$")
 _RELOADED = re.compile(r"\[INF\] Reloaded server configuration|\[ERR\] (Failed to reload server configuration.*)")
 
@@ -50,15 +46,15 @@ class EmbeddedServer:
     `port` 0 takes the port it had last time in this folder where that is free, else any free one.
     """
 
-    control_user = "CONTROL"  # capitals: no device can have this name
-
-    def __init__(self, folder: Path, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(
+        self, folder: Path, accounts: Accounts, files: ServerFiles, host: str = "127.0.0.1", port: int = 0
+    ) -> None:
         self.folder = Path(folder)
         self.host = host
         self.port = port
-        self.control_password = ""
         self.restarts = 0
-        self._devices: dict[str, str] = {}
+        self._accounts = accounts
+        self._files = files
         self._changing = threading.Lock()  # one start, stop or reload at a time
         self._news = threading.Condition()  # guards what the supervisor thread tells
         self._ready = False
@@ -91,20 +87,18 @@ class EmbeddedServer:
         process = self._process
         return process.pid if process is not None and process.poll() is None else None
 
-    def start(self, devices: Mapping[str, str] | None = None) -> None:
-        """Start and wait until it is ready (tens of milliseconds). `devices`: {id: secret} that may connect.
+    def start(self) -> None:
+        """Start and wait until it is ready (tens of milliseconds).
 
         Raises Missing (nats-server is not installed), Conflict (folder or port held by another), Invalid (folder
-        unusable, device or secret malformed), NotReady (it does not get ready).
+        unusable), NotReady (it does not get ready).
         """
         with self._changing:
             if self._thread is not None:
                 return
             binary = find_server()
-            self._devices = _checked(devices or {})
             self._take_folder()
             try:
-                self.control_password = self._password()
                 for port in self._ports_to_try():
                     if self._launch(binary, port):
                         break
@@ -114,26 +108,23 @@ class EmbeddedServer:
                 self._end()
                 raise
 
-    def set_devices(self, devices: Mapping[str, str]) -> None:
-        """Who may connect from now on. A device no longer named is disconnected. Returns once it is in force.
+    def reload(self) -> None:
+        """Use the certificate that is now in its file. Returns once it is in force; who is connected stays.
 
-        Blocks for a few milliseconds to some tenths of a second (5,000 devices). Raises Invalid (device or secret
-        malformed), Retryable (the server did not take it in time; it will have it after its next start).
+        Raises Retryable (the server did not take it in time; it will have it after its next start).
         """
         with self._changing:
-            self._devices = _checked(devices)
             if self._thread is None:
                 return
-            self._configure(self.port)
             with self._news:
                 self._news.wait_for(lambda: self._ready or not self._alive(), START_TIMEOUT_S)
                 process, before, self._reload_fault = self._process, self._reloads, "no answer"
                 if process is None:
-                    return  # being restarted: it reads the new configuration as it starts
+                    return  # being restarted: it reads the file as it starts
                 process.send_signal(signal.SIGHUP)
                 self._news.wait_for(lambda: self._reloads > before or self._process is not process, RELOAD_TIMEOUT_S)
                 if self._process is process and self._reload_fault:
-                    what = f"the broker did not take the new list of devices: {self._reload_fault}"
+                    what = f"the broker did not take its new certificate: {self._reload_fault}"
                     raise Retryable(what, where=str(self.folder))
 
     def stop(self) -> None:
@@ -145,7 +136,7 @@ class EmbeddedServer:
 
     def _take_folder(self) -> None:
         try:
-            files.make_folder(self.folder)
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock = files.hold(self.folder / "lock", self._taken)
         except OSError as error:
             raise Invalid(f"cannot keep a broker here: {error.strerror}", where=str(self.folder)) from error
@@ -156,23 +147,6 @@ class EmbeddedServer:
             where=str(self.folder),
             hint="Stop it, or use another folder.",
         )
-
-    def _password(self) -> str:
-        """The control user's, kept so that roles started alone can read it. A malformed one is replaced."""
-        file = self.folder / "control.password"
-        try:
-            kept = file.read_text(encoding="utf-8").strip()
-            if _SECRET.fullmatch(kept):
-                file.chmod(0o600)
-                return kept
-            log.warning("%s was malformed; a new control password is in force", file)
-        except FileNotFoundError:
-            pass
-        except (OSError, UnicodeDecodeError) as error:
-            log.warning("%s cannot be read (%s); a new control password is in force", file, error)
-        password = secrets.token_urlsafe(32)
-        _write(file, password + "\n")
-        return password
 
     def _ports_to_try(self) -> list[int]:
         if self.port:
@@ -185,26 +159,7 @@ class EmbeddedServer:
 
     def _configure(self, port: int) -> None:
         """Write the configuration, as JSON, which NATS reads."""
-        users: list[dict[str, object]] = [{"user": self.control_user, "password": self.control_password}]
-        users += [
-            {"user": device, "password": secret, "permissions": device_permissions(device)}
-            for device, secret in sorted(self._devices.items())
-        ]
-        text = json.dumps(
-            {
-                "server_name": "marram",
-                "host": self.host,
-                "port": port,
-                # Room for our own framing around MAX_MESSAGE_BYTES.
-                "max_payload": MAX_MESSAGE_BYTES + 65_536,
-                # How long a reply may take to be written to a device: a megabyte to one at 0.3 Mbit/s.
-                "write_deadline": "30s",
-                "ping_interval": "20s",
-                "ping_max": 2,
-                "authorization": {"timeout": 5, "users": users},
-            }
-        )
-        _write(self.folder / "nats.json", text)
+        _write(self.folder / "nats.json", json.dumps(configuration(self._accounts, self._files, self.host, port)))
 
     def _launch(self, binary: Path, port: int) -> bool:
         """True once it is ready on `port` (-1: any free one); False where a remembered port turned out to be taken."""
@@ -296,7 +251,8 @@ class EmbeddedServer:
         if process is not None:
             process.terminate()
         if thread is not None:
-            thread.join(3)
+            # It stores nothing, so nothing is lost: it waits for clients that it has not let in yet.
+            thread.join(0.5)
             if thread.is_alive() and (process := self._process) is not None:
                 process.kill()
                 thread.join(3)
@@ -331,17 +287,6 @@ def _write(path: Path, text: str) -> None:
         files.write(path, text.encode())
     except OSError as error:
         raise Retryable(f"cannot write: {error.strerror}", where=str(path)) from error
-
-
-def _checked(devices: Mapping[str, str]) -> dict[str, str]:
-    for device, secret in devices.items():
-        try:
-            check_name(device)
-        except ValueError as error:
-            raise Invalid(str(error), where="devices") from error
-        if not _SECRET.fullmatch(secret):
-            raise Invalid("its secret must be 16 to 256 of A-Z a-z 0-9 _ . ~ + / = -", where=f"device {device}")
-    return dict(devices)
 
 
 def _spawn(binary: Path, config: Path) -> subprocess.Popen[str]:

@@ -15,7 +15,7 @@ from marram.schema.errors import Conflict, Invalid, Refused, Threat, Untrusted
 from marram.schema.ids import new_id
 from marram.schema.units import format_duration
 from marram.store import CertificateRow, Store, TokenRow, actor, auditing, check_standing
-from marram.trust import JOIN, device_secret, new_token, parse_token, proves
+from marram.trust import JOIN, new_token, parse_token, proves
 from marram.trust import identity as identities
 from marram.trust.authority import GRACE_S, Authority, Issued
 
@@ -30,7 +30,6 @@ class Enrolled:
 
     certificate: Issued
     labels: dict[str, str]
-    secret: str
 
 
 class Enrolment:
@@ -64,7 +63,6 @@ class Enrolment:
         now_s = time.time() if now_s is None else now_s
         row = self._proven(ask.token, now_s)
         labels = {**ask.labels, **row.labels}  # what the token says of a device, the device cannot unsay
-        secret = device_secret()
         for _ in range(5):
             name = ask.name or new_id("device")
             # Tried first, so that a name or a request that is no good costs no use.
@@ -75,13 +73,13 @@ class Enrolment:
             issued = self._issue(ask.csr, name, now_s)
             try:
                 with auditing(f"device:{name}", "device.join", name, join_token=row.id, labels=labels):
-                    if not self._store.devices.enrol(row.id, _row(issued), labels, ask.info, secret):
+                    if not self._store.devices.enrol(row.id, _row(issued), labels, ask.info):
                         raise self._spent(row.id, now_s)
             except Conflict:
                 if ask.name is not None:
                     raise
                 continue
-            return Enrolled(issued, labels, secret)
+            return Enrolled(issued, labels)
         raise Conflict("no free name was found", hint="Name the device yourself: --name NAME")
 
     def renew(self, ask: RenewAsk, device: str | None = None, now_s: float | None = None) -> Issued:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 
+from marram.bus.accounts import Accounts
 from marram.cloud.signing import make_keys
 from marram.schema.errors import Missing, Refused
 from marram.trust.authority import Authority
@@ -28,6 +29,8 @@ def provision(keys: Keys, now_s: float) -> bool:
         fcntl.flock(lock, fcntl.LOCK_EX)
         made = not keys.ca_certificate.exists()
         Authority.create(keys, now_s)
+        if not keys.callout_seed.exists():
+            keys.write(keys.callout_seed, Accounts.new_seed())
         make_keys(keys, now_s)
         make_seal_key(keys)
     return made

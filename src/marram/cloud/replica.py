@@ -28,6 +28,7 @@ import numpy as np
 from marram.bus import subjects
 from marram.bus.client import Bus, Message
 from marram.bus.codec import InferReply, InferRequest
+from marram.bus.tls import TlsFiles
 from marram.last_resort import ended
 from marram.runtime import image as pictures
 from marram.runtime.model import Model, Prepared
@@ -165,6 +166,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--version", type=int, required=True)
     parser.add_argument("--nats", required=True, help=f"broker URL; the password comes in {PASSWORD_VARIABLE}")
     parser.add_argument("--user", default="")
+    parser.add_argument("--identity", type=Path, required=True, help="key and certificate of this process, PEM")
+    parser.add_argument("--authority", type=Path, required=True, help="certificate of the cloud's authority, PEM")
     parser.add_argument("--threads", type=int, default=1, help="threads of the engine")
     options = parser.parse_args(arguments)
     name = f"replica {options.model}@{options.version}"
@@ -187,9 +190,8 @@ async def _serve(model: Model, options: argparse.Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, done.set)
     replica = Replica(model)
-    bus = await Bus.connect(
-        options.nats, options.user, os.environ.pop(PASSWORD_VARIABLE, ""), name=f"replica {options.model}"
-    )
+    password, tls = os.environ.pop(PASSWORD_VARIABLE, ""), TlsFiles(options.identity, options.authority)
+    bus = await Bus.connect(options.nats, options.user, password, tls=tls, name=f"replica {options.model}")
     try:
         await replica.serve(bus, options.model, options.version)
         connected = asyncio.create_task(bus.wait_connected())

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from marram.bus.tls import TlsFiles
 from marram.cloud.replica import PASSWORD_VARIABLE, READY
 from marram.cloud.settings import BrokerAddress
 from marram.registry import Registry
@@ -61,12 +62,19 @@ class Replicas:
     """The supervisor. All methods on one event loop."""
 
     def __init__(
-        self, registry: Registry, wanted: Callable[[], set[Key]], broker: BrokerAddress, folder: Path, threads: int = 1
+        self,
+        registry: Registry,
+        wanted: Callable[[], set[Key]],
+        broker: BrokerAddress,
+        tls: TlsFiles,
+        folder: Path,
+        threads: int = 1,
     ) -> None:
         """`wanted` says which model versions somebody needs (blocking; raises MarramError)."""
         self._registry = registry
         self._wanted = wanted
         self._broker = broker
+        self._tls = tls
         self._folder = folder
         self._threads = threads
         self._served: dict[Key, Served] = {}
@@ -176,6 +184,7 @@ class Replicas:
             *(sys.executable, "-m", "marram.cloud.replica"),
             *("--bundle", str(bundle), "--model", served.name, "--version", str(served.version)),
             *("--nats", self._broker.url, "--user", self._broker.user, "--threads", str(self._threads)),
+            *("--identity", str(self._tls.identity), "--authority", str(self._tls.authority)),
         ]
 
     async def _hear(self, served: Served, stream: asyncio.StreamReader) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import threading
 import time
 from collections.abc import AsyncIterator, Callable
 
@@ -18,11 +17,11 @@ from fastapi import FastAPI
 from marram.bus import subjects
 from marram.bus.client import Bus
 from marram.bus.codec import BenchNudge
-from marram.bus.server import EmbeddedServer
 from marram.cloud import fleet as fleet_role
 from marram.cloud import ingest as ingest_role
 from marram.cloud.access import write_context
 from marram.cloud.api import create_app
+from marram.cloud.broker import Broker
 from marram.cloud.fleet import Fleet
 from marram.cloud.folder import FolderLock, make_folder
 from marram.cloud.ingest import Ingest
@@ -33,14 +32,15 @@ from marram.cloud.replicas import Key, Replicas
 from marram.cloud.settings import BrokerAddress, Role, Settings
 from marram.cloud.state import CloudState, Hands, tried
 from marram.schema.api import Check
-from marram.schema.errors import Invalid, NotReady, Refused, Retryable
+from marram.schema.errors import Invalid, MarramError, NotReady, Retryable
 from marram.store import Objects, open_store
 from marram.trust.keys import Keys
 
 log = logging.getLogger(__name__)
 
-_CONNECT_S = 10.0
 _CHECK_S = 2.0
+# Revoking a device waits so long for its connection to be cut; where nobody answers, it is cut a little later.
+_CUT_S = 5.0
 
 # Adds what stands on a floor above (the console) to the API's app before it is served.
 Mount = Callable[[FastAPI, CloudState], None]
@@ -54,6 +54,7 @@ class Cloud:
         self.url = ""  # of the API on this machine, once started
         self.tls_url = ""  # for other machines
         self.broker: BrokerAddress | None = None  # once started
+        self.gate: Broker | None = None
         self.admin_token: str | None = None  # of this machine, where the API role runs
         self._mount = mount
         self._closing = contextlib.AsyncExitStack()
@@ -113,7 +114,7 @@ class Cloud:
         if settings.nats is None and Role.API not in settings.roles:
             raise Invalid(
                 f"a cloud that is only {', '.join(sorted(settings.roles))} needs a broker to meet the others",
-                hint="Add --nats nats://USER:PASSWORD@HOST:4222",
+                hint="Add --nats tls://HOST:4222, and the cloud's keys: --keys FOLDER",
             )
         listeners = None
         if Role.API in settings.roles:
@@ -163,35 +164,6 @@ class Cloud:
             store.close()
             raise
 
-    async def _open_broker(self, state: CloudState) -> BrokerAddress:
-        settings = self.settings
-        if settings.nats is not None:
-            return BrokerAddress.parse(settings.nats)
-        server = EmbeddedServer(settings.broker_folder, settings.host, settings.broker_port)
-        await asyncio.to_thread(server.start, await asyncio.to_thread(state.store.devices.secrets))
-        self._closing.push_async_callback(asyncio.to_thread, server.stop)
-        one_at_a_time = threading.Lock()
-
-        def devices_changed() -> None:
-            # Read and told under one lock: else an older list could arrive after a newer one and cut a device off.
-            with one_at_a_time:
-                server.set_devices(state.store.devices.secrets())
-
-        state.hands.devices_changed = devices_changed
-        return BrokerAddress(server.url, server.control_user, server.control_password)
-
-    async def _connected(self, bus: Bus) -> None:
-        try:
-            await bus.wait_connected(_CONNECT_S)
-        except Refused as error:
-            raise Refused(
-                f"the broker does not let this cloud in: {error.what}",
-                where=self.broker.url if self.broker else None,
-                hint="Check user and password in --nats.",
-            ) from error
-        except NotReady as error:
-            raise Retryable("the broker does not answer", where=self.broker.url if self.broker else None) from error
-
     async def _start_roles(self, state: CloudState, bus: Bus) -> None:
         settings = self.settings
         if Role.INGEST in settings.roles:
@@ -206,12 +178,12 @@ class Cloud:
             self._closing.push_async_callback(fleet.stop)
             await Renewals(bus, state.enrolment).start()
         if Role.REPLICA in settings.roles:
-            assert self.broker is not None
+            assert self.broker is not None and self.gate is not None
             asked = []
             for reference in settings.serve:  # a channel means what it points to now
                 asked.append(await asyncio.to_thread(state.registry.pinned, reference))
                 await asyncio.to_thread(state.registry.get, *asked[-1])  # a wrong --serve is told now
-            self.replicas = Replicas(state.registry, _wanted(state, asked), self.broker, settings.folder)
+            self.replicas = Replicas(state.registry, _wanted(state, asked), self.broker, self.gate.tls, settings.folder)
             self.replicas.start()
             self._closing.push_async_callback(self.replicas.stop)
         elif settings.serve:
@@ -236,6 +208,15 @@ class Cloud:
             self._failed.set_exception(Retryable(f"the HTTP server ended: {serving.exception()}"))
 
     # ------------------------------------------------------------ hands: called in any thread
+
+    def _cut(self, device: str) -> None:
+        assert self._loop is not None
+        asked = asyncio.run_coroutine_threadsafe(self.bus.request(subjects.CUT, device.encode(), _CUT_S), self._loop)
+        try:
+            asked.result(_CUT_S + 1)
+        except (MarramError, TimeoutError) as error:
+            # It is let in nowhere any more, and the fleet role looks at everybody who is there now and then.
+            log.warning("%s is revoked; its connection will be cut as soon as a fleet role can: %s", device, error)
 
     def _nudge(self, devices: list[str]) -> None:
         if devices:

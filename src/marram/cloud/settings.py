@@ -63,11 +63,14 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class BrokerAddress:
-    """Where a broker is, and as whom to use it: the embedded one, or `nats://USER:PASSWORD@HOST:PORT` taken apart."""
+    """Where a broker is, and as whom to use it: the embedded one, or `tls://USER:PASSWORD@HOST:PORT` taken apart.
+
+    Without user and password they follow from the cloud's keys.
+    """
 
     url: str
     user: str
-    password: str
+    password: str = field(repr=False)
 
     @classmethod
     def parse(cls, text: str) -> BrokerAddress:
@@ -78,6 +81,6 @@ class BrokerAddress:
         except ValueError as error:
             raise Invalid("the port of --nats is not a number") from error
         if parts.scheme not in ("nats", "tls") or not host:
-            raise Invalid("--nats is no broker address", hint="Write nats://USER:PASSWORD@HOST:4222.")
+            raise Invalid("--nats is no broker address", hint="Write tls://HOST:4222.")
         bare = f"[{host}]" if ":" in host else host
         return cls(f"{parts.scheme}://{bare}:{port}", parts.username or "", parts.password or "")

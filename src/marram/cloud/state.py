@@ -67,8 +67,8 @@ class Hands:
     nudge: Callable[[list[str]], None] = lambda devices: None
     # Have a device measure the variants of a model (None: of all that it runs).
     bench: Callable[[str, str | None], None] = lambda device, model: None
-    # The devices changed: the broker must let in exactly those the store has.
-    devices_changed: Callable[[], None] = lambda: None
+    # A device is let in no more: its live connections end.
+    cut: Callable[[str], None] = lambda device: None
     # What replicas must serve may have changed.
     deployments_changed: Callable[[], None] = lambda: None
     # Broker and ingest, each tried for real.
@@ -117,11 +117,8 @@ class CloudState:
         enrolled = self.enrolment.join(ask)
         certificate = enrolled.certificate
         self.rollout.refresh(certificate.device)
-        # The broker knows the device before the device knows its secret: its first connect is let in.
-        self.hands.devices_changed()
         return Joined(
             device=certificate.device,
-            secret=enrolled.secret,
             certificate=certificate.pem.decode(),
             ca=self.ca.decode(),
             root=self.signing.root().decode(),
@@ -170,7 +167,7 @@ class CloudState:
     def remove_device(self, id: str) -> None:
         with auditing(actor(), "device.remove", id):
             self.store.devices.remove(id)
-        self.hands.devices_changed()
+        self.hands.cut(id)
         self.hands.deployments_changed()
 
     # ------------------------------------------------------------ content

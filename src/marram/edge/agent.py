@@ -20,6 +20,7 @@ from marram.bus import subjects
 from marram.bus.client import Bus, BusState, Message
 from marram.bus.codec import BenchNudge, pack_report, unpack_desired, unpack_secrets
 from marram.bus.outbox import Outbox
+from marram.bus.tls import TlsFiles
 from marram.bus.uplink import Uplink
 from marram.edge import deploy
 from marram.edge.away import away
@@ -64,7 +65,8 @@ class Settings:
 
 
 async def _connect(folder: Folder, credentials: Credentials) -> Bus:
-    return await Bus.connect(credentials.brokers, credentials.device, credentials.secret)
+    tls = TlsFiles(folder.identity.own, folder.identity.authority)
+    return await Bus.connect(credentials.brokers, credentials.device, tls=tls)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +150,7 @@ class Agent:
             start=self._around.start,
         )
         self._trustee = self._around.trustee(self._folder.path)
-        self._secrets = Secrets(
-            self._folder.path, self._folder.identity.own, self._device, self._bus, self._trustee
-        )
+        self._secrets = Secrets(self._folder.path, self._folder.identity.own, self._device, self._bus, self._trustee)
         self._ground.secrets = self._secrets.values
         metadata = SignedMetadata(self._bus, self._device)
         self._ground.verify = self._around.verify or Vetting(self._trustee, metadata.fetch).verify

@@ -60,9 +60,7 @@ def join(
         write_atomic(files.authority, authority)
         write_atomic(files.root, joined.root.encode())
         write_atomic(files.own, own)
-        credentials = Credentials(
-            device=joined.device, secret=joined.secret, brokers=brokers or joined.brokers, cloud=url
-        )
+        credentials = Credentials(device=joined.device, brokers=brokers or joined.brokers, cloud=url)
         # The last one: with it the device has joined.
         folder.save_credentials(credentials)
         tell(f"joined as {joined.device} ({about.machine}, {about.cores} cores, {format_size(about.memory_bytes)})")

@@ -36,10 +36,9 @@ _M = TypeVar("_M", bound=BaseModel)
 
 
 class Credentials(Strict):
-    """Who this device is. `secret` proves it to the broker; it is printed nowhere."""
+    """Who this device is and where its cloud is. No secret: what proves it lies in `identity/`."""
 
     device: Name
-    secret: str = Field(min_length=16, repr=False)
     brokers: list[str] = Field(min_length=1)
     cloud: str = ""
 
@@ -133,8 +132,7 @@ class Folder:
             raise self._damaged(error) from error
 
     def _damaged(self, error: Exception) -> Invalid:
-        # The library's words would quote the file, and with it the secret.
-        what = error.strerror if isinstance(error, OSError) else "it does not hold device, secret and brokers"
+        what = error.strerror if isinstance(error, OSError) else "it does not hold device and brokers"
         return Invalid(
             f"cannot be read: {what or type(error).__name__}",
             where=str(self._credentials),
@@ -144,7 +142,7 @@ class Folder:
     def save_credentials(self, credentials: Credentials) -> None:
         """Raises Retryable (disk full) or Permanent."""
         document = credentials.model_dump(mode="json")
-        text = "# This device's identity. Keep it secret, keep it here: a copy would be the same device.\n"
+        text = "# Which device this is, and where its cloud is. What proves it lies in identity/.\n"
         write_atomic(self._credentials, (text + yaml.safe_dump(document, sort_keys=False)).encode())
 
     # ------------------------------------------------------------ what it should run

@@ -207,7 +207,7 @@ class World:
 
         def join() -> None:
             folder.make()
-            self.state.store.devices.add(name, "x" * 32, dict(labels or {}), info or DeviceInfo())
+            self.state.store.devices.add(name, dict(labels or {}), info or DeviceInfo())
             self.state.rollout.refresh(name)
 
         await asyncio.to_thread(join)
@@ -225,7 +225,7 @@ class World:
         site = self.sites[name]
         site.agent = Agent(
             site.folder,
-            Credentials(device=name, secret="x" * 32, brokers=["hub://"]),
+            Credentials(device=name, brokers=["hub://"]),
             self._settings,
             Around(
                 connect=lambda folder, credentials: self.hub.connect(name, site.link, device=True),

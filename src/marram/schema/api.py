@@ -69,7 +69,6 @@ class Joined(Reply):
     """The device's identity: a certificate for its key, and what it trusts from now on."""
 
     device: Name
-    secret: str
     # PEM: the device's certificate, and the authority of this cloud.
     certificate: Pem
     ca: Pem

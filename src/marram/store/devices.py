@@ -27,15 +27,12 @@ class Devices:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def add(
-        self, device: str, secret: str, labels: dict[str, str], info: DeviceInfo, now_s: float | None = None
-    ) -> None:
+    def add(self, device: str, labels: dict[str, str], info: DeviceInfo, now_s: float | None = None) -> None:
         """A new device. Raises Conflict where the name is taken."""
         row = {
             "id": device,
             "labels": dump(labels),
             "info": info.model_dump_json(),
-            "secret": secret,
             "joined_s": time.time() if now_s is None else now_s,
         }
         try:
@@ -44,9 +41,7 @@ class Devices:
         except Conflict as error:
             raise taken(device) from error
 
-    def enrol(
-        self, token: str, certificate: CertificateRow, labels: dict[str, str], info: DeviceInfo, secret: str = ""
-    ) -> bool:
+    def enrol(self, token: str, certificate: CertificateRow, labels: dict[str, str], info: DeviceInfo) -> bool:
         """A new device with its first certificate, for one use of a join token: all three or none.
 
         False where the token has no use left, or is over: of two who race for the last use one gets it. Raises Conflict
@@ -56,7 +51,6 @@ class Devices:
             "id": certificate.device,
             "labels": dump(labels),
             "info": info.model_dump_json(),
-            "secret": secret,
             "joined_s": certificate.issued_s,
         }
         try:
@@ -111,11 +105,10 @@ class Devices:
         with self._database.read() as connection:
             return {row.id: load(row.labels) for row in connection.execute(select(devices.c.id, devices.c.labels))}
 
-    def secrets(self) -> dict[str, str]:
-        """What the broker must know: each device's secret, by its name."""
+    def admissible(self) -> set[str]:
+        """The devices that were neither removed nor revoked."""
         with self._database.read() as connection:
-            query = select(devices.c.id, devices.c.secret).order_by(devices.c.id)
-            return {row.id: row.secret for row in connection.execute(query)}
+            return {row.id for row in connection.execute(select(devices.c.id).where(devices.c.revoked_s.is_(None)))}
 
     def set_info(self, device: str, info: DeviceInfo) -> None:
         """What the device now says of itself; nothing is written where it said so before."""

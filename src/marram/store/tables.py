@@ -38,7 +38,6 @@ devices = Table(
     Column("id", String(64), primary_key=True),
     Column("labels", Text, nullable=False),
     Column("info", Text, nullable=False),
-    Column("secret", String(128), nullable=False),
     Column("joined_s", Float, nullable=False),
     Column("revoked_s", Float),
 )

@@ -7,14 +7,13 @@ it). Only the SHA-256 of a secret is kept: with 190 random bits, there is nothin
 
 from __future__ import annotations
 
-from marram.trust.credentials import device_secret, session_key
+from marram.trust.credentials import session_key
 from marram.trust.tokens import API, JOIN, Token, hash_secret, new_token, parse_token, proves
 
 __all__ = [
     "API",
     "JOIN",
     "Token",
-    "device_secret",
     "hash_secret",
     "new_token",
     "parse_token",

@@ -1,15 +1,9 @@
-"""Secrets that are not tokens: a device's broker password, the key that signs the console's sessions."""
+"""A secret that is no token: the key that signs the console's sessions."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-import secrets
-
-
-def device_secret() -> str:
-    """A device's broker password: 256 random bits."""
-    return secrets.token_urlsafe(32)
 
 
 def session_key(api_secret_hash: str) -> bytes:

@@ -50,7 +50,7 @@ class Served:
         return CloudApi(self.url, token or self.token)
 
     def add_device(self, name: str, **labels: str) -> None:
-        self.state.store.devices.add(name, "secret-of-" + name, labels, DeviceInfo(machine="aarch64", cores=4))
+        self.state.store.devices.add(name, labels, DeviceInfo(machine="aarch64", cores=4))
 
     def report(self, device: str, app: str = "colours", state: AppState = AppState.COMMITTED, **more: Any) -> None:
         """What the device says of itself, as the fleet role would keep it."""

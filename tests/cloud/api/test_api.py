@@ -36,7 +36,7 @@ def test_a_token_joins_so_many_devices_with_its_labels(served: Served) -> None:
             two = stranger.join(made.token, info=DeviceInfo())
             with pytest.raises(Refused, match="used already"):
                 stranger.join(made.token, info=DeviceInfo())
-        assert one.device == "pi-1" and one.labels == {"site": "x", "line": "3"} and one.secret != two.secret
+        assert one.device == "pi-1" and one.labels == {"site": "x", "line": "3"} and one.certificate != two.certificate
         assert {d.id for d in api.devices("site=x")} == {"pi-1", two.device}
         assert [d.id for d in api.devices("line=3")] == ["pi-1"]
         assert api.device("pi-1").state is DeviceState.NEW and api.device("pi-1").info.cores == 4

@@ -194,7 +194,7 @@ async def _start(
         start=imitating(seen, link.cut, lambda stream, sequence: None),
         verify=_nobody_to_ask,
     )
-    agent = Agent(folder, Credentials(device=DEVICE, secret="x" * 32, brokers=["hub://"]), Settings(drain_s=0), around)
+    agent = Agent(folder, Credentials(device=DEVICE, brokers=["hub://"]), Settings(drain_s=0), around)
     return agent, asyncio.create_task(agent.run())
 
 

@@ -14,10 +14,10 @@ branch_labels = None
 depends_on = None
 
 
-
 def upgrade() -> None:
     with op.batch_alter_table("devices") as devices:
         devices.add_column(sa.Column("revoked_s", sa.Float(), nullable=True))
+        devices.drop_column("secret")
     with op.batch_alter_table("admins") as admins:
         admins.add_column(sa.Column("owner", sa.String(length=64), nullable=True))
         admins.add_column(sa.Column("scopes", sa.Text(), nullable=True))

@@ -1,0 +1,165 @@
+"""Cuts from the broker who should not be there: revoked and removed devices, superseded certificates, doubles.
+
+Level-triggered: whoever is connected is compared with the store again and again, so that a revocation reaches a live
+connection also where it was made while nobody here ran; being told (`cut`) only makes it immediate. One identity is one
+process: of two that live at once one has a copy. The one that was there first stays, since nobody can say which is the
+right one and a thief comes later as a rule; the other is barred for a while, and the operator is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+
+from marram.bus import subjects
+from marram.bus.accounts import ACCOUNTS
+from marram.bus.callout import Caller
+from marram.bus.client import Bus, Message
+from marram.bus.connections import Connection, Connections
+from marram.schema.errors import Invalid, MarramError
+from marram.store import Store
+
+log = logging.getLogger(__name__)
+
+QUEUE = "fleet"
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Seconds. `look_s`: between looks at a device that was let in, until it is there once; more than it is ever silent.
+
+    `sweep_s`: between looks at everybody. `bar_s`: how long a double is kept out.
+    """
+
+    look_s: float = 6.0
+    sweep_s: float = 30.0
+    bar_s: float = 600.0
+
+
+# From so many devices on, everybody is looked at with one question.
+_FEW = 8
+
+Bar = Callable[[str, str, float], None]
+
+
+class Evictions:
+    """On a connection of the user SYSTEM (`connections`) and the control connection (`bus`)."""
+
+    def __init__(self, bus: Bus, connections: Connections, store: Store, bar: Bar, pace: Pace | None = None) -> None:
+        """`bar(device, process, seconds)` keeps a double out from now on."""
+        self._bus = bus
+        self._connections = connections
+        self._store = store
+        self._bar = bar
+        self._pace = pace or Pace()
+        self._looking: dict[str, dict[tuple[str, int], int]] = {}  # devices let in lately: what each end had sent
+        self._supersede: set[asyncio.Task[None]] = set()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """From now on the broker is kept true."""
+        await self._bus.subscribe(subjects.CUT, self._on_cut, QUEUE, parallel=4)
+        self._tasks = [
+            asyncio.create_task(self._for_ever(self._pace.sweep_s, self.sweep), name="evictions"),
+            asyncio.create_task(self._for_ever(self._pace.look_s, self._look), name="doubles"),
+        ]
+
+    async def stop(self) -> None:
+        """The subscription ends with the bus."""
+        for task in (*self._tasks, *self._supersede):
+            task.cancel()
+        await asyncio.gather(*self._tasks, *self._supersede, return_exceptions=True)
+
+    async def cut(self, device: str) -> int:
+        """End every connection of `device` now; how many there were. Raises Retryable."""
+        return await self._connections.cut(await self._connections.of(device))
+
+    def admitted(self, caller: Caller, first: bool) -> None:
+        """A device is being let in; `first`: with a certificate that supersedes those of its other connections."""
+        self._looking.setdefault(caller.user, {})
+        if first:
+            task = asyncio.create_task(self._superseded(caller))
+            self._supersede.add(task)
+            task.add_done_callback(self._supersede.discard)
+
+    async def sweep(self) -> None:
+        """Cut whoever the store does not have. Raises Retryable."""
+        present = await self._connections.all()
+        known = await asyncio.to_thread(self._store.devices.admissible)
+        gone = [each for each in present if each.user not in known and each.user not in ACCOUNTS]
+        if gone:
+            await self._connections.cut(gone)
+            log.warning("cut from the broker: %s", ", ".join(sorted({each.user for each in gone})))
+
+    # ------------------------------------------------------------
+
+    async def _on_cut(self, message: Message) -> bytes | None:
+        try:
+            device = message.payload.decode()
+        except UnicodeDecodeError as error:
+            raise Invalid("no name of a device") from error
+        return str(await self.cut(device)).encode()
+
+    async def _superseded(self, caller: Caller) -> None:
+        try:
+            others = [
+                each
+                for each in await self._connections.of(caller.user)
+                if (each.server, each.id) != (caller.server, caller.connection)
+            ]
+            await self._connections.cut(others)
+        except MarramError as error:
+            log.warning("%s: connections with its older certificate are not cut yet: %s", caller.user, error)
+
+    async def _look(self) -> None:
+        """At devices that were let in lately: is each there once?"""
+        if not self._looking:
+            return
+        by_device: dict[str, list[Connection]] = defaultdict(list)
+        devices = set(self._looking)
+        for each in await self._connections.all() if len(devices) > _FEW else await self._of(devices):
+            by_device[each.user].append(each)
+        for device in devices:
+            before = self._looking.pop(device)
+            present = sorted(by_device[device], key=lambda each: each.since)
+            if len(present) > 1:
+                # Those who come while we cut others have put themselves here again.
+                again = self._looking.setdefault(device, {})
+                again |= await self._settle(device, present, before)
+
+    async def _of(self, devices: Iterable[str]) -> list[Connection]:
+        return [each for device in devices for each in await self._connections.of(device)]
+
+    async def _settle(
+        self, device: str, present: list[Connection], before: dict[tuple[str, int], int]
+    ) -> dict[tuple[str, int], int]:
+        """Leave one of several, oldest first in `present`; what was heard from each so far."""
+        newest = {each.name: each for each in present}  # of one process the last: it has given up the others itself
+        stale = [each for each in present if newest[each.name] is not each]
+        living = list(newest.values())
+        heard = {(each.server, each.id): each.received for each in living}
+        if len(living) > 1 and all(key in before for key in heard):
+            speaking = [each for each in living if each.received > before[each.server, each.id]]
+            if speaking:
+                first, *doubles = speaking
+                stale += [each for each in living if each is not first]
+                for double in doubles:
+                    self._bar(device, double.name, self._pace.bar_s)
+                    log.error(
+                        "%s: cloned identity: two use it at once, from %s (stays) and %s (cut and kept out). "
+                        "Find the copy; then remove the device and join it again: marram device remove %s",
+                        *(device, first.address, double.address, device),
+                    )
+        await self._connections.cut(stale)
+        return heard
+
+    async def _for_ever(self, every_s: float, work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                await work()
+            except MarramError as error:
+                log.info("who is connected is not known now: %s", error)
+            await asyncio.sleep(every_s)
