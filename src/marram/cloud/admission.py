@@ -29,7 +29,7 @@ _REMEMBERED = 1000
 
 
 class Admission:
-    """The decision. `on_admitted` is told, on the event loop, of everybody let in, and whether others are superseded."""
+    """The decision. `on_admitted` is told, on the event loop, of everybody let in, and whether it supersedes."""
 
     def __init__(self, store: Store, authority: Authority) -> None:
         self.on_admitted: Callable[[Caller, bool], None] = lambda caller, first: None

@@ -29,7 +29,7 @@ QUEUE = "fleet"
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Seconds. `look_s`: between looks at a device that was let in, until it is there once; more than it is ever silent.
+    """Seconds. `look_s`: between looks at a device let in lately, until it is there once; more than it is ever silent.
 
     `sweep_s`: between looks at everybody. `bar_s`: how long a double is kept out.
     """
