@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from pathlib import Path
@@ -12,10 +13,12 @@ from rich.console import Console
 from rich.table import Table
 
 from marram.cli._install import install, uninstall
+from marram.cli import _show
 from marram.cli._options import parsed
 from marram.edge import hold as holding
 from marram.edge.join import check_broker
 from marram.edge.join import join as join_cloud
+from marram.edge.measuring import measure_here
 from marram.edge.state import Folder
 from marram.edge.status import ask
 from marram.schema import paths
@@ -114,6 +117,18 @@ def release(folder: FolderOption = None) -> None:
     place.credentials()
     holding.release(place)
     print("released")
+
+
+@app.command()
+def bench(
+    model: Annotated[str | None, typer.Argument(help="Of one model only.")] = None,
+    folder: FolderOption = None,
+) -> None:
+    """Time the variants of the models on this device, those whose files are here; the next start runs the best one."""
+    place = Folder(folder or paths.edge())
+    place.credentials()
+    for each in asyncio.run(measure_here(place, model)):
+        _show.print_chosen(each)
 
 
 @app.command()
