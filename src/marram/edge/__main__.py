@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from marram.edge.agent import Agent, Around, Settings
+from marram.edge.cgroups import Groups
 from marram.edge.notify import Notifier
 from marram.edge.platform import machine
 from marram.edge.process import give_back_memory
@@ -43,7 +44,8 @@ async def _run(folder: Folder, every_s: float, brokers: list[str]) -> None:
     if brokers:
         credentials = credentials.model_copy(update={"brokers": brokers})
     with folder.lock():
-        agent = Agent(folder, credentials, Settings(report_every_s=every_s), Around(status=True, about=machine))
+        around = Around(status=True, about=machine, groups=Groups.open())
+        agent = Agent(folder, credentials, Settings(report_every_s=every_s), around)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, agent.stop)

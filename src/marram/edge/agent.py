@@ -25,6 +25,7 @@ from marram.bus.uplink import Uplink
 from marram.edge import deploy
 from marram.edge.away import away
 from marram.edge.bundles import Bundles
+from marram.edge.cgroups import Groups
 from marram.edge.deploy import AppRecord
 from marram.edge.fetch import Fetcher
 from marram.edge.ground import Ground
@@ -74,8 +75,8 @@ class Around:
     """What an agent stands on beside its folder: as a device has it, or as a rehearsal of hundreds in a process does.
 
     `connect`: its way to the cloud. `start`: starts its workers. `verify`: see `Ground`. `status`: whether it answers
-    `marram edge status`. `about`: what it tells the cloud of itself. `trustee`: who handles the keys and signatures of
-    the device in that folder.
+    `marram edge status`. `about`: what it tells the cloud of itself. `groups`: control groups for its workers.
+    `trustee`: who handles the keys and signatures of the device in that folder.
     """
 
     connect: Callable[[Folder, Credentials], Awaitable[Bus]] = _connect
@@ -83,6 +84,7 @@ class Around:
     verify: Callable[[DesiredApp], Awaitable[None]] | None = None
     status: bool = False
     about: Callable[[], DeviceInfo] | None = None
+    groups: Groups | None = None
     trustee: Callable[[Path], Trustee] = ChildTrustee
 
 
@@ -151,7 +153,7 @@ class Agent:
         )
         self._trustee = self._around.trustee(self._folder.path)
         self._secrets = Secrets(self._folder.path, self._folder.identity.own, self._device, self._bus, self._trustee)
-        self._ground.secrets = self._secrets.values
+        self._ground.secrets, self._ground.groups = self._secrets.values, self._around.groups
         metadata = SignedMetadata(self._bus, self._device)
         self._ground.verify = self._around.verify or Vetting(self._trustee, metadata.fetch).verify
         self._journal = Journal(outbox)
@@ -404,7 +406,7 @@ class Agent:
             temperature_c=self._thermals.temperature_c(),
             throttled=self._thermals.throttled(),
             held=self._ground.holding.words(),
-            isolation=isolation(),
+            isolation=isolation(self._around.groups),
         )
 
     async def _last_words(self) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from marram.bus.client import Bus
 from marram.edge.bundles import Bundles
+from marram.edge.cgroups import Groups
 from marram.edge.choices import Choices
 from marram.edge.engines import Engines
 from marram.edge.envs import Envs
@@ -56,6 +57,7 @@ class Ground:
     start: StartLife = start_worker
     verify: Callable[[DesiredApp], Awaitable[None]] = _anything
     secrets: Callable[[Sequence[str]], Awaitable[dict[str, str]]] = _no_secrets
+    groups: Groups | None = None
 
     def __post_init__(self) -> None:
         self.holding = Holding(self.folder)

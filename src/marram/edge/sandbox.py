@@ -23,11 +23,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from marram.edge.cgroups import MOST_TASKS, Groups
 from marram.schema import paths
 from marram.system import landlock
 
-# More than any app has use for; the watchdog and the cgroup are what keeps it from hurting others.
-MOST_TASKS = 512
+# More than any app has use for.
 MOST_FILES = 4096
 _PR_SET_DUMPABLE, _PR_CAPBSET_DROP = 4, 24
 # What a worker of root keeps of root's powers: files of others, low ports, priorities. Not among them: raw devices,
@@ -151,8 +151,12 @@ def seal_agent() -> None:
     _limit(resource.RLIMIT_CORE, 0)
 
 
-def isolation() -> str:
+def isolation(groups: Groups | None = None) -> str:
     """What keeps workers from what is not theirs on this machine, for people."""
+    return _walls() if groups is None else f"{_walls()}; {groups.words}"
+
+
+def _walls() -> str:
     version = landlock.abi()
     if not version:
         why = "this kernel has no Landlock" if sys.platform.startswith("linux") else f"{sys.platform} has no Landlock"

@@ -15,11 +15,12 @@ import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
+from marram.edge import cgroups
 from marram.edge.agent_end import AgentEnd
 from marram.edge.logfile import LogFile
 from marram.edge.process import kill_group, resident_bytes, signal_name, worker_environment
@@ -171,6 +172,7 @@ class Worker:
     news: asyncio.Event = field(default_factory=asyncio.Event)
     resident_bytes: int = 0
     busy_s: float = 0.0
+    group: Path | None = None
 
     def __post_init__(self) -> None:
         self.exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
@@ -195,6 +197,9 @@ class Worker:
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        group = None if spec.plan is None or not spec.plan.cgroup else Path(spec.plan.cgroup)
+        if spec.plan is not None and group is not None and not cgroups.make(group, spec.memory_bytes):
+            spec, group = replace(spec, plan=replace(spec.plan, cgroup="")), None
         confined = [] if spec.plan is None else ["marram.edge.sandbox", spec.plan.text()]
         try:
             # -P: what user code leaves in its working folder must not shadow a module.
@@ -215,7 +220,7 @@ class Worker:
             kill_group(process.pid)
             ours.close()
             raise
-        worker = cls(spec, process, channel, patience, relay(channel))
+        worker = cls(spec, process, channel, patience, relay(channel), group=group)
         channel.send(spec.message())
         worker._life = asyncio.create_task(worker._live(), name=f"worker {spec.app}")
         return worker
@@ -275,7 +280,10 @@ class Worker:
             await asyncio.gather(*tasks, return_exceptions=True)
             self.relay.close()
             self.channel.close()
-            self.exited.set_result(self._cause or self._explain(self.process.returncode))
+            cause = self._cause or self._explain(self.process.returncode)
+            if self.group is not None:
+                cgroups.end(self.group)
+            self.exited.set_result(cause)
 
     def _explain(self, code: int | None) -> Exit:
         words = self._log.last_words()
@@ -285,6 +293,9 @@ class Worker:
             return (
                 Exit("its source came to its end", Cause.FINISHED) if self._finished else Exit("it left without a word")
             )
+        if self.group is not None and cgroups.out_of_memory(self.group):
+            limit = format_size(self.spec.memory_bytes) if self.spec.memory_bytes else "the device's"
+            return Exit(f"used up its memory; its limit is {limit}", Cause.MEMORY, again=False)
         how = f"killed by {signal_name(-code)}" if code < 0 else f"exit status {code}"
         return Exit(f"{how}: {words}" if words else how, engine=True)
 
@@ -344,7 +355,8 @@ class Worker:
             looked_s = now_s
 
     def _check(self, now_s: float) -> None:
-        self.resident_bytes = resident_bytes(self.process.pid)
+        used = cgroups.used_bytes(self.group) if self.group is not None else None
+        self.resident_bytes = resident_bytes(self.process.pid) if used is None else used
         limit = self.spec.memory_bytes
         silent_s = now_s - self._heard_s
         if limit is not None and self.resident_bytes > limit:

@@ -53,33 +53,16 @@ def with_secrets(app: App, values: Mapping[str, str]) -> App:
         raise NotReady(
             f"waits for the secret {', '.join(missing)}", where="secrets", hint=f"marram secret set {missing[0]}"
         )
-    document = app.model_dump(mode="python")
-    for place, text in addresses(app):
-        *way, last = place
-        part: Any = document
-        for key in way:
-            part = part[key]
-        part[last] = _USE.sub(lambda match: quote(values[match[1]], safe=""), text)
-    return _rebuilt(app, document)
+    found = {place: text for place, text in addresses(app) if "${" in text}
 
+    def given(model: Any, *place: str | int) -> Any:
+        """`model` with what its field at `place` becomes."""
+        if place not in found:
+            return model
+        text = _USE.sub(lambda match: quote(values[match[1]], safe=""), found[place])
+        return model.model_copy(update={str(place[-1]): text})
 
-def _rebuilt(app: App, document: dict[str, Any]) -> App:
-    """The app with the changed addresses; everything else is the very same."""
-
-    def changed(model: Any, part: dict[str, Any], name: str) -> Any:
-        return model.model_copy(update={name: part[name]}) if getattr(model, name, None) != part[name] else model
-
-    source = app.source
-    if isinstance(source, MqttSource):
-        source = changed(source, document["source"], "broker")
-    elif isinstance(source, VideoSource):
-        source = changed(source, document["source"], "video")
-    steps = [
-        changed(step, part, "mqtt") if isinstance(step, FunctionStep) else step
-        for step, part in zip(app.steps, document["steps"], strict=True)
-    ]
-    sinks = [
-        changed(sink, part, "broker") if isinstance(sink, MqttSink) else sink
-        for sink, part in zip(app.sinks, document["sinks"], strict=True)
-    ]
+    source = given(given(app.source, "source", "broker"), "source", "video")
+    steps = [given(step, "steps", index, "mqtt") for index, step in enumerate(app.steps)]
+    sinks = [given(sink, "sinks", index, "broker") for index, sink in enumerate(app.sinks)]
     return app.model_copy(update={"source": source, "steps": steps, "sinks": sinks})
