@@ -65,7 +65,8 @@ class Settings:
     patience: Patience = field(default_factory=Patience)
 
 
-async def _connect(folder: Folder, credentials: Credentials) -> Bus:
+async def connect(folder: Folder, credentials: Credentials) -> Bus:
+    """A device's way to its cloud, as itself."""
     tls = TlsFiles(folder.identity.own, folder.identity.authority)
     return await Bus.connect(credentials.brokers, credentials.device, tls=tls)
 
@@ -79,7 +80,7 @@ class Around:
     `trustee`: who handles the keys and signatures of the device in that folder.
     """
 
-    connect: Callable[[Folder, Credentials], Awaitable[Bus]] = _connect
+    connect: Callable[[Folder, Credentials], Awaitable[Bus]] = connect
     start: StartLife = start_worker
     verify: Callable[[DesiredApp], Awaitable[None]] | None = None
     status: bool = False
