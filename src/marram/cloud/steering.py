@@ -6,6 +6,7 @@ between leaves that to the fleet role's next look.
 
 from __future__ import annotations
 
+import builtins
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -22,6 +23,10 @@ from marram.store import RolloutRow, Store, actor, auditing
 
 # A fleet of ten thousand is counted, not listed.
 _MOST_DEVICES = 500
+# Ended rollouts are news for so long, and so many of them; looked for among so many.
+_FRESH_S = 86400.0
+_MOST_ENDED = 2
+_LOOKED_AT = 50
 _ORDER = (
     DeviceOutcome.FAILED,
     DeviceOutcome.SILENT,
@@ -43,6 +48,14 @@ class Steering:
     def list(self, app: str | None = None, limit: int = 50) -> list[RolloutView]:
         """The newest rollouts, newest first, without their devices."""
         return [_bare(row) for row in self._store.rollouts.all(app, limit)]
+
+    def recent(self) -> builtins.list[RolloutView]:
+        """What a page shows: all that are under way with their devices, and the last few that ended within a day."""
+        now_s = time.time()
+        rows = [row for row in self._store.rollouts.all(limit=_LOOKED_AT) if row.open or _fresh(row, now_s)]
+        under_way = {row.id: row for row in self._store.rollouts.open()}
+        ended = [row.id for row in rows if not row.open][:_MOST_ENDED]
+        return [_view(self._rollout.rollouts.look(id, now_s)) for id in sorted([*under_way, *ended], reverse=True)]
 
     def show(self, rollout: int) -> RolloutView:
         """One rollout and how its devices stand now. Raises Missing."""
@@ -81,6 +94,11 @@ class Steering:
         return self.show(rollout)
 
 
+def _fresh(row: RolloutRow, now_s: float) -> bool:
+    """Whether it ended lately enough to be news; the first of an app, at once and without gates, is none."""
+    return row.ended_s is not None and now_s - row.ended_s < _FRESH_S and not row.plan.immediate
+
+
 def _bare(row: RolloutRow) -> RolloutView:
     return RolloutView(
         id=row.id,
@@ -105,9 +123,9 @@ def _view(look: Look) -> RolloutView:
     devices = [_device(row, look.devices.get(each.device), each) for each in look.seen]
     devices.sort(key=lambda each: (_ORDER.index(each.outcome), -(each.reached_s or 0.0), each.device))
     running = row.state is RolloutState.RUNNING
-    before = {each.running or each.version for each in look.seen} | {
-        device.evidence.get("before", {}).get("version") for device in look.devices.values()
-    }
+    before = {device.evidence.get("before", {}).get("version") for device in look.devices.values()}
+    if row.open:
+        before |= {each.running or each.version for each in look.seen}
     return _bare(row).model_copy(
         update={
             "before": sorted(version for version in before if version not in (None, row.version)),

@@ -8,7 +8,7 @@ from pathlib import Path
 from nicegui import ui
 
 from marram import __version__
-from marram.console import draw
+from marram.console import draw, stages
 from marram.console.viewer import Viewer
 from marram.console.watcher import MOST_DEVICES, Watcher
 from marram.schema.device import Device, DeviceState
@@ -51,6 +51,7 @@ class Page:
             self._head()
             self._tiles = ui.html("", tag="section").classes("tiles")
             self._empty = ui.html("", tag="section")
+            self._rollouts = ui.html("", tag="section").classes("rollouts")
             self._grid = ui.element("section").classes("grid")
             self._more = ui.html("").classes("more")
             with ui.element("section").classes("tail"):
@@ -97,6 +98,7 @@ class Page:
         _put(self._tiles, draw.tiles(picture))
         empty = picture.status is not None and not picture.devices
         _put(self._empty, draw.no_devices(self._viewer.may(Permission.DEVICES)) if empty else "")
+        _put(self._rollouts, stages.rollouts(picture.rollouts))
         self._filter.set_visibility(len(picture.devices) > 3)
         matching = [device for device in picture.devices[:MOST_DEVICES] if _matches(device, self._wanted)]
         self._update_cards(matching[:_CARDS])

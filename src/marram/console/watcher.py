@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from marram.cloud.api.contract import EventQuery, State
@@ -19,11 +19,13 @@ from marram.schema.device import Device, ReportedApp
 from marram.schema.errors import MarramError
 from marram.schema.event import EventKind
 from marram.schema.figures import figure
+from marram.schema.rollout_view import RolloutView
 
 HISTORY_S = 300.0
 TAIL = 40
 _LOOKED_AT_S = 1.0
 _ALONE_S = 5.0
+_ROLLOUTS_S = 2.0
 # So many devices get a history and a card; a larger fleet is narrowed by the page's filter.
 MOST_DEVICES = 500
 _SHOWN = (EventKind.RESULT, EventKind.ALERT, EventKind.SAMPLE, EventKind.MESSAGE, EventKind.DROPPED)
@@ -75,6 +77,7 @@ class Picture:
     devices: list[Device] = field(default_factory=list)
     status: Status | None = None
     tail: list[EventView] = field(default_factory=list)
+    rollouts: list[RolloutView] = field(default_factory=list)
     fault: str = ""
 
 
@@ -88,6 +91,7 @@ class Watcher:
         self._histories: dict[tuple[str, str], History] = {}
         self._tail: deque[EventView] = deque(maxlen=TAIL)
         self._last_id: int | None = None
+        self._rollouts_s = float("-inf")
         self._task: asyncio.Task[None] | None = None
 
     def history(self, device: str, app: ReportedApp) -> list[Point]:
@@ -109,14 +113,15 @@ class Watcher:
         """Gather one picture."""
         try:
             devices, status, events = await asyncio.to_thread(self._gather)
+            rollouts = await asyncio.to_thread(self._look_at_rollouts)
         except MarramError as error:
-            self.picture = Picture(self.picture.devices, self.picture.status, self.picture.tail, str(error))
+            self.picture = replace(self.picture, fault=str(error))
             return
         self._tail.extend(events)
         if events:
             self._last_id = events[-1].id
         self._remember(devices)
-        self.picture = Picture(devices, status, list(reversed(self._tail)))
+        self.picture = Picture(devices, status, list(reversed(self._tail)), rollouts)
 
     async def _run(self) -> None:
         while True:
@@ -136,6 +141,14 @@ class Watcher:
             # Behind by more than a page: what matters is the newest.
             events = self._state.events(EventQuery(kinds=_SHOWN, limit=TAIL))
         return self._state.devices(), self._state.status(), events
+
+    def _look_at_rollouts(self) -> list[RolloutView]:
+        """Those under way, and those that ended lately; not each second: each is a look over all its devices."""
+        now_s = time.monotonic()
+        if now_s - self._rollouts_s < (_ROLLOUTS_S if self.viewers else _ALONE_S):
+            return self.picture.rollouts
+        self._rollouts_s = now_s
+        return self._state.steering.recent()
 
     def _remember(self, devices: list[Device]) -> None:
         alive: set[tuple[str, str]] = set()

@@ -74,11 +74,21 @@ class Rollouts:
         return self._store.rollouts.get(rollout)
 
     def look(self, rollout: int, now_s: float | None = None) -> Look:
-        """How a rollout stands. Raises Missing."""
+        """How a rollout stands, or stood when it ended: then with all it was for, whoever decides over them since.
+
+        Raises Missing.
+        """
         now_s = time.time() if now_s is None else now_s
         row = self._store.rollouts.get(rollout)
         devices = self._store.rollouts.devices(rollout)
-        seen = self._seen(row, self._store.states.sightings(now_s=now_s))
+        sightings = self._store.states.sightings(now_s=now_s)
+        seen = self._seen(row, sightings)
+        if not row.open:
+            mine = {each.device for each in seen}
+            mine |= {
+                each.device for each in sightings if row.state is not RolloutState.COMPLETED or each.device in devices
+            }
+            seen = [observe(e, row.app) for e in sightings if e.device in mine and matches(row.selector, e.labels)]
         return Look(row, devices, seen, controller.step(row, devices, seen, now_s))
 
     # ------------------------------------------------------------ what a person says
