@@ -280,7 +280,7 @@ class Keeper:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, longest_s)
         places = {f"{m.name}@{m.version}": place for m, place in zip(app.models, folders[1:], strict=True)}
-        folder = self._ground.folder
+        folder, groups = self._ground.folder, self._ground.groups
         page = _page(folders[0] / "app.yaml")
         return WorkerSpec(
             device=self._ground.device,
@@ -302,7 +302,7 @@ class Keeper:
                 folder.path,
                 [*folders, *packages],
                 [folder.work(app.name), folder.outbox.parent],
-                self._ground.groups and self._ground.groups.place(app.name, app.version),
+                None if groups is None else groups.place(app.name, app.version),
             ),
         )
 
