@@ -122,7 +122,12 @@ class Access:
             return self.add("the link of this machine", None, ttl_s=MACHINE_SESSION_S, session=True)[0]
 
     def end(self, caller: Caller) -> None:
-        """Sign out: the token that `caller` came with is good for nothing from now on."""
+        """Sign out: the session that `caller` came with is over. Raises Refused where it is none."""
+        if not caller.session:
+            raise Refused(
+                f"{caller.name} is not a session; there is nothing to sign out of",
+                hint=f"To end a token: marram user token revoke {caller.token}",
+            )
         with auditing(caller.actor, "session.close", caller.user or "machine"):
             with contextlib.suppress(Missing):  # over already
                 self._admins.revoke(caller.token)

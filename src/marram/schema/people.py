@@ -51,7 +51,7 @@ ROLES: dict[Role, frozenset[Permission]] = {
 
 def normal_name(text: object) -> object:
     """How a person's name is written: NFKC, small letters, no spaces around; the alphabet is that of every name."""
-    return unicodedata.normalize("NFKC", text[:200]).casefold().strip() if isinstance(text, str) else text
+    return unicodedata.normalize("NFKC", text[:200]).casefold().strip()[:200] if isinstance(text, str) else text
 
 
 UserName = Annotated[Name, BeforeValidator(normal_name)]

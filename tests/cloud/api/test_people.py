@@ -191,6 +191,19 @@ def test_signing_out_ends_the_session_and_no_other(people: Served) -> None:
     with pytest.raises(Refused):
         people.api(one).me()
     assert people.api(two).me().user == "viewer"
+    with pytest.raises(Refused, match="nothing to sign out of"):
+        people.api().sign_out()
+    assert people.api().me().user is None, "this machine's token is no session"
+
+
+def test_a_person_is_the_same_however_the_name_is_written(people: Served) -> None:
+    with people.api() as api:
+        assert api.change_user("ＶＩＥＷＥＲ", role=Role.OPERATOR).name == "viewer"
+        assert api.create_api_token("x", owner=" Viewer").owner == "viewer"
+        assert [token.owner for token in api.api_tokens("VIEWER")] == ["viewer"]
+        api.remove_user("Viewer")
+        with pytest.raises(Missing):
+            api.remove_user("viewer")
 
 
 # ---------------------------------------------------------------- a row for every change
