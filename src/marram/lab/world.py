@@ -200,18 +200,19 @@ class World:
         labels: Mapping[str, str] | None = None,
         info: DeviceInfo | None = None,
         place: Path | None = None,
+        starts: bool = True,
     ) -> Site:
-        """A device that has joined, and runs; its folder is `place`, or one beside the cloud's."""
+        """A device that has joined, and `starts`; its folder is `place`, or one beside the cloud's."""
         folder = Folder(place or self.folder / "devices" / name)
         site = self.sites[name] = Site(name, folder, Link(), manner)
 
         def join() -> None:
-            folder.make()
             self.state.store.devices.add(name, dict(labels or {}), info or DeviceInfo())
             self.state.rollout.refresh(name)
 
         await asyncio.to_thread(join)
-        self.start_device(name)
+        if starts:
+            self.start_device(name)
         return site
 
     async def attach_device(self, name: str, manner: Callable[[WorkerSpec], Manner], place: Path) -> Site:
@@ -230,12 +231,15 @@ class World:
             Around(
                 connect=lambda folder, credentials: self.hub.connect(name, site.link, device=True),
                 start=imitating(
-                    site.manner, site.link.cut, lambda stream, sequence: site.recorded.add((stream, sequence))
+                    site.manner,
+                    site.link.cut,
+                    lambda stream, sequence: site.recorded.add((stream, sequence)),
+                    lambda: self.rests,
                 ),
                 verify=self._verify(site.folder),
             ),
         )
-        site.running = asyncio.create_task(site.agent.run(), name=f"device {name}")
+        site.running = asyncio.create_task(_started(site), name=f"device {name}")
 
     async def stop_device(self, name: str) -> None:
         """Pull its plug: nothing is flushed, nobody is told."""
@@ -264,6 +268,12 @@ class World:
             await asyncio.to_thread(work, app)
 
         return verify
+
+
+async def _started(site: Site) -> None:
+    assert site.agent is not None
+    await asyncio.to_thread(site.folder.make)
+    await site.agent.run()
 
 
 def _unheard(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -142,7 +142,7 @@ class _Reader:
                 self._resized(begun, inode, int(str(arguments[1])), call)
             case "fallocate":
                 inode = self._inode_of(arguments[0])
-                if inode is not None:
+                if inode is not None and "KEEP_SIZE" not in str(arguments[1]):
                     size = int(str(arguments[2])) + int(str(arguments[3]))
                     self._resized(begun, inode, max(size, self._size(inode)), call)
             case "fsync" | "fdatasync":
