@@ -126,7 +126,7 @@ def test_addresses_are_taken_as_people_write_them() -> None:
 def test_wrong_arguments_never_leave() -> None:
     with CloudApi("127.0.0.1:1") as api:
         with pytest.raises(Invalid, match="Pi 7"):
-            api.join("t", name="Pi 7", info=DeviceInfo())
+            api.join("t", "csr", name="Pi 7", info=DeviceInfo())
         with pytest.raises(Invalid, match="uses"):
             api.create_token(uses=0)
         with pytest.raises(Missing, match="cannot read"):

@@ -1,9 +1,9 @@
-"""A served API: the real state over a real database and objects, behind a real uvicorn on a free port; no broker."""
+"""A served API: the real state over a real database and objects, behind both real listeners; no broker."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import uvicorn
 
 from marram.bus.http import CloudApi
 from marram.cloud.api import create_app
+from marram.cloud.listeners import Listeners
 from marram.cloud.provision import provision
 from marram.cloud.state import CloudState
 from marram.runtime.bundle import Bundle
+from marram.schema.api import Joined
 from marram.schema.device import AppState, DeviceInfo, Reported, ReportedApp
 from marram.schema.event import Event, EventKind, Recorded
 from marram.store import Objects, open_store
+from marram.trust import identity
 from marram.trust.keys import Keys
 
 STREAM = "0123456789abcdef"
@@ -43,11 +45,22 @@ class Served:
     """Where it answers, the right token, and the state behind it."""
 
     url: str
+    tls_url: str
     token: str
     state: CloudState
 
     def api(self, token: str | None = None) -> CloudApi:
         return CloudApi(self.url, token or self.token)
+
+    def secured(self) -> CloudApi:
+        """A stranger who knows the cloud's authority."""
+        return CloudApi(self.tls_url, authority=self.state.ca.decode())
+
+    def join(self, token: str, name: str | None = None, **more: Any) -> Joined:
+        """A new device, as `marram edge join` makes it."""
+        with self.secured() as stranger:
+            csr = identity.request(identity.new_key()).decode()
+            return stranger.join(token, csr, name=name, info=more.pop("info", DeviceInfo()), **more)
 
     def add_device(self, name: str, **labels: str) -> None:
         self.state.store.devices.add(name, labels, DeviceInfo(machine="aarch64", cores=4))
@@ -114,17 +127,23 @@ def serving(folder: Path) -> Iterator[Served]:
     provision(keys, time.time())
     state = CloudState(store, Objects(folder / "objects"), scratch, keys)
     token = state.access.create("test").text
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(state), log_level="critical", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    up, loop, over = threading.Event(), asyncio.new_event_loop(), asyncio.Event()
+    listeners = Listeners("127.0.0.1", 0, 0)
+
+    async def serve() -> None:
+        await listeners.start(create_app(state), state.authority, folder, lambda ended: None)
+        up.set()
+        await over.wait()
+        await listeners.stop()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
     thread.start()
-    while not server.started:
+    while not up.wait(0.05):
         assert thread.is_alive(), "the server ended at once"
-        time.sleep(0.005)
     try:
-        yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}", token, state)
+        yield Served(listeners.url, listeners.tls_url, token, state)
     finally:
-        server.should_exit = True
+        loop.call_soon_threadsafe(over.set)
         thread.join(10)
-        listener.close()
+        loop.close()
         store.close()

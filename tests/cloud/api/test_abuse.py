@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import socket
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from marram.cloud.api.faults import TooMany
 from marram.cloud.api.limits import FailureLimit
 from marram.schema.api import MAX_REQUEST_BYTES, ErrorReply
 from marram.schema.errors import Retryable
+from marram.trust import identity
 
 OPEN = [
     ("get", "/healthz"), ("get", "/ca.pem"), ("post", "/api/v1/join"), ("post", "/api/v1/renew"),
@@ -71,8 +73,11 @@ def test_every_call_but_the_open_ones_needs_a_token(served: Served) -> None:
 
 
 def test_guessing_is_slowed_down_but_the_right_token_still_passes(served: Served) -> None:
-    with httpx.Client(base_url=served.url, trust_env=False) as client:
-        statuses = [client.post("/api/v1/join", json={"token": f"mrm1.{n:040}"}).status_code for n in range(40)]
+    authority = ssl.create_default_context(cadata=served.state.ca.decode())
+    cloud, csr = served.state.authority.fingerprint, identity.request(identity.new_key()).decode()
+    with httpx.Client(base_url=served.tls_url, verify=authority, trust_env=False) as client:
+        guesses = [{"token": f"mrm1.{n:040}.{cloud}", "csr": csr} for n in range(40)]
+        statuses = [client.post("/api/v1/join", json=guess).status_code for guess in guesses]
         assert statuses[0] == 403 and statuses[-1] == 429
         slow = client.get("/api/v1/status", headers={"Authorization": "Bearer nope"})
         assert slow.status_code == 429 and int(slow.headers["retry-after"]) >= 1

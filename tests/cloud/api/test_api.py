@@ -13,7 +13,7 @@ from tests.cloud.api.serving import CARD, STREAM, Served, colours, result, sampl
 
 from marram.runtime.bundle import Bundle
 from marram.schema.device import AppState, DeviceInfo, DeviceState
-from marram.schema.errors import Conflict, Invalid, Missing, Refused, Retryable
+from marram.schema.errors import Conflict, Invalid, Missing, Refused, Retryable, Threat, Untrusted
 from marram.schema.event import EventKind
 
 APP = "app: colours\nsource: {images: photos, repeat: true}\nsteps: [{classify: colours}]\n"
@@ -31,11 +31,11 @@ def test_a_token_joins_so_many_devices_with_its_labels(served: Served) -> None:
     with served.api() as api:
         made = api.create_token({"site": "x"}, uses=2, ttl_s=60)
         assert [(t.id, t.uses_left) for t in api.tokens()] == [(made.id, 2)]
-        with served.api(token="") as stranger:
-            one = stranger.join(made.token, name="pi-1", labels={"line": "3"}, info=DeviceInfo(cores=4))
-            two = stranger.join(made.token, info=DeviceInfo())
-            with pytest.raises(Refused, match="used already"):
-                stranger.join(made.token, info=DeviceInfo())
+        one = served.join(made.token, "pi-1", labels={"line": "3"}, info=DeviceInfo(cores=4))
+        two = served.join(made.token)
+        with pytest.raises(Untrusted, match="used already") as caught:
+            served.join(made.token)
+        assert caught.value.threat is Threat.SPENT
         assert one.device == "pi-1" and one.labels == {"site": "x", "line": "3"} and one.certificate != two.certificate
         assert {d.id for d in api.devices("site=x")} == {"pi-1", two.device}
         assert [d.id for d in api.devices("line=3")] == ["pi-1"]
@@ -47,10 +47,10 @@ def test_a_taken_name_is_a_conflict_and_a_revoked_token_is_refused(served: Serve
     with served.api() as api:
         made = api.create_token(uses=9)
         with pytest.raises(Conflict, match="pi-1"):
-            api.join(made.token, name="pi-1", info=DeviceInfo())
+            served.join(made.token, "pi-1")
         api.revoke_token(made.id)
         with pytest.raises(Refused, match="does not know"):
-            api.join(made.token, info=DeviceInfo())
+            served.join(made.token)
         with pytest.raises(Missing):
             api.revoke_token(made.id)
 
@@ -125,7 +125,7 @@ def test_an_app_reaches_the_devices_that_match_now_or_later(served: Served, bund
         assert [a.name for a in api.device("pi-1").desired.apps] == ["colours"]
         assert api.device("pi-2").desired.apps == []
         token = api.create_token({"site": "x"}).token
-        api.join(token, name="pi-3", info=DeviceInfo())
+        served.join(token, "pi-3")
         assert [d.device for d in api.deployment("colours").devices] == ["pi-1", "pi-3"]
         served.report("pi-1", state=AppState.ROLLED_BACK, reason="no photos")
         back = next(d for d in api.deployments()[0].devices if d.device == "pi-1")
