@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from marram.schema.errors import Refused
-from marram.trust import API, JOIN, hash_secret, new_token, parse_token, proves, session_key
+from marram.trust import API, JOIN, hash_secret, new_token, parse_token, proves
 
 CLOUD = "A-_" * 14 + "z"
 
@@ -54,10 +54,3 @@ def test_only_the_secret_proves() -> None:
     assert not proves(token.secret[:-1], token.secret_hash)
     assert not proves("", token.secret_hash)
     assert not proves(token.secret, hash_secret("another"))
-
-
-def test_the_session_key_follows_the_token() -> None:
-    one, two = new_token(API), new_token(API)
-    assert session_key(one.secret_hash) == session_key(one.secret_hash)
-    assert session_key(one.secret_hash) != session_key(two.secret_hash)
-    assert len(session_key(one.secret_hash)) == 32

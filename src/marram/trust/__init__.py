@@ -1,4 +1,4 @@
-"""Tokens and device credentials: what proves who speaks. No network, no database here.
+"""Tokens, keys, certificates, signatures: what proves who speaks. No network, no database here.
 
 A token is `mrm1.<id><secret>.<cloud>` (a device joins with it; `cloud` is the fingerprint of the authority it may be
 shown to) or `mra1.<id><secret>` (a person or program uses the API with
@@ -7,7 +7,6 @@ it). Only the SHA-256 of a secret is kept: with 190 random bits, there is nothin
 
 from __future__ import annotations
 
-from marram.trust.credentials import session_key
 from marram.trust.tokens import API, JOIN, Token, hash_secret, new_token, parse_token, proves
 
 __all__ = [
@@ -18,5 +17,4 @@ __all__ = [
     "new_token",
     "parse_token",
     "proves",
-    "session_key",
 ]
