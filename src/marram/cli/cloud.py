@@ -22,9 +22,11 @@ from marram.schema.errors import Invalid, Missing
 from marram.schema.units import format_duration
 
 try:
+    from marram.cli import _root
     from marram.cloud.provision import provision
     from marram.cloud.server import Cloud
     from marram.cloud.settings import Role, Settings
+    from marram.cloud.signing import make_keys
     from marram.console import Console, mount
     from marram.trust.authority import Authority
     from marram.trust.keys import Keys
@@ -35,6 +37,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 app = typer.Typer(add_completion=False, help="Start the cloud. Ctrl-C stops it; nothing is lost.")
+app.add_typer(_root.app, name="root")
 
 # In the cloud's folder.
 LOG, LOG_BYTES = "cloud.log", 2_000_000
@@ -131,13 +134,23 @@ def cloud(
 def init(
     folder: Annotated[Path | None, typer.Option(help="The cloud's folder. Default: $MARRAM_HOME/cloud")] = None,
     keys: KeysOption = None,
+    root_keys: Annotated[int, typer.Option(help="How many root keys of updates.", min=1, max=16)] = 1,
+    threshold: Annotated[int, typer.Option(help="How many of them must sign.", min=1, max=16)] = 1,
+    offline: Annotated[
+        Path | None,
+        typer.Option(help="Where the keys go that no running cloud needs. Default: offline/ beside the keys."),
+    ] = None,
 ) -> None:
     """Make the cloud's keys, once; a cloud that keeps everything in its folder does it itself."""
     settings = Settings(folder=(folder or paths.cloud()).absolute(), keys=None if keys is None else keys.absolute())
     place = Keys(settings.keys_folder)
+    place.make()
+    signing = make_keys(place, time.time(), root_keys=root_keys, threshold=threshold, offline=offline)
     made = provision(place, time.time())
     print(f"{'made' if made else 'there already:'} keys of the cloud {Authority.open(place).fingerprint}")
     print(f"kept in {place.folder}: copy it to a safe place; whoever has it can be this cloud")
+    if signing:
+        print(f"keys of root and targets in {offline or place.offline}: move them to a safe place of their own")
 
 
 def _more_files() -> None:
