@@ -12,7 +12,7 @@ import re
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from marram.schema.ids import Name
 from marram.schema.model import Strict
@@ -116,11 +116,12 @@ class Plan(Strict):
     # What a failed gate does: bring everybody back, or stop and ask.
     on_failure: Annotated[str, Field(pattern=r"^(roll_back|halt)$")] = "roll_back"
 
-    @model_validator(mode="after")
-    def _ends_with_all(self) -> Plan:
-        if self.stages[-1] not in ("all", "100%"):
+    @field_validator("stages")
+    @classmethod
+    def _ends_with_all(cls, stages: list[str]) -> list[str]:
+        if stages[-1] not in ("all", "100%"):
             raise ValueError('the last stage is "all"')
-        return self
+        return stages
 
     @property
     def immediate(self) -> bool:
