@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from os import environ
 from pathlib import Path
@@ -30,6 +27,7 @@ from marram.lab.imitation import Manner, imitating
 from marram.lab.powercut.disk import Cut, cuts
 from marram.lab.powercut.recording import Operation, record
 from marram.lab.powercut.scenario import APP, BAD, CONTENTS, DEVICE, manner
+from marram.lab.scratch import quiet, scratch
 from marram.lab.world import World
 from marram.schema.device import AppState, DesiredApp
 from marram.schema.errors import NotReady
@@ -89,22 +87,22 @@ def rehearse(every: int = 1, orders: int = 2, back_every: int = 25) -> Findings:
 
     Raises Missing where strace is not installed.
     """
-    with _quiet(), _scratch() as scratch:
-        device, cloud = scratch / "device", scratch / "cloud"
+    with quiet(), scratch() as place:
+        device, cloud = place / "device", place / "cloud"
         device.mkdir()
         command = [sys.executable, "-m", "marram.lab.powercut.scenario", str(device), str(cloud)]
         operations = record(command, device, environ)
         findings = Findings(operations=len(operations))
         for cut in cuts(operations, orders, every=every):
             findings.points += 1
-            place = scratch / "cut"
-            place.mkdir()
-            cut.write(place)
+            disk = place / "cut"
+            disk.mkdir()
+            cut.write(disk)
             promised = Promised.before(operations[: cut.at])
-            _look(findings, cut, place, promised)
+            _look(findings, cut, disk, promised)
             if findings.points % back_every == 0:
-                _back(findings, cut, place, cloud)
-            shutil.rmtree(place)
+                _back(findings, cut, disk, cloud)
+            shutil.rmtree(disk)
         return findings
 
 
@@ -196,23 +194,3 @@ async def _start(
     )
     agent = Agent(folder, Credentials(device=DEVICE, brokers=["hub://"]), Settings(drain_s=0), around)
     return agent, asyncio.create_task(agent.run())
-
-
-@contextmanager
-def _scratch() -> Iterator[Path]:
-    """A folder in memory where there is one: a thousand disks are written."""
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(prefix="marram-", dir=memory if memory.is_dir() else None) as name:
-        yield Path(name)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """What an agent says of a damaged disk is as it should be, a thousand times."""
-    logger = logging.getLogger("marram")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
