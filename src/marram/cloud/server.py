@@ -128,14 +128,18 @@ class Cloud:
             await asyncio.to_thread(make_folder, settings.folder)
         self._state = await asyncio.to_thread(self._open_state)
         self._closing.push_async_callback(asyncio.to_thread, self._state.store.close)
-        self.broker = await self._open_broker(self._state)
-        self._bus = await Bus.connect(self.broker.url, self.broker.user, self.broker.password, name="cloud")
+        self.gate = Broker(settings, self._state.keys, self._state.authority)
+        self._closing.push_async_callback(self.gate.stop)
+        await self.gate.start()
+        self.broker = self.gate.address
+        self._bus = await self.gate.connect()
         self._closing.push_async_callback(self._bus.close)
-        await self._connected(self._bus)
+        if Role.FLEET in settings.roles:
+            await self.gate.guard(self._bus, self._state.store)
         self._state.hands = Hands(
             nudge=self._nudge,
             bench=self._bench,
-            devices_changed=self._state.hands.devices_changed,
+            cut=self._cut,
             deployments_changed=self._wake,
             checks=self._checks,
             brokers=self._told_brokers(),
