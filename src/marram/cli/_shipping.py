@@ -15,7 +15,7 @@ from marram.pipeline.check import at, is_path, missing_files, note_source_left_b
 from marram.runtime import library
 from marram.runtime.bundle import Bundle
 from marram.schema.api import ModelView
-from marram.schema.app import model_uses
+from marram.schema.app import App, model_uses
 from marram.schema.errors import Invalid, MarramError, Missing, Retryable
 from marram.schema.ids import ModelReference, parse_model_reference
 from marram.schema.model import Manifest
@@ -109,6 +109,20 @@ def check(file: AppFile) -> list[str]:
         raise file.page.locate(fault)
     note_source_left_behind(file.app, found)
     return [str(file.page.locate(note)) for note in found.notes]
+
+
+def unset(app: App, connect: Callable[[], CloudApi]) -> list[Invalid]:
+    """A note for each secret of `app` that the cloud does not have; what it is for whom, only devices tell."""
+    try:
+        with connect() as api:
+            there = {secret.name for secret in api.secrets()}
+    except MarramError as error:
+        return [Invalid(f"whether they are set is not known: {error.what}", where="secrets")]
+    return [
+        Invalid(f"{name} is not set in the cloud (yet)", where="secrets", hint=f"marram secret set {name}")
+        for name in app.secrets
+        if name not in there
+    ]
 
 
 def send_files(api: CloudApi, file: AppFile, progress: Progress | None = None) -> Manifest:

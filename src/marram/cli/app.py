@@ -11,7 +11,7 @@ from rich.console import Console
 
 from marram.cli._appfile import DETECTOR, AppFile
 from marram.cli._context import Token, Url, connect, signed_in
-from marram.cli._shipping import CloudModels
+from marram.cli._shipping import CloudModels, unset
 from marram.pipeline.check import look_ahead
 from marram.schema.app import app_json_schema
 from marram.schema.errors import Invalid, MarramError
@@ -30,7 +30,7 @@ def check(
     """Check app files without running them: file, line, field, fault and next step.
 
     Looks at what any machine can tell: fields, conditions, models, privacy, files. Where a cloud is known here, it is
-    asked for the models that this machine lacks.
+    asked for the models that this machine lacks, and whether the app's secrets are set.
 
     Notes and faults go to stderr; the exit status is 2 where a file has a fault.
     """
@@ -42,6 +42,8 @@ def check(
         try:
             read = AppFile.read(file)
             found = look_ahead(read.app, read.folder, elsewhere)
+            if read.app.secrets and signed_in(url):
+                found.notes += unset(read.app, lambda: connect(url, token, timeout_s=_CLOUD_S))
         except MarramError as error:
             faults.append(str(error))
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import threading
@@ -20,8 +21,9 @@ from marram.cli._show import plain
 from marram.pipeline.build import Around, Pipeline
 from marram.pipeline.contract import Frame
 from marram.pipeline.events import data_of
+from marram.pipeline.secrets import with_secrets
 from marram.schema.app import App, CameraSource, ImagesSource, VideoSource
-from marram.schema.errors import Invalid, MarramError, Permanent
+from marram.schema.errors import Invalid, MarramError, Missing, Permanent
 from marram.schema.event import Event, EventKind
 from marram.schema.model import Task
 from marram.schema.result import Result
@@ -59,7 +61,8 @@ def run(
     lines = Lines(json_lines=json_lines, quiet=quiet, limit=limit)
     try:
         build_detector(found)
-        pipeline = Pipeline.build(found, read.folder, Around(outlet=lines, sinks=(lines,), on_open=_tell))
+        around = Around(outlet=lines, sinks=(lines,), on_open=_tell)
+        pipeline = Pipeline.build(_with_secrets(found), read.folder, around)
         lines.stop = pipeline.stop
         started_s = time.monotonic()
         stopped_by = _run(pipeline, seconds)
@@ -217,6 +220,18 @@ def _with_source(found: App, camera: int | None, video: str | None, images: Path
     else:
         return found, None
     return found.model_copy(update={"source": source}), option
+
+
+def _with_secrets(found: App) -> App:
+    """With the secrets that it declares, which here come from the environment. Raises Missing, Invalid."""
+    missing = [name for name in found.secrets if name not in os.environ]
+    if missing:
+        raise Missing(
+            f"the secret {', '.join(missing)} is not in the environment",
+            where="secrets",
+            hint="On a device it comes from the cloud; here, export it before `marram run`.",
+        )
+    return with_secrets(found, {name: os.environ[name] for name in found.secrets})
 
 
 def _tell(sink: Any) -> None:

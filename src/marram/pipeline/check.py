@@ -20,6 +20,7 @@ from marram.pipeline.addresses import check_topic, parse_broker
 from marram.pipeline.conditions import Condition
 from marram.pipeline.functions import check_requirements
 from marram.pipeline.infer import check_task
+from marram.pipeline.secrets import undeclared, with_secrets
 from marram.pipeline.sinks.video import CODECS
 from marram.pipeline.steps.redact import check_detector
 from marram.runtime import library, machine
@@ -113,6 +114,7 @@ def rules(app: App) -> Findings:
         with found.at((*place, step.verb) if place != ("raw",) else place):
             plugins.check_step(step, app)
     _check_cloud(app, found)
+    found.faults += undeclared(app)
     return found
 
 
@@ -141,6 +143,9 @@ def look_ahead(app: App, base: Path, elsewhere: Elsewhere | None = None) -> Find
         found.note(
             ("raw",), "no step redacts, so `redact: faces` runs before all others: every step sees faces covered"
         )
+    if not undeclared(app):
+        # What stands in an address for a secret is looked at as if it were one: it may be a port.
+        app = with_secrets(app, dict.fromkeys(app.secrets, "1"))
     _look_at_source(app, base, found)
     for use in model_uses(app):
         if use.cloud:
