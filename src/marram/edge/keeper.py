@@ -19,6 +19,7 @@ import yaml
 from pydantic import ValidationError
 
 from marram.edge import deploy
+from marram.edge.before import earlier
 from marram.edge.bundles import check_size
 from marram.edge.deploy import AppRecord
 from marram.edge.gate import Figures, Gate
@@ -279,6 +280,8 @@ class Keeper:
             await self._ground.sweep()  # it may be room that is missing
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, longest_s)
+        replaced = self.record.runs if not proven else None
+        before = await asyncio.to_thread(earlier, replaced, bundles, broken, self._ground.choices)
         places = {f"{m.name}@{m.version}": place for m, place in zip(app.models, folders[1:], strict=True)}
         folder, groups = self._ground.folder, self._ground.groups
         page = _page(folders[0] / "app.yaml")
@@ -297,10 +300,11 @@ class Keeper:
             verify=not proven,
             started=self.record.started,
             packages=tuple(packages),
+            before=before,
             secrets=secrets,
             plan=plan(
                 folder.path,
-                [*folders, *packages],
+                [*folders, *packages, *(before.folders if before else [])],
                 [folder.work(app.name), folder.outbox.parent],
                 None if groups is None else groups.place(app.name, app.version),
             ),

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 from marram.edge import cgroups
 from marram.edge.agent_end import AgentEnd
+from marram.edge.before import Earlier
 from marram.edge.logfile import LogFile
 from marram.edge.process import kill_group, resident_bytes, signal_name, worker_environment
 from marram.edge.redactor import Redactor
@@ -50,7 +51,8 @@ class WorkerSpec:
     `verify`: load every model once and wait for `go` before running. `started`: versions of the app that ran here and
     may run again; one among them goes on where its finite source was, any other starts at the beginning.
     `packages`: folders with what its functions require. `secrets`: those that its app declares, with their values.
-    `plan`: all that it can use of the device's folder; None: it is not confined.
+    `plan`: all that it can use of the device's folder; None: it is not confined. `before`: the version that it
+    replaces, to be asked about a few of the same inputs.
     """
 
     device: str
@@ -68,6 +70,7 @@ class WorkerSpec:
     plan: Plan | None = None
     health: Health = field(default_factory=Health)
     packages: tuple[Path, ...] = ()
+    before: Earlier | None = None
     secrets: dict[str, str] = field(default_factory=dict, repr=False)
 
     def message(self) -> dict[str, Any]:
@@ -85,6 +88,7 @@ class WorkerSpec:
             "memory": self.memory_bytes,
             "verify": self.verify,
             "packages": [str(folder) for folder in self.packages],
+            "before": self.before.message() if self.before else None,
             "secrets": self.secrets,
         }
 

@@ -33,10 +33,11 @@ from marram.pipeline.check import at, rules
 from marram.pipeline.contract import Position
 from marram.pipeline.progress import Ledger
 from marram.pipeline.secrets import with_secrets
+from marram.pipeline.shadow import Before
 from marram.runtime.bundle import CARD, Bundle
 from marram.runtime.library import parse_reference
 from marram.runtime.model import Model
-from marram.schema.app import App, JsonlSink, Sink, VideoSink, app_on, model_uses
+from marram.schema.app import App, JsonlSink, Sink, VideoSink, app_on, model_uses, parse_app
 from marram.schema.device import CloudModel
 from marram.schema.errors import Invalid, MarramError, Missing, NotReady, Permanent, Retryable
 from marram.schema.event import Event
@@ -147,6 +148,7 @@ class Run:
             cloud_cards=self._cloud_cards(app),
             resolve=self._resolve,
             device=self._start["device"],
+            before=self._before(),
         )
         pipeline = Pipeline.build(_writing_here(app), self._folder, around)
         self._pipeline = pipeline
@@ -158,22 +160,23 @@ class Run:
 
     # ------------------------------------------------------------ what it was given
 
+    def _before(self) -> Before | None:
+        """The version that this one replaces; None where none came along, or its page cannot be read any more."""
+        given = self._start.get("before")
+        if given is None:
+            return None
+        models = {name: Path(folder) for name, folder in given["models"].items()}
+        try:
+            app = parse_app((Path(given["folder"]) / "app.yaml").read_text(encoding="utf-8"))
+        except (MarramError, OSError, UnicodeDecodeError):
+            return None
+        return Before(app, lambda reference: _opened(reference, models), self._start["memory"])
+
     def _resolve(self, reference: str, base: Path) -> Bundle:
         """The model that the app means by `reference`. Raises Missing where the deployment did not bring it."""
         if "/" in reference and (base / reference / CARD).is_file():
             return Bundle.open(base / reference)
-        name, version = _parsed(reference)
-        found = self._models.get(f"{name}@{version}") if version else self._newest(name)
-        if found is None:
-            brought = ", ".join(sorted(self._models)) or "none"
-            raise Missing(
-                f'model "{reference}" did not come with the app (it brought: {brought})', hint="Deploy it again."
-            )
-        return Bundle.open(found, partial=True)  # the agent brought the variants that run here, and checked each file
-
-    def _newest(self, name: str) -> Path | None:
-        versions = [int(key.rpartition("@")[2]) for key in self._models if key.rpartition("@")[0] == name]
-        return self._models[f"{name}@{max(versions)}"] if versions else None
+        return _opened(reference, self._models)
 
     def _cloud_cards(self, app: App) -> dict[str, ModelCard]:
         cards: dict[str, ModelCard] = {}
@@ -250,6 +253,20 @@ class _Ledger:
     def record(self, events: Sequence[Event], position: Position) -> None:
         """See `progress.Ledger`."""
         self._writer.record(events, Progress(self._app, self._version, position.frame, position.name))
+
+
+def _opened(reference: str, models: dict[str, Path]) -> Bundle:
+    """The bundle among `models` (folders by `name@version`) that a reference means, the newest where it has no number.
+
+    Raises Missing where the deployment did not bring it.
+    """
+    name, version = _parsed(reference)
+    numbers = [int(key.rpartition("@")[2]) for key in models if key.rpartition("@")[0] == name]
+    found = models.get(f"{name}@{version or max(numbers, default=0)}")
+    if found is None:
+        brought = ", ".join(sorted(models)) or "none"
+        raise Missing(f'model "{reference}" did not come with the app (it brought: {brought})', hint="Deploy it again.")
+    return Bundle.open(found, partial=True)  # the agent brought the variants that run here, and checked each file
 
 
 def _figures(stats: dict[str, Any]) -> dict[str, Any]:

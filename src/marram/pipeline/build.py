@@ -22,6 +22,7 @@ from marram.pipeline.infer import Infer, cloud_model, load_models
 from marram.pipeline.offload import Offload
 from marram.pipeline.progress import Ledger, Progress
 from marram.pipeline.runner import Passing, Runner, Stage
+from marram.pipeline.shadow import Before, shadow_of
 from marram.pipeline.stats import CountingOutlet, Stats
 from marram.placement.contract import Policy
 from marram.placement.policy import LatencyPolicy
@@ -50,6 +51,7 @@ class Around:
     bundle from its reference and the app's folder (default: the local library, paths beside the app file). `sinks`:
     further sinks besides the app's own. `on_open` hears of each of the app's sinks (a preview has a `url`). `ledger`:
     in place of `outlet` where the source is finite; that goes on where the ledger says that an earlier run came to.
+    `before`: the version that this one replaces, asked about a few of the same inputs.
     """
 
     outlet: Outlet = field(default_factory=NoOutlet)
@@ -61,6 +63,7 @@ class Around:
     sinks: tuple[Sink, ...] = ()
     on_open: Callable[[Sink], None] | None = None
     device: str = "here"
+    before: Before | None = None
 
 
 class Pipeline:
@@ -97,7 +100,7 @@ class Pipeline:
             if around.remote is not None and clouds:
                 offload = Offload(around.remote, around.policy or LatencyPolicy())
                 opened.callback(offload.close)
-            head, stages = _stages(app, context, stats, offload, clouds, opened)
+            head, stages = _stages(app, context, stats, offload, clouds, around.before, opened)
             sinks = []
             for index, spec in enumerate(app.sinks):
                 with at(("sinks", index, plugins.verb_of(spec, SINKS))):
@@ -153,6 +156,7 @@ def _stages(
     stats: Stats,
     offload: Offload | None,
     clouds: Mapping[int, ModelCard],
+    before: Before | None,
     opened: ExitStack,
 ) -> tuple[list[Step], list[Stage]]:
     """The steps before the first inference, and each inference with the steps after it."""
@@ -164,7 +168,9 @@ def _stages(
         if isinstance(spec, InferStep):
             with at((*place, spec.verb)):
                 models = load_models(spec, context)
-                asker = Infer(spec, app, models, stats, offload=offload, cloud=clouds.get(id(spec)))
+                shadow = shadow_of(len(stages), spec, models[0], before, stats) if before is not None else None
+                cloud = clouds.get(id(spec))
+                asker = Infer(spec, app, models, stats, offload=offload, cloud=cloud, shadow=shadow)
             opened.callback(asker.close)
             stages.append(Stage(asker, []))
         else:

@@ -22,6 +22,7 @@ from marram.pipeline.faults import words
 from marram.pipeline.inputs import check_same_input, pixels_key, readings, readings_key
 from marram.pipeline.offload import Offload
 from marram.pipeline.runner import Slot
+from marram.pipeline.shadow import Shadow
 from marram.pipeline.stats import Stats
 from marram.placement.contract import Ask, Decision, EdgeOutcome
 from marram.runtime import image as pictures
@@ -86,7 +87,10 @@ def may_leave(app: App, frame: Frame) -> bool:
 
 
 class Infer:
-    """See `runner.Asker`. `offload` and `cloud` are both None where only the edge answers."""
+    """See `runner.Asker`. `offload` and `cloud` are both None where only the edge answers.
+
+    `shadow`: is offered what the edge answered.
+    """
 
     def __init__(
         self,
@@ -97,7 +101,9 @@ class Infer:
         *,
         offload: Offload | None = None,
         cloud: ModelCard | None = None,
+        shadow: Shadow | None = None,
     ) -> None:
+        self._shadow = shadow
         self._spec, self._app, self._stats = spec, app, stats
         self._offload = offload if cloud is not None else None
         self._cloud = cloud if offload is not None else None
@@ -189,6 +195,8 @@ class Infer:
 
     def close(self) -> None:
         """See `runner.Asker`."""
+        if self._shadow is not None:
+            self._shadow.close()
         self._pool.close()
 
     # ------------------------------------------------ where
@@ -295,7 +303,12 @@ class Infer:
             self._offload.learn(EdgeOutcome(time.monotonic(), key, service_s))
         frame.result = result
         frame.placed = choice.placed(Place.EDGE)
+        self._stats.sure(result)
+        # Steps after this one may put another picture into the frame.
+        data = self._input(frame) if self._shadow is not None else None
         slot.finish(frame)
+        if self._shadow is not None and data is not None:
+            self._shadow.offer(data, result, idle=not self._at_edge)
 
     # ------------------------------------------------ the cloud
 

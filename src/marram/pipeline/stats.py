@@ -17,6 +17,10 @@ Constant in memory for weeks of frames (log-spaced buckets, not lists), microsec
 | `timeouts` | cloud answers that did not come in time, so the edge answered |
 | `link_rate_bit_s`, `link_rtt_ms`, `link_up` | the link as the policy sees it, None without a cloud |
 | `answered_while_away` | frames answered while the link or the cloud was away |
+| `confidence_mean`, `confidence_frames` | how sure the device's own model is, see `Stats.sure`; over how many answers |
+| `shadow_frames` | inputs on which the version before was asked too (`pipeline/shadow.py`) |
+| `shadow_disagreements` | those of them on which it answers another thing |
+| `shadow_skipped` | why it is not asked, "" where it is |
 | `samples`, `alerts` | samples kept, alerts raised (not their end) |
 | `over_budget` | samples not kept because the budget of their `keep` step was spent |
 """
@@ -32,12 +36,14 @@ from typing import Any
 
 from marram.pipeline.contract import Outlet, Placed, Source
 from marram.schema.event import Event, EventKind
-from marram.schema.result import Place
+from marram.schema.model import Task
+from marram.schema.result import Place, Result
 
 RECENT_S = 10
 COUNTED = (
     "frames", "edge", "cloud", "dropped", "skipped", "errors", "audit_edge_frames", "audit_cloud_frames", "timeouts",
-    "answered_while_away", "samples", "alerts", "over_budget",
+    "answered_while_away", "samples", "alerts", "over_budget", "confidence_frames", "shadow_frames",
+    "shadow_disagreements",
 )  # fmt: skip
 
 
@@ -74,6 +80,7 @@ class Stats:
         self._lock = threading.Lock()
         self._counts = dict.fromkeys(COUNTED, 0)
         self._last_error = ""
+        self._confidence, self._shadow_skipped = 0.0, ""
         self._chosen, self._edge_block, self._cloud_block = Delays(), Delays(), Delays()
         self._recent: deque[tuple[float, float]] = deque(maxlen=1024)
         # Frames in each of the last seconds: [second, count], oldest first.
@@ -90,6 +97,25 @@ class Stats:
         with self._lock:
             self._counts["errors"] += 1
             self._last_error = message
+
+    def sure(self, result: Result) -> None:
+        """This device's own model answered; how sure it is counts, where its task has such a thing.
+
+        Of a classification the first label's confidence, of a detection the mean over its boxes (a picture without any
+        says nothing); values and scores have none. The cloud's answers are another model's, and are left out.
+        """
+        found = [each.confidence for each in result.detections] if result.task is Task.DETECTION else []
+        if not found and result.task is Task.CLASSIFICATION and result.confidence is not None:
+            found = [result.confidence]
+        if found:
+            with self._lock:
+                self._counts["confidence_frames"] += 1
+                self._confidence += sum(found) / len(found)
+
+    def skip_shadow(self, reason: str) -> None:
+        """The version before is not asked, and why."""
+        with self._lock:
+            self._shadow_skipped = reason[:300]
 
     def frame(self) -> None:
         """One frame went through every step."""
@@ -129,6 +155,8 @@ class Stats:
             figures |= {
                 "fps": self._fps(now_s),
                 "last_error": self._last_error,
+                "confidence_mean": self._mean_confidence(),
+                "shadow_skipped": self._shadow_skipped,
                 "p50_ms": self._chosen.quantile_ms(0.50),
                 "p95_ms": self._chosen.quantile_ms(0.95),
                 "recent_p50_ms": round(recent[len(recent) // 2] * 1e3, 3) if recent else None,
@@ -140,6 +168,10 @@ class Stats:
             figures["errors"] += source.errors
             figures["last_error"] = figures["last_error"] or source.last_error
         return figures
+
+    def _mean_confidence(self) -> float | None:
+        frames = self._counts["confidence_frames"]
+        return round(self._confidence / frames, 5) if frames else None
 
     def _fps(self, now_s: float) -> float:
         """Frames per second over the last 10 s, or since the first frame where that is less ago."""
