@@ -33,7 +33,7 @@ def commands() -> Iterator[tuple[str, Any]]:
 def below(typed: str, command: Any) -> Iterator[tuple[str, Any]]:
     """`command`, or those it is made of."""
     verbs = getattr(command, "commands", {})
-    if not verbs:
+    if not verbs or command.invoke_without_command:
         yield typed, command
     for verb, each in verbs.items():
         yield from below(f"{typed} {verb}", each)
