@@ -130,9 +130,9 @@ async def test_a_clean_stop_goes_on_and_another_version_or_a_new_deployment_begi
 async def test_a_version_that_fails_its_trial_costs_the_proven_one_nothing(
     cloud: Cloud, device: Device, tmp_path: Path
 ) -> None:
-    await cloud.want(cloud.app("counting", 1, counting(rows(tmp_path).replace("5 ms", "25 ms"))))
+    await cloud.want(cloud.app("counting", 1, counting(rows(tmp_path).replace("5 ms", "40 ms"))))
     await device.start()
-    await cloud.until_stored(60)
+    await cloud.until_state("counting", AppState.COMMITTED, 1)
     broken = counting(rows(tmp_path)) | {"handler.py": b"def handle(:\n"}
     await cloud.want(cloud.app("counting", 2, broken))
     await cloud.until_state("counting", AppState.ROLLED_BACK, 2)
