@@ -23,7 +23,8 @@ from marram.schema.event import Event, EventKind
 def test_without_a_cloud_the_next_step_is_told(marram_: Terminal) -> None:
     paths.context().unlink()
     assert marram_.fault("device", "list") == (
-        "no cloud is known here. Start one, marram cloud; sign in to one, marram login URL; or name one: --url URL --token TOKEN"
+        "no cloud is known here. Start one, marram cloud; sign in to one, marram login URL; "
+        "or name one: --url URL --token TOKEN"
     )
     paths.context().write_text("[broken")
     assert "not YAML" in marram_.fault("device", "list")
