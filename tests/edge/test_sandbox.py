@@ -308,3 +308,34 @@ def test_neighbours_stay_and_links_are_passed_over(tmp_path: Path) -> None:
     rules = list(landlock.everything_but({str(tmp_path / "way/closed"): 0}))
     assert {"a", "b", "open"} <= _seen(rules)
     assert not {"way", "closed", "link"} & _seen(rules)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else: no limit on tasks holds for root")
+def test_a_fork_bomb_comes_to_its_end(tmp_path: Path) -> None:
+    site = Site(tmp_path / "device")
+    code = f"""
+import json, os, signal, time
+from marram.edge.sandbox import Plan, confine
+
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+confine(Plan(**json.loads({site.plan().text()!r})))
+children = []
+try:
+    while len(children) < 5000:
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+        children.append(child)
+except BlockingIOError:
+    pass
+for child in children:
+    os.kill(child, signal.SIGKILL)
+print(len(children))
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    # So many more than this machine had tasks when it began.
+    assert 100 < int(ended.stdout) < 5000
