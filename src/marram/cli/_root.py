@@ -87,7 +87,11 @@ class _Here:
 def _here(folder: Path | None, database: str | None, keys: Path | None) -> Iterator[_Here]:
     settings = Settings(folder=(folder or paths.cloud()).absolute(), database=database, keys=keys)
     if isinstance(settings.database_url, Path) and not settings.database_url.exists():
-        raise Missing("there is no cloud here", where=str(settings.folder), hint="--folder says where it is; start it once: marram cloud")
+        raise Missing(
+            "there is no cloud here",
+            where=str(settings.folder),
+            hint="--folder says where it is. Start it: marram cloud",
+        )
     store, place = open_store(settings.database_url), Keys(settings.keys_folder)
     try:
         yield _Here(Signing(store, place), place)

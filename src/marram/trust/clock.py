@@ -84,8 +84,8 @@ class Clock:
             return  # never taken, or damaged: the signed metadata on the disk raises it again
         if not 0 < floor_s < 1e11:
             return
-        same = which != "" and which == self._sources.boot() and at_s <= self._at_uptime_s
-        # Since another start, at least all of this one has passed.
-        self._floor_s, self._at_uptime_s = floor_s, (at_s if same else 0.0)
-        if not same and not which:
-            self._at_uptime_s = self._sources.uptime_s()
+        self._floor_s, now_boot = floor_s, self._sources.boot()
+        if which and which == now_boot and at_s <= self._at_uptime_s:
+            self._at_uptime_s = at_s
+        elif which and now_boot and which != now_boot:
+            self._at_uptime_s = 0.0  # since another start of the machine, at least all of this one has passed

@@ -40,7 +40,6 @@ Fetch = Callable[[str, int], bytes | None]
 
 # What no clock is off by in ordinary use: then the words say that it may be the clock.
 _ODD_CLOCK_S = 2 * DAY_S
-_SCRATCH = ".scratch-"
 _BASE = "marram:/"
 
 T = TypeVar("T", Root, Timestamp, Targets)
@@ -76,9 +75,8 @@ class Verifier:
         """
         try:
             files.make_folder(self._folder)
-            for leftover in self._folder.glob(f"{_SCRATCH}*"):
-                shutil.rmtree(leftover, ignore_errors=True)
-            with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=self._folder) as name:
+            # Where the system keeps what need not last: in memory, on most devices.
+            with tempfile.TemporaryDirectory(prefix="marram-") as name:
                 scratch = Path(name)
                 for path in self._kept(self._folder):
                     (scratch / path).parent.mkdir(exist_ok=True)

@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from marram.lab.attacks.publisher import MemoryShelf, Publisher
+from marram.schema.errors import Conflict, Invalid, Missing, Permanent, Refused
+from marram.schema.signed import SignedDocument
+from marram.trust import repository, signers
+from marram.trust.draft import Draft, merged
+from marram.trust.repository import DAY_S, Repository
+
+APP = "apps/main/gate/1.json"
+
+
+class Time:
+    def __init__(self) -> None:
+        self.now_s = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def time() -> Time:
+    return Time()
+
+
+@pytest.fixture
+def cloud(time: Time) -> Publisher:
+    return Publisher(now_s=time)
+
+
+def draft_of(cloud: Publisher) -> Draft:
+    documents = cloud.repository.documents()
+    return Draft(documents.root, documents.targets)
+
+
+def test_the_same_again_signs_nothing(cloud: Publisher) -> None:
+    assert cloud.repository.publish({APP: b"one"})
+    before = len(cloud.shelf.documents)
+    assert not cloud.repository.publish({APP: b"one"})
+    assert not cloud.repository.retire(["apps/main/other/1.json"])
+    assert len(cloud.shelf.documents) == before
+    assert cloud.repository.retire([APP]) and cloud.repository.targets() == set()
+
+
+@pytest.mark.parametrize(
+    "path", ["apps/other/gate/1.json", "../apps/main/gate/1.json", "apps/main/gate", "apps/main/../1.json", "", "a"]
+)
+def test_only_the_projects_own_paths_are_signed(cloud: Publisher, path: str) -> None:
+    with pytest.raises(Invalid, match="is not for the key"):
+        cloud.repository.publish({path: b"x"})
+
+
+def test_the_list_never_outgrows_what_devices_take(cloud: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repository, "MOST_TARGETS", 3)
+    cloud.repository.publish({f"apps/main/gate/{n}.json": b"x" for n in range(3)})
+    with pytest.raises(Permanent, match="4 versions would be signed"):
+        cloud.repository.publish({"apps/main/gate/9.json": b"x"})
+
+
+def test_each_role_is_signed_anew_in_time_and_not_before(cloud: Publisher, time: Time) -> None:
+    assert cloud.repository.refresh() == []
+    time.now_s += 0.6 * DAY_S
+    assert cloud.repository.refresh() == ["timestamp"]
+    time.now_s += 3 * DAY_S
+    assert cloud.repository.refresh() == ["snapshot", "timestamp"]
+    time.now_s += 40 * DAY_S
+    assert cloud.repository.refresh() == ["main", "snapshot", "timestamp"]
+    assert all(at > time.now_s for at in cloud.repository.expires_s().values())
+
+
+def test_of_two_that_publish_at_once_nothing_is_lost(cloud: Publisher) -> None:
+    class Racing(MemoryShelf):
+        """Before this one can add, another process does."""
+
+        others = 3
+
+        def add(self, documents: list[SignedDocument]) -> None:  # type: ignore[override]
+            if Racing.others:
+                Racing.others -= 1
+                cloud.repository.publish({f"apps/main/other/{Racing.others}.json": b"x"})
+            super().add(documents)
+
+    racing = Racing()
+    racing.documents = cloud.shelf.documents
+
+    def shared(documents: list[SignedDocument]) -> None:
+        MemoryShelf.add(racing, documents)
+        cloud.shelf.documents = racing.documents
+
+    cloud.shelf.add = shared  # type: ignore[method-assign,assignment]
+    keys = {key.public_key.keyid: key for key in cloud.online.values()}
+    assert Repository(racing, keys, cloud.now_s).publish({APP: b"one"})
+    assert Repository(racing, keys, cloud.now_s).targets() == {APP, *(f"apps/main/other/{n}.json" for n in range(3))}
+
+
+def test_versions_go_on_after_a_backup(cloud: Publisher, time: Time) -> None:
+    backup = dict(cloud.shelf.documents)
+    for number in range(5):
+        time.now_s += 60
+        cloud.repository.publish({f"apps/main/gate/{number}.json": b"x"})
+    seen = cloud.shelf.newest("timestamp")
+    cloud.shelf.documents = backup
+    time.now_s += 60
+    cloud.repository.publish({APP: b"x"})
+    restored = cloud.shelf.newest("timestamp")
+    assert seen and restored and restored.version > seen.version
+
+
+def test_without_its_key_nothing_is_signed(cloud: Publisher) -> None:
+    with pytest.raises(Missing, match="none of the keys that may sign main"):
+        Repository(cloud.shelf, {}).publish({APP: b"x"})
+    with pytest.raises(Missing, match="nothing was ever signed"):
+        Repository(MemoryShelf(), {}).root()
+
+
+# ---------------------------------------------------------------- drafts
+
+
+def test_a_draft_travels_and_comes_into_force(time: Time) -> None:
+    cloud = Publisher(root_keys=3, threshold=2, now_s=time)
+    time.now_s += DAY_S
+    draft = draft_of(cloud)
+    draft.renew(("root", "targets"), time.now_s)
+    with pytest.raises(Refused, match=r"root needs 2 more .*present root keys.*targets needs 1 more"):
+        draft.check()
+    paper = draft.to_bytes()
+    copies = []
+    for signer in (cloud.root_keys[0], cloud.root_keys[2], cloud.targets_key):
+        copy = Draft.from_bytes(paper)
+        assert copy.sign([signer]) == 1
+        with pytest.raises(Refused):
+            copy.check()
+        copies.append(Draft.from_bytes(copy.to_bytes()))
+    whole = merged(copies)
+    whole.check()
+    cloud.repository.replace(whole.root, whole.targets)
+    assert cloud.repository.documents().root.signed.version == 2
+    with pytest.raises(Conflict, match="version 2 is in force by now"):
+        cloud.repository.replace(whole.root, None)
+
+
+def test_a_strangers_key_counts_for_nothing(cloud: Publisher, time: Time) -> None:
+    draft = draft_of(cloud)
+    draft.renew(("root",), time.now_s)
+    assert draft.sign([signers.new_signer(), cloud.targets_key]) == 0
+    with pytest.raises(Refused):
+        draft.check()
+
+
+def test_what_a_draft_changes_is_told_from_its_documents(cloud: Publisher, time: Time) -> None:
+    draft, new = draft_of(cloud), signers.new_signer().public_key
+    draft.add_key("root", new, time.now_s)
+    draft.set_threshold("root", 2, time.now_s)
+    told = Draft.from_bytes(draft.to_bytes()).describe()
+    assert told[0].startswith("root: version 1 becomes 2, good until 2028-01-")
+    assert told[1:] == [f"root: the key {new.keyid[:12]} may sign", "root: 2 keys must sign instead of 1"]
+
+
+def test_a_draft_that_would_lock_everybody_out_is_refused(cloud: Publisher, time: Time) -> None:
+    draft = draft_of(cloud)
+    only = draft.keyids("root")[0]
+    with pytest.raises(Invalid, match="root needs 1 keys"):
+        draft.remove_key("root", only, time.now_s)
+    with pytest.raises(Invalid, match="2 of them cannot be asked for"):
+        draft.set_threshold("root", 2, time.now_s)
+    with pytest.raises(Invalid, match="may sign root already"):
+        draft.add_key("root", cloud.root_keys[0].public_key, time.now_s)
+    with pytest.raises(Missing):
+        draft.remove_key("targets", only, time.now_s)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"[" * 200_000, b'{"format": "other"}', b'{"format":"marram root draft 1"}']
+)
+def test_what_is_no_draft_is_refused(content: bytes) -> None:
+    with pytest.raises(Invalid, match="this is no draft"):
+        Draft.from_bytes(content)
+
+
+# ---------------------------------------------------------------- key files
+
+
+def test_a_key_is_kept_for_its_owner_alone_and_never_written_over(tmp_path: Path) -> None:
+    signer, file = signers.new_signer(), tmp_path / "keys" / "root.pem"
+    public = signers.save(signer, file, "a passphrase")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert signers.load(file, lambda _: "a passphrase").public_key == signer.public_key
+    assert signers.load_public(public) == signer.public_key
+    with pytest.raises(Conflict):
+        signers.save(signer, file)
+    with pytest.raises(Refused, match="does not open this key"):
+        signers.load(file, lambda _: "another")
+    with pytest.raises(Refused, match="locked with a passphrase"):
+        signers.load(file)
+    file.chmod(0o644)
+    with pytest.raises(Refused, match="others than its owner"):
+        signers.load(file)
+
+
+def test_what_is_no_key_is_said_without_its_content(tmp_path: Path) -> None:
+    for content in (b"", b"secret words", b"-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----\n"):
+        file = tmp_path / "key.pem"
+        file.write_bytes(content)
+        file.chmod(0o600)
+        with pytest.raises(Invalid) as caught:
+            signers.load(file)
+        assert "c2Vj" not in str(caught.value) and "secret" not in str(caught.value)
