@@ -88,7 +88,8 @@ def _docs(app: FastAPI) -> str:
         "<meta name=color-scheme content='light dark'><title>Marram API</title>"
         "<style>body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem;padding:0 1rem}"
         "td{padding:.35rem .8rem .35rem 0;vertical-align:top}code{white-space:nowrap}</style>"
-        f"<h1>Marram API {escape(app.version)}</h1><p>Almost every call needs <code>Authorization: Bearer TOKEN</code>: "
-        f"from <code>marram user token create</code>, or for a while from <code>POST {PREFIX}/sessions</code>. Types: <a href=/openapi.json>/openapi.json</a>.</p>"
+        f"<h1>Marram API {escape(app.version)}</h1><p>Calls need <code>Authorization: Bearer TOKEN</code>: "
+        f"from <code>marram user token create</code>, or for a while from <code>POST {PREFIX}/sessions</code>. "
+        "Types: <a href=/openapi.json>/openapi.json</a>.</p>"
         f"<table>{''.join(rows)}</table></html>"
     )
