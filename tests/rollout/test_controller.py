@@ -297,6 +297,18 @@ def test_a_removed_or_revoked_device_is_no_longer_counted(fleet: Fleet) -> None:
     assert row.state is RolloutState.COMPLETED and set(fleet.runs().values()) == {2}
 
 
+def test_a_fleet_that_shrinks_lets_nobody_in_before_their_stage(fleet: Fleet) -> None:
+    running(fleet, 10)
+    row = fleet.deploy(2, plan=QUICK | {"stages": ["50%", "all"], "soak_s": 600.0})
+    fleet.tick(2)
+    reached = set(outcomes(fleet, row.id))
+    for name in sorted(set(fleet.devices) - reached)[:4]:
+        fleet.store.devices.remove(name)
+        del fleet.devices[name]
+    fleet.tick(5)
+    assert len(reached) == 5 and {name for name, version in fleet.wanted().items() if version == 2} == reached
+
+
 # ---------------------------------------------------------------- several at once
 
 

@@ -7,7 +7,7 @@ Pure.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from marram.schema.device import AppState, Device
@@ -41,13 +41,14 @@ class Noted:
 
 def chronicle(
     app: str,
-    journal: Iterable[Noted],
+    journal: Sequence[Noted],
     rollouts: dict[int, RolloutRow],
     history: dict[int, RolloutDevice],
     device: Device,
 ) -> list[WhyLine]:
     """The lines, oldest first, the newest `MOST_LINES` of them."""
     lines: list[WhyLine] = []
+    told = {noted.entry.reason for noted in journal}  # what the device says itself is said once
     for number, mine in history.items():
         rollout = rollouts.get(number)
         if rollout is None:
@@ -60,7 +61,7 @@ def chronicle(
                     time_s=mine.reached_s, text=f"rollout {number}{where} reached it{again}: {app} {rollout.version}"
                 )
             )
-        if mine.ended_s is not None and mine.reason:
+        if mine.ended_s is not None and mine.reason and mine.reason not in told:
             lines.append(
                 WhyLine(time_s=mine.ended_s, text=f"rollout {number} counts it as {mine.outcome.value}: {mine.reason}")
             )
@@ -133,6 +134,8 @@ def _words(app: str, entry: Entry) -> str:
     if entry.what is What.MOVED and entry.to is not None:
         if entry.to is AppState.ROLLED_BACK:
             return f"{version} rolled back{reason}"
+        if entry.to is AppState.COMMITTED and entry.origin is not AppState.PROVISIONAL:
+            return f"back on {version}"  # proven here before, and not tried again
         step = _STEPS[entry.to].format(version=version)
         return step + (reason if entry.to is AppState.COMMITTED else "")
     if entry.what is What.GATE:

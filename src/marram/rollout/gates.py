@@ -94,6 +94,8 @@ def _p95(gates: Gates, sides: Sides) -> GateVerdict | None:
     if limit is None:
         return None
     measured = _delays(sides.canaries)
+    if not measured and _times_nothing(sides):
+        return GateVerdict(gate="p95_ms", passed=True, words="p95: nothing here is timed")
     if not measured:
         return _too_few("p95_ms", "p95", _most_delays(sides.canaries), FEW_DELAYS)
     worst, p95 = max(measured.items(), key=lambda item: item[1])
@@ -107,6 +109,8 @@ def _p95_ratio(gates: Gates, sides: Sides) -> GateVerdict | None:
     if limit is None:
         return None
     ours, theirs = _delays(sides.canaries), _delays(sides.rest)
+    if not ours and _times_nothing(sides):
+        return None
     if not ours:
         return _too_few("p95_ratio", "p95 compared", _most_delays(sides.canaries), FEW_DELAYS)
     # Only like with like: what a class never ran before has nothing to be compared with.
@@ -206,6 +210,11 @@ def _delays(seen: Iterable[Observation]) -> dict[str, float]:
 
 def _most_delays(seen: Iterable[Observation]) -> float:
     return max((_answers(each) for each in seen), default=0.0)
+
+
+def _times_nothing(sides: Sides) -> bool:
+    """Whether the app goes through frames and asks no model: then no number of them gives it a delay."""
+    return _sum(sides.canaries, "frames") >= FEW_FRAMES and not _most_delays([*sides.canaries, *sides.rest])
 
 
 def _means(seen: Iterable[Observation]) -> list[float]:
