@@ -64,11 +64,13 @@ def show(id: Id, json: Json = False, url: Url = None, token: Token = None) -> No
     memory = format_size(device.info.memory_bytes) if device.info.memory_bytes else ""
     machine = ", ".join(p for p in (device.info.machine, device.info.system, _cores(device), memory) if p)
     facts = [("heard", _show.ago(device.seen_s)), ("joined", _show.ago(device.joined_s))]
-    facts += [("machine", machine or "–"), ("marram", device.info.marram or "–")]
+    python = ", ".join(p for p in (f"Python {device.info.python}" if device.info.python else "", device.info.libc) if p)
+    facts += [("machine", machine or "–"), ("marram", device.info.marram or "–"), ("platform", python or "–")]
     if device.reported:
         waiting = f"{device.reported.outbox_depth:,} events, {format_size(device.reported.outbox_bytes)}"
         facts += [("outbox", waiting + (f", {device.reported.dropped:,} given up" if device.reported.dropped else ""))]
         facts += [("memory", format_size(device.reported.memory_bytes))]
+        facts += [("workers", device.reported.isolation or "–")]
     rows = _show.table("", "")
     rows.show_header = False
     rows.add_row("labels", _show.labels(device.labels))

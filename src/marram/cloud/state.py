@@ -211,7 +211,7 @@ class CloudState:
     def _resolve(self, requires: Sequence[str], selector: dict[str, str]) -> dict[str, Manifest]:
         if not requires:
             return {}
-        return self._wheels.resolve(requires, [device.info for device in self.store.devices.list(selector)])
+        return self._wheels.resolve(requires, self.store.devices.platforms(selector))
 
     def deploy(self, ask: DeployAsk) -> Deployment:
         with auditing(actor(), "deploy", parse_app(ask.app_yaml).app, selector=ask.selector):

@@ -11,7 +11,7 @@ from pathlib import Path
 from marram.edge.agent import Agent, Around, Settings
 from marram.edge.cgroups import Groups
 from marram.edge.notify import Notifier
-from marram.edge.platform import machine
+from marram.edge.platform import described
 from marram.edge.process import give_back_memory
 from marram.edge.sandbox import seal_agent
 from marram.edge.state import Folder
@@ -44,7 +44,7 @@ async def _run(folder: Folder, every_s: float, brokers: list[str]) -> None:
     if brokers:
         credentials = credentials.model_copy(update={"brokers": brokers})
     with folder.lock():
-        around = Around(status=True, about=machine, groups=Groups.open())
+        around = Around(status=True, about=described, groups=Groups.open())
         agent = Agent(folder, credentials, Settings(report_every_s=every_s), around)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):

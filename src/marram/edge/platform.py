@@ -28,8 +28,12 @@ def machine() -> DeviceInfo:
         marram=__version__,
         python=f"{sys.version_info.major}.{sys.version_info.minor}",
         libc=_libc(),
-        packages=installed_versions(),
     )
+
+
+def described() -> DeviceInfo:
+    """`machine`, with all that is installed: for whoever resolves wheels."""
+    return machine().model_copy(update={"packages": installed_versions()})
 
 
 def _libc() -> str:

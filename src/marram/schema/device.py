@@ -41,7 +41,7 @@ class DeviceInfo(Strict):
     python: str = ""
     libc: str = ""
     # Its Python distributions, name (as PEP 503 writes it) to version: what it has needs no wheel.
-    packages: dict[str, str] = {}
+    packages: dict[str, str] = Field(default={}, max_length=2000)
 
 
 class DeviceState(StrEnum):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import time
 from typing import Any
 
@@ -112,13 +113,24 @@ class Devices:
 
     def set_info(self, device: str, info: DeviceInfo) -> None:
         """What the device now says of itself; nothing is written where it said so before."""
-        text = info.model_dump_json()
+        said = (info.model_copy(update={"packages": {}}).model_dump_json(), dump(info.packages))
         with self._database.read() as connection:
-            if connection.execute(select(devices.c.info).where(devices.c.id == device)).scalar() == text:
+            query = select(devices.c.info, devices.c.packages).where(devices.c.id == device)
+            if connection.execute(query).tuples().first() == said:
                 return
         with self._database.write() as connection:
             unchanged()  # a device says it of itself
-            connection.execute(update(devices).where(devices.c.id == device).values(info=text))
+            connection.execute(update(devices).where(devices.c.id == device).values(info=said[0], packages=said[1]))
+
+    def platforms(self, selector: dict[str, str]) -> builtins.list[DeviceInfo]:
+        """What the devices that match say of themselves, with what is installed on each: `Device.info` leaves that out."""
+        query = select(devices.c.labels, devices.c.info, devices.c.packages).order_by(devices.c.id)
+        with self._database.read() as connection:
+            return [
+                DeviceInfo.model_validate_json(row.info).model_copy(update={"packages": load(row.packages)})
+                for row in connection.execute(query)
+                if matches(selector, load(row.labels))
+            ]
 
     def labels_of(self, device: str) -> dict[str, str] | None:
         """None where there is no such device."""

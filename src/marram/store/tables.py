@@ -40,6 +40,8 @@ devices = Table(
     Column("info", Text, nullable=False),
     Column("joined_s", Float, nullable=False),
     Column("revoked_s", Float),
+    # Its Python distributions, apart from `info`: long, and asked for only where an app is deployed.
+    Column("packages", Text, nullable=False, server_default="{}"),
 )
 
 # Every certificate a device ever got. The broker lets in whoever shows one that is neither superseded nor revoked.

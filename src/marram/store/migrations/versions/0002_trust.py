@@ -17,6 +17,7 @@ depends_on = None
 def upgrade() -> None:
     with op.batch_alter_table("devices") as devices:
         devices.add_column(sa.Column("revoked_s", sa.Float(), nullable=True))
+        devices.add_column(sa.Column("packages", sa.Text(), server_default="{}", nullable=False))
         devices.drop_column("secret")
     with op.batch_alter_table("admins") as admins:
         admins.add_column(sa.Column("owner", sa.String(length=64), nullable=True))
