@@ -51,13 +51,14 @@ class Certificates:
                 select(certificates.c.serial)
                 .where(
                     certificates.c.device == row.device,
+                    certificates.c.serial != row.serial,
                     certificates.c.used_s.is_(None),
                     certificates.c.superseded_s.is_(None),
                     certificates.c.revoked_s.is_(None),
                 )
                 .order_by(certificates.c.issued_s.desc(), certificates.c.serial)
             )
-            for old in connection.execute(waiting).scalars().all()[_MOST_WAITING:]:
+            for old in connection.execute(waiting).scalars().all()[_MOST_WAITING - 1 :]:
                 connection.execute(delete(certificates).where(certificates.c.serial == old))
 
     def get(self, serial: str) -> CertificateRow | None:
