@@ -123,7 +123,7 @@ class Devices:
             connection.execute(update(devices).where(devices.c.id == device).values(info=said[0], packages=said[1]))
 
     def platforms(self, selector: dict[str, str]) -> builtins.list[DeviceInfo]:
-        """What the devices that match say of themselves, with what is installed on each: `Device.info` leaves that out."""
+        """What the devices that match say of themselves, with what is installed on each (not in `Device.info`)."""
         query = select(devices.c.labels, devices.c.info, devices.c.packages).order_by(devices.c.id)
         with self._database.read() as connection:
             return [
