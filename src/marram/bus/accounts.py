@@ -29,6 +29,7 @@ APP = ACCOUNTS[CONTROL]
 # How long the broker waits for an answer about a device: longer than devices wait for the broker, so that an answer
 # that never comes looks like a broker that is away, not like a refusal.
 CALLOUT_S = 10.0
+MAX_SUBSCRIPTIONS = 256
 TLS_S = 5.0
 
 
@@ -81,6 +82,8 @@ def configuration(
         "max_payload": MAX_MESSAGE_BYTES + 65_536,
         # How long a reply may take to be written to a device: a megabyte to one at 0.3 Mbit/s.
         "write_deadline": "30s",
+        # Of one client: ours have a dozen; nobody fills the broker's memory with them.
+        "max_subscriptions": MAX_SUBSCRIPTIONS,
         "ping_interval": "20s",
         "ping_max": 2,
         "tls": {

@@ -24,8 +24,6 @@ from marram.schema.errors import Invalid, MarramError, Retryable
 log = logging.getLogger(__name__)
 
 SUBJECT, QUEUE = "$SYS.REQ.USER.AUTH", "callout"
-# Subscriptions of one device: its nudges, its inbox, and some to come.
-SUBSCRIPTIONS = 16
 _PARALLEL = 8
 
 
@@ -100,7 +98,7 @@ class Callout:
                 "exp": int(admitted.expires_s),
                 "nats": {
                     **{what: {"allow": subjects} for what, subjects in allowed.items()},
-                    "subs": SUBSCRIPTIONS,
+                    "subs": -1,
                     "data": -1,
                     "payload": -1,
                     "type": "user",

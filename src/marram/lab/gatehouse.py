@@ -91,6 +91,14 @@ class Gatehouse:
         if self._loop is not None:
             self._run(self._cut_others())
 
+    def leave_gate(self) -> None:
+        """From now on nobody answers the broker: nobody new is let in."""
+        self._run(self._leave_gate())
+
+    def keep_gate(self) -> None:
+        """From now on it is answered again."""
+        self._run(self._keep_gate())
+
     def identity(self, device: str, life_s: float = DEVICE_LIFE_S) -> TlsFiles:
         """A certificate of `device` by this authority, whether or not it is let in; the same files each time."""
         if (self._identities / f"{device}.pem").exists():
