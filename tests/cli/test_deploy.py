@@ -123,7 +123,7 @@ def test_functions_and_files_go_along(marram_: Terminal, tmp_path: Path) -> None
         ("  - classify: efficientnet-lite9", 'did you mean "efficientnet-lite'),
         ("  - classify: colurs", 'did you mean "colours"'),
         ("  - classify: colours@9", 'no model "colours@9"; there is 1'),
-        ("  - classify: colours@x", "a version is a whole number"),
+        ("  - classify: colours@x", 'model "colours" has no channel "x" in the cloud'),
         ("  - classify: ./nothing", "no such folder"),
         ("  - classify: efficientnet-lite0", "`marram model build efficientnet-lite0` makes it"),
         ("  - classfy: colours", 'did you mean "classify"'),
