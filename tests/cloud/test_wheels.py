@@ -145,3 +145,13 @@ def test_the_table_of_our_own_names_what_the_worker_depends_on() -> None:
     depends = {parse_requirement(text).name.lower() for text in project["dependencies"]}
     not_in_workers = {"nats-py", "httpx", "typer", "rich", "cryptography", "tuf", "installer"}
     assert depends - not_in_workers <= set(OWN)
+
+
+def test_a_real_package_comes_from_where_pip_is_set_to(tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    wheels = Wheels(Objects(str(tmp_path / "objects")), tmp_path / "scratch")
+    try:
+        found = wheels.resolve(["six==1.16.0"], [PI])
+    except Retryable as error:
+        pytest.skip(f"no package index here: {error}")
+    assert names(found, PI) == ["six-1.16.0-py2.py3-none-any.whl"]

@@ -112,6 +112,9 @@ class Run:
             return self._live(with_secrets(app_on(page), self._start["secrets"]))
         except MarramError as error:
             # What is wrong with the app is said by its line, here as where it was written.
+            if error.hint and error.hint.startswith("pip install"):
+                # Not on a device: what it lacks comes with the app, for the devices that were there as it was deployed.
+                error.hint = "Deploy the app again: what it requires is then resolved for this device."
             self._name(page.locate(error))
             raise
 
