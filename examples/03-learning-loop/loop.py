@@ -126,7 +126,8 @@ def _run(stage: Stage, say: Callable[[str], None]) -> dict[str, Any]:
     show(homes["a"], pictures()["a later"], "later")
     show(homes["b"], [(remounted(scan), label) for scan, label in pictures()["b later"]], "later")
     before = {site: measure(stage, site, "later", first["version"]) for site in SITES}
-    stage.run("deploy", HERE / "app.yaml", "--to", "all")
+    # It is meant to be surer than the old one, so that alone must not stop it.
+    stage.run("deploy", HERE / "app.yaml", "--to", "all", "--soak", "3s", "--gate", "confidence=off")
     after = {site: measure(stage, site, "later", second["version"]) for site in SITES}
     old, new = first["version"], second["version"]
     for site in SITES:

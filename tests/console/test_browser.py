@@ -212,7 +212,7 @@ def test_a_person_sees_the_fleet_work(world: World, browser: WebDriver, tmp_path
 
     # The shares move with what the app says, and a device that falls silent is seen.
     before = edge_share(browser, "gate-slow")
-    world("deploy", write_app(tmp_path / "app", "edge"), "--to", "site=hangzhou")
+    world("deploy", write_app(tmp_path / "app", "edge"), "--to", "site=hangzhou", "--now")
     until(lambda: edge_share(browser, "gate-slow") > before + 15, "the share at the edge grows")
     world.kill("gate-fast")
     until(lambda: "offline" in card(browser, "gate-fast"), "the silent device is offline")

@@ -74,6 +74,16 @@ def test_a_good_version_goes_through_every_stage(fleet: Fleet) -> None:
     assert set(fleet.runs().values()) == {2}
 
 
+def test_a_single_device_soaks_once(fleet: Fleet) -> None:
+    """Its second and third stage have nobody further to reach."""
+    running(fleet, 1)
+    row = fleet.deploy(2, plan=QUICK | {"soak_s": 30.0})
+    begun_s = fleet.now_s
+    fleet.settle(row.id)
+    ended_s = fleet.row(row.id).ended_s
+    assert ended_s is not None and 30.0 <= ended_s - begun_s <= 45.0
+
+
 def test_the_first_of_an_app_goes_to_all_at_once_and_never_back(fleet: Fleet) -> None:
     fleet.add(SimDevice("good"))
     fleet.add(SimDevice("bad", fate={1: "crash"}))

@@ -218,8 +218,11 @@ class _Look:
         ]
 
     def _soak_end_s(self) -> float:
+        """When this stage has soaked; one that found nobody further to reach has, with the stage before it."""
         ends = [d.ended_s or 0.0 for d in self.awaited if d.outcome is DeviceOutcome.COMMITTED]
-        return max([self.rollout.stage_s, *ends]) + self.plan.soak_s
+        if any(device.stage == self.rollout.stage for device in self.reached):
+            ends.append(self.rollout.stage_s)
+        return max(ends, default=self.rollout.stage_s) + self.plan.soak_s
 
     def waits(self, verdict: Verdict, *, window_shut: bool) -> str:
         """What keeps it in this stage; "": nothing any more."""
