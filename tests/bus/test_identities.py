@@ -134,9 +134,10 @@ async def test_an_answer_cannot_be_sent_to_another(attacker: Attacker, connect: 
 
 
 async def test_its_subscriptions_are_bounded(attacker: Attacker, until: Until) -> None:
-    for number in range(MAX_SUBSCRIPTIONS + 1):
-        await attacker.client.subscribe(f"_INBOX_d1.{number}")
-    await until(lambda: any("maximum subscriptions" in each.lower() for each in attacker.told))
+    with contextlib.suppress(nats.errors.Error):
+        for number in range(MAX_SUBSCRIPTIONS + 1):
+            await attacker.client.subscribe(f"_INBOX_d1.{number}")
+    await until(lambda: "maximum subscriptions exceeded" in str(attacker.client.last_error).lower())
 
 
 # ---------------------------------------------------------------- not let in

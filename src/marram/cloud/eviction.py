@@ -39,6 +39,8 @@ class Pace:
     bar_s: float = 600.0
 
 
+PACE = Pace()
+
 # From so many devices on, everybody is looked at with one question.
 _FEW = 8
 
@@ -54,7 +56,7 @@ class Evictions:
         self._connections = connections
         self._store = store
         self._bar = bar
-        self._pace = pace or Pace()
+        self._pace = pace or PACE
         self._looking: dict[str, dict[tuple[str, int], int]] = {}  # devices let in lately: what each end had sent
         self._supersede: set[asyncio.Task[None]] = set()
         self._tasks: list[asyncio.Task[None]] = []
