@@ -67,7 +67,7 @@ class Site:
         self.work = self.folder.work("curious")
 
     def plan(self) -> Plan:
-        return plan(self.folder.path, [self.bundle], [self.work, self.folder.outbox.parent])
+        return plan(self.folder.path, [self.bundle], [self.work], plain=[self.folder.outbox.parent])
 
 
 Run = Callable[[Site, str], Awaitable[dict[str, str]]]
@@ -202,6 +202,30 @@ with socket.socket(socket.AF_UNIX) as asking:
         assert await asyncio.to_thread(ask, site.folder.path) == {"device": "pi-1"}
     finally:
         await status.close()
+
+
+@needs_landlock
+async def test_the_outbox_leads_the_agent_nowhere(run: Run, tmp_path: Path) -> None:
+    """What the agent opens there again at its next start is a file, whatever an app would like it to be."""
+    site = Site(tmp_path / "device")
+    answers = await run(
+        site,
+        f"""
+outbox = pathlib.Path({str(site.folder.outbox.parent)!r})
+key = {str(site.folder.path / "identity/identity.pem")!r}
+(outbox / "plain").write_text("x")
+attempt("link", lambda: os.symlink(key, outbox / "outbox.db.lock.new"))
+os.symlink(key, "link")
+attempt("moved link", lambda: os.rename("link", outbox / "outbox.db.lock"))
+attempt("hard link", lambda: os.link(key, outbox / "outbox.db.lock.new"))
+attempt("pipe", lambda: os.mkfifo(outbox / "pipe"))
+attempt("folder", lambda: os.mkdir(outbox / "folder"))
+attempt("program", lambda: subprocess.run([str(outbox / "plain")]))
+attempt("delete", lambda: (outbox / "plain").unlink())
+""",
+    )
+    assert answers.pop("delete") == "None"
+    assert set(answers.values()) <= {"PermissionError", "OSError"}, answers
 
 
 async def test_what_an_app_needs_works_as_before(run: Run, tmp_path: Path) -> None:

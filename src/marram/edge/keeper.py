@@ -305,8 +305,9 @@ class Keeper:
             plan=plan(
                 folder.path,
                 [*folders, *packages, *(before.folders if before else [])],
-                [folder.work(app.name), folder.outbox.parent],
+                [folder.work(app.name)],
                 None if groups is None else groups.place(app.name, app.version),
+                [folder.outbox.parent],
             ),
         )
 

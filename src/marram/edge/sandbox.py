@@ -42,13 +42,15 @@ _RAW_MEMORY = ("/dev/mem", "/dev/kmem", "/dev/port")
 class Plan:
     """What one worker may use of the device's `folder`; all of it by path.
 
-    `read`: folders; `write`: folders in which it may do everything. `closed`: further places that it must not see.
-    `cgroup`: the control group that it joins.
+    `read`: folders; `write`: folders in which it may do everything; `plain`: folders for plain files, which the agent
+    opens too (a link there would lead it astray). `closed`: further places that it must not see. `cgroup`: the control
+    group that it joins.
     """
 
     folder: str
     read: list[str] = field(default_factory=list)
     write: list[str] = field(default_factory=list)
+    plain: list[str] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)
     cgroup: str = ""
 
@@ -57,7 +59,13 @@ class Plan:
         return json.dumps(asdict(self))
 
 
-def plan(folder: Path, read: Sequence[Path], write: Sequence[Path], cgroup: Path | None = None) -> Plan:
+def plan(
+    folder: Path,
+    read: Sequence[Path],
+    write: Sequence[Path],
+    cgroup: Path | None = None,
+    plain: Sequence[Path] = (),
+) -> Plan:
     """The plan of a worker of the device in `folder`. A cloud on the same machine is closed to it, too."""
     closed = [folder, paths.context(), paths.cloud()]
     inside = [Path(p) for p in {sys.prefix, sys.base_prefix} if Path(p).resolve().is_relative_to(folder.resolve())]
@@ -65,6 +73,7 @@ def plan(folder: Path, read: Sequence[Path], write: Sequence[Path], cgroup: Path
         folder=_real(folder),
         read=[_real(place) for place in (*read, *inside)],
         write=[_real(place) for place in write],
+        plain=[_real(place) for place in plain],
         closed=[_real(place) for place in closed if place.exists()],
         cgroup=str(cgroup or ""),
     )
@@ -87,6 +96,7 @@ def confine(plan: Plan) -> None:
         # What the device keeps for this worker lies in places that are closed to it as a whole.
         _keep_homely(landlock.ways_to(closed), plan)
         own = [(each, landlock.READ) for each in plan.read] + [(each, landlock.ALL) for each in plan.write]
+        own += [(each, landlock.PLAIN) for each in plan.plain]
         landlock.restrict([*landlock.everything_but(closed), *own])
     _drop_capabilities()
 

@@ -17,8 +17,11 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
+REMOVE_FILE, MAKE_REG = 1 << 5, 1 << 8
 _REFER, TRUNCATE = 1 << 13, 1 << 14
 READ = EXECUTE | READ_FILE | READ_DIR
+# Plain files, made, written and deleted: no link, no folder, no pipe, where somebody else will open what is there.
+PLAIN = READ_FILE | READ_DIR | WRITE_FILE | TRUNCATE | MAKE_REG | REMOVE_FILE
 # All of ABI 1 (13 rights) and those that later ones added. What may be asked of a device by ioctl is left to the
 # device's owner and mode, as it is without Landlock.
 _BY_ABI = {1: (1 << 13) - 1, 2: _REFER, 3: TRUNCATE}
