@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
+import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,9 +13,10 @@ from hypothesis import strategies as st
 from tests.edge.world import DEVICE, LONG_S, Cloud
 
 from marram.bus.client import Bus
-from marram.bus.codec import BlobAsk
+from marram.bus.codec import BlobAsk, pack_blob
 from marram.edge.bundles import Bundles
 from marram.edge.fetch import Fetcher, Pace
+from marram.lab import virtual
 from marram.schema.errors import Threat, Untrusted
 from marram.schema.model import File, Manifest
 
@@ -179,6 +182,77 @@ async def test_cancelled_at_once_it_leaves_what_came(cloud: Cloud, bus: Bus, bun
     assert partial and body.startswith(partial)
     await fetch(bus, bundles, manifest)
     assert content(bundles, manifest) == {"model": body}
+
+
+class Wire:
+    """A cloud whose answers come in any order, each after its share of a link's time; `short`: now and then less."""
+
+    def __init__(self, body: bytes, rate_bytes_s: float, short: bool) -> None:
+        self.body, self.rate_bytes_s, self.short = body, rate_bytes_s, short
+        self.connected = True
+        self.under_way = self.at_once = self.asked = 0
+        self.waits: list[int] = []
+        self._asks: list[int] = []
+        self._chance = random.Random(1)
+
+    async def request(self, subject: str, payload: bytes, timeout_s: float) -> bytes:
+        ask = BlobAsk.unpack(payload)
+        self.under_way += ask.length
+        self.asked += ask.length
+        self._asks.append(ask.length)
+        self.at_once = max(self.at_once, len(self._asks))
+        self.waits.append(self.under_way)
+        try:
+            await asyncio.sleep(0.01 + self.under_way / self.rate_bytes_s * self._chance.uniform(0.8, 1))
+        finally:
+            self.under_way -= ask.length
+            self._asks.remove(ask.length)
+        length = ask.length // 2 if self.short and self._chance.random() < 0.1 else ask.length
+        return pack_blob(self.body[ask.offset : ask.offset + max(1, length)], len(self.body))
+
+
+@pytest.mark.parametrize(("rate_bytes_s", "most"), [(25_000.0, 16_000), (250_000.0, 64_000), (1e8, 1_000_000)])
+@pytest.mark.parametrize("short", [False, True], ids=["whole", "short"])
+def test_no_more_is_under_way_than_the_link_carries_in_a_moment(
+    bundles: Bundles, rate_bytes_s: float, most: int, short: bool
+) -> None:
+    """An inference or an event asks at any time, and waits for what is under way."""
+    body = os.urandom(8_000_000 if rate_bytes_s > 1e6 else 300_000)
+    digest = hashlib.sha256(body).hexdigest()
+    manifest = Manifest(files=[File(path="model", sha256=digest, size_bytes=len(body))])
+    wire = Wire(body, rate_bytes_s, short)
+    virtual.run(lambda: Fetcher(wire, bundles, DEVICE).fetch(manifest.files, lambda _: None))
+    assert content(bundles, manifest) == {"model": body}
+    # Once it knows the link.
+    assert max(wire.waits[10:], default=0) <= most
+    assert (wire.at_once > 2) == (rate_bytes_s > 1e6)
+    assert short or wire.asked == len(body)
+
+
+@pytest.mark.parametrize("after_bytes", [1, 500_000, 3_000_000, 7_999_999])
+def test_killed_on_the_way_it_asks_again_for_what_was_under_way_at_most(bundles: Bundles, after_bytes: int) -> None:
+    body = os.urandom(8_000_000)
+    digest = hashlib.sha256(body).hexdigest()
+    manifest = Manifest(files=[File(path="model", sha256=digest, size_bytes=len(body))])
+    wire = Wire(body, 1e8, short=False)
+
+    async def work() -> None:
+        first = Fetcher(wire, bundles, DEVICE)
+        task = asyncio.create_task(first.fetch(manifest.files, lambda _: None))
+        while first.fetched_bytes < after_bytes and not task.done():
+            await asyncio.sleep(0.001)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert used(bundles.partial(manifest.files[0])) < first.fetched_bytes + 10_000, "room that was taken is back"
+        await Fetcher(wire, bundles, DEVICE).fetch(manifest.files, lambda _: None)
+
+    virtual.run(work)
+    assert content(bundles, manifest) == {"model": body}
+    assert wire.asked - len(body) <= 1_000_000
+
+
+def used(place: Path) -> int:
+    return place.stat().st_blocks * 512 if place.exists() else 0
 
 
 @given(

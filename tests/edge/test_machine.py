@@ -13,6 +13,8 @@ import pytest
 from tests.edge.rig import BREAKS, CRASHES, FAILS, GROWS, HANGS, Rig, Script
 
 from marram.edge import hold
+from marram.edge.bundles import Bundles
+from marram.edge.ground import Ground
 from marram.edge.journal import Journal
 from marram.edge.state import Folder
 from marram.edge.supervisor import Cause, Exit
@@ -345,3 +347,67 @@ def test_a_worker_killed_at_every_moment_of_its_trial(tmp_path: Path) -> None:
             await rig.until(lambda app, version=version: app.running == version and app.state is COMMITTED)
 
     play(tmp_path, work)
+
+
+# ---------------------------------------------------------------- room
+
+
+def test_two_apps_that_do_not_fit_together_and_what_is_collected_for_room(device_disk: Path) -> None:
+    """48 MB, of which 32 MB are kept for the outbox: one of them fits."""
+
+    async def work(rig: Rig) -> None:
+        big, other = rig.app(1, size=11_000_000), rig.app(1, "other", size=11_000_004)
+        rig.want(big)
+        await rig.start()
+        await rig.until_state(COMMITTED, 1)
+        rig.fetched = 0
+        rig.want(big, other)
+        while (told := rig.told(name="other")) is None or "too full" not in told.reason:
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(60)
+        told = rig.told(name="other")
+        assert told is not None and told.state is PENDING and told.refused == []
+        assert rig.fetched <= 1, "of what does not fit only the page that says what it needs is fetched"
+        rig.want(other)
+        await asyncio.sleep(30)
+        told = rig.told(name="other")
+        assert told is not None and told.state is COMMITTED
+
+    play(device_disk, work)
+
+
+def test_what_is_kept_is_what_runs_and_one_step_back(tmp_path: Path) -> None:
+    async def work(rig: Rig) -> None:
+        await with_first(rig)
+        for version in (2, 3):
+            rig.want(rig.app(version))
+            await rig.until_state(COMMITTED, version)
+        rig.scripts[4] = FAILS
+        rig.want(rig.app(4))
+        await rig.until_state(ROLLED_BACK, 4)
+        await asyncio.sleep(10)
+        here = {place.name for place in (tmp_path / "pi-1" / "blobs").iterdir()}
+        assert here == {file.sha256 for n in (2, 3) for file in rig.app(n).files.files}
+
+    play(tmp_path, work)
+
+
+async def test_nothing_is_collected_that_is_just_being_brought(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    old, new = rig.app(1), rig.app(2)
+    bundles = Bundles(tmp_path, reserve_bytes=0)
+    bundles.make()
+    for app in (old, new):
+        for file in app.files.files:
+            bundles.partial(file).write_bytes(rig.blobs[file.sha256])
+            bundles.accept(file)
+    ground = Ground(
+        folder=Folder(tmp_path), bundles=bundles, fetcher=None, bus=None, device="pi-1", needed=lambda: [old]
+    )  # type: ignore[arg-type]
+    async with ground.files(new):
+        await ground.sweep()
+        assert bundles.missing([new.files]) == []
+        sweeping = asyncio.create_task(ground.sweep())
+    await sweeping
+    await ground.sweep()
+    assert bundles.missing([old.files]) == [] and bundles.missing([new.files])

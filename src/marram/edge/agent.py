@@ -348,7 +348,9 @@ class Agent:
                 told_s = time.monotonic()
                 log.warning("%s", words)
             needed = {(app.name, app.version) for app in self._needed()}
-            if needed != swept and all(keeper.record.settled for keeper in self._keepers.values()):
+            if not all(keeper.record.settled for keeper in self._keepers.values()):
+                swept = None
+            elif needed != swept:
                 await self._ground.sweep()
                 swept = needed
             with contextlib.suppress(TimeoutError):
