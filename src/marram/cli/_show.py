@@ -91,6 +91,10 @@ def answer(event: EventView) -> str:
     inner = data.get("result")
     result: dict[str, Any] = inner if isinstance(inner, dict) else data
     words: list[str] = []
+    if event.kind.value == "deployment":
+        way = " → ".join(str(data[end]) for end in ("from", "to") if data.get(end))
+        told = (f"version {data['version']}" if data.get("version") else "", way or str(data.get("what", "")))
+        return "  ".join(filter(None, (*told, str(data.get("reason", "")))))
     if event.kind.value == "message" and "topic" in data:
         words += [str(data["topic"]), str(data.get("payload", ""))]
     # A result's own `reason` tells why it was placed there: for `--json`, not for a line.

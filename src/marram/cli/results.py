@@ -121,7 +121,7 @@ def _line(event: EventView) -> Text:
         "  ",
         f"{event.app:<14}",
         "  ",
-        (f"{event.kind.value:<7}", _STYLES.get(event.kind.value, "")),
+        (f"{event.kind.value:<10}", _STYLES.get(event.kind.value, "")),
         "  ",
         _show.plain(_show.answer(event), 400),
     )
