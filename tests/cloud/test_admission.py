@@ -8,7 +8,9 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import time
+from asyncio.subprocess import DEVNULL
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,9 @@ from marram.bus import subjects
 from marram.bus.accounts import Accounts, ServerFiles
 from marram.bus.callout import Caller
 from marram.bus.client import Bus
-from marram.bus.server import EmbeddedServer
+from marram.bus.server import EmbeddedServer, find_server
 from marram.bus.tls import TlsFiles
+from marram.cli import execute as run_command
 from marram.cloud import eviction
 from marram.cloud.admission import Admission, Refusals
 from marram.cloud.provision import provision
@@ -102,6 +105,7 @@ async def test_of_two_that_use_one_identity_the_first_stays_and_the_operator_hea
             await until(lambda: refusals(cloud)[Threat.CLONED])
             assert not copy.connected and first.connected and first.reconnects == 0
         assert "cloned identity: two use it at once" in caplog.text
+        assert "device.cloned" in {row.action for row in await asyncio.to_thread(cloud.state.store.audit.list)}
 
 
 async def test_a_device_that_comes_back_is_no_double_of_itself(
@@ -238,3 +242,28 @@ async def talking(bus: Bus) -> AsyncIterator[None]:
         yield
     finally:
         task.cancel()
+
+
+async def test_a_broker_of_ones_own_is_configured_by_a_command(
+    tmp_path: Path, device: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, keys = tmp_path / "broker", tmp_path / "keys"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    assert await asyncio.to_thread(run_command, ["cloud", "init", "--keys", str(keys)]) == 0
+    asked = ["cloud", "broker-config", str(out), "--name", "127.0.0.1", "--port", str(port), "--keys", str(keys)]
+    assert await asyncio.to_thread(run_command, asked) == 0
+    words = capsys.readouterr().out
+    assert f"--nats tls://127.0.0.1:{port} --keys {keys}" in words
+    assert all(file.stat().st_mode & 0o077 == 0 for file in out.iterdir())
+    server = await asyncio.create_subprocess_exec(find_server(), "-c", "nats.json", cwd=out, stderr=DEVNULL)
+    try:
+        settings = Settings(folder=tmp_path / "cloud", port=0, nats=f"tls://127.0.0.1:{port}", keys=keys)
+        async with Cloud(settings).running() as cloud:
+            bus = await device(cloud, "pi")
+            assert bus.connected
+            await bus.close()
+    finally:
+        server.kill()
+        await server.wait()

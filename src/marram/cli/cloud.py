@@ -23,6 +23,7 @@ from marram.schema.units import format_duration
 
 try:
     from marram.cli import _root
+    from marram.cloud.broker import OWN_SERVER_LIFE_S, write_configuration
     from marram.cloud.provision import provision
     from marram.cloud.server import Cloud
     from marram.cloud.settings import Role, Settings
@@ -77,7 +78,7 @@ def cloud(
     ] = 0,
     role: Annotated[list[str] | None, typer.Option(help="all, or one or more of api, ingest, fleet, replica.")] = None,
     nats: Annotated[
-        str | None, typer.Option(envvar="MARRAM_NATS", help="A broker of your own: nats://USER:PASSWORD@HOST:4222")
+        str | None, typer.Option(envvar="MARRAM_NATS", help="A broker of your own: tls://HOST:4222")
     ] = None,
     database: Annotated[
         str | None,
@@ -151,6 +152,26 @@ def init(
     print(f"kept in {place.folder}: copy it to a safe place; whoever has it can be this cloud")
     if signing:
         print(f"keys of root and targets in {offline or place.offline}: move them to a safe place of their own")
+
+
+@app.command("broker-config")
+def broker_config(
+    out: Annotated[Path, typer.Argument(help="The folder to make; it goes to the broker's machine as a whole.")],
+    name: Annotated[list[str], typer.Option(help="A host name or address of the broker; any number of times.")],
+    port: Annotated[int, typer.Option(help="The broker listens there.", min=1, max=65535)] = 4222,
+    folder: Annotated[Path | None, typer.Option(help="The cloud's folder. Default: $MARRAM_HOME/cloud")] = None,
+    keys: KeysOption = None,
+) -> None:
+    """Write the configuration of a broker of your own (nats-server), with its certificate, from the cloud's keys."""
+    settings = Settings(folder=(folder or paths.cloud()).absolute(), keys=None if keys is None else keys.absolute())
+    place = Keys(settings.keys_folder)
+    written = write_configuration(place, out.absolute(), name, port)
+    print(
+        f"on the broker's machine: cd {out.name} && nats-server -c {written.name}   (it holds passwords: keep it there)"
+    )
+    print(f"each role: marram cloud --role ROLE --nats tls://{name[0]}:{port} --keys {place.folder}")
+    days = OWN_SERVER_LIFE_S / 86_400
+    print(f"its certificate is good for {days:.0f} days: make it again before, and reload the server")
 
 
 def _more_files() -> None:

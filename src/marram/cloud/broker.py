@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from marram.bus.accounts import CALLOUT, CONTROL, SYSTEM, Accounts, ServerFiles
+from marram.bus.accounts import CALLOUT, CONTROL, SYSTEM, Accounts, ServerFiles, configuration
 from marram.bus.callout import Callout
 from marram.bus.client import Bus
 from marram.bus.connections import Connections
@@ -32,6 +34,26 @@ from marram.trust.keys import Keys
 log = logging.getLogger(__name__)
 
 CONNECT_S = 10.0
+
+
+OWN_SERVER_LIFE_S = 397 * 86_400.0
+
+
+def write_configuration(keys: Keys, folder: Path, names: Sequence[str], port: int) -> Path:
+    """What a nats-server that somebody else runs needs, in `folder`: its configuration, certificate, authority.
+
+    The server is started in that folder, and reached as `names`. Returns the configuration's file. Raises Missing,
+    Refused (keys), Permanent (folder).
+    """
+    authority, accounts = Authority.open(keys), Accounts(keys.read(keys.callout_seed))
+    make_folder(folder)
+    certificate = authority.server_certificate(names, time.time(), OWN_SERVER_LIFE_S)
+    files = ServerFiles(Path("server.pem"), Path("ca.pem"))
+    text = json.dumps(configuration(accounts, files, "0.0.0.0", port, names[0]), indent=2) + "\n"
+    keys.write(folder / files.identity, certificate)
+    keys.write(folder / files.authority, authority.certificate_pem)
+    keys.write(folder / "nats.json", text.encode())
+    return folder / "nats.json"
 
 
 class Broker:

@@ -21,6 +21,7 @@ from marram.bus.client import Bus, Message
 from marram.bus.connections import Connection, Connections
 from marram.schema.errors import Invalid, MarramError
 from marram.store import Store
+from marram.store.audit import CLOUD
 
 log = logging.getLogger(__name__)
 
@@ -150,6 +151,9 @@ class Evictions:
                 stale += [each for each in living if each is not first]
                 for double in doubles:
                     self._bar(device, double.name, self._pace.bar_s)
+                    await asyncio.to_thread(
+                        self._store.audit.add, CLOUD, "device.cloned", device, stays=first.address, cut=double.address
+                    )
                     log.error(
                         "%s: cloned identity: two use it at once, from %s (stays) and %s (cut and kept out). "
                         "Find the copy; then remove the device and join it again: marram device remove %s",
