@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import shutil
 import struct
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ from marram.runtime.admit.pickles import is_pickle
 from marram.runtime.bundle import CARD, Bundle, dump_card
 from marram.schema.errors import Invalid, Threat, Untrusted
 from marram.schema.model import Engine, Input, ModelCard, Output, Task, Variant
+from marram.system import landlock
 
 # Enough for the tiny models here, little enough that what is endless ends soon.
 SMALL = Bounds(memory_bytes=1_000_000_000, cpu_s=2, wall_s=60)
@@ -175,6 +179,34 @@ def test_a_crash_is_said_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         fault = parent._fall(status, False, "net.onnx", said, SMALL)
         assert isinstance(fault, Untrusted) and fault.threat is threat, status
     assert isinstance(parent._fall(1, False, "net.onnx", "Traceback\nBoom", SMALL), Invalid)
+
+
+def test_who_opens_it_sees_the_bundle_and_no_secret_of_the_machine(tmp_path: Path) -> None:
+    """`tokenize FILE` stands for whatever an engine may be made to do."""
+    if not landlock.abi():
+        pytest.skip("this kernel has no Landlock")
+    (tmp_path / "b").mkdir()
+    for place in (tmp_path / "b" / "mine.py", tmp_path / "secret.py"):
+        place.write_text("x = 1\n")
+    box = [sys.executable, "-P", "-m", "marram.runtime.admit.box", str(tmp_path / "b"), "tokenize"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "b" / "none")}
+    own = subprocess.run([*box, str(tmp_path / "b" / "mine.py")], capture_output=True, text=True, env=environment)
+    assert own.returncode == 0 and "NAME" in own.stdout
+    for secret in (tmp_path / "secret.py", Path("/etc/passwd"), Path(f"/proc/{os.getpid()}/environ")):
+        refused = subprocess.run([*box, str(secret)], capture_output=True, text=True, env=environment)
+        assert refused.returncode != 0 and "Permission denied" in refused.stdout + refused.stderr, secret
+    copying = [*box[:-1], "zipfile", "-c", str(tmp_path / "b" / "out.zip"), str(tmp_path / "b" / "mine.py")]
+    assert subprocess.run(copying, capture_output=True, env=environment).returncode != 0
+    assert not (tmp_path / "b" / "out.zip").exists()
+
+
+def test_a_real_exported_program_is_opened_in_there(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    layer = torch.nn.Linear(4, 3).eval()
+    folder = tmp_path / "b"
+    attacks._write(folder, b"", "net.pt2", Engine.TORCH)
+    torch.export.save(torch.export.export(layer, (torch.zeros(1, 4),)), folder / "net.pt2")
+    assert admit(folder) == []
 
 
 # ---------------------------------------------------------------- pickles, alone

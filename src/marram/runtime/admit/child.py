@@ -26,7 +26,7 @@ from marram.schema.errors import Invalid, MarramError, NotReady, Permanent, Thre
 from marram.schema.model import Engine, Variant
 
 _STARVED = ("bad_alloc", "bad allocation", "allocate memory", "out of memory", "failed to allocate", "length_error")
-# What it may write: its words, and no more.
+# The most that a file of what it writes may have: its words, and what an engine keeps beside them for a moment.
 _MOST_WRITTEN_BYTES = 4_000_000
 
 

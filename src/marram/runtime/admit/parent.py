@@ -23,6 +23,7 @@ from marram.system.children import tied
 # Each opens a model: more at once would only take the memory from one another.
 _AT_ONCE = threading.BoundedSemaphore(2)
 _ENVIRONMENT = ("PATH", "LANG", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "SYSTEMROOT")
+_CHILD = "marram.runtime.admit.child"
 _OUT_OF_MEMORY = ("bad_alloc", "MemoryError", "out of memory", "Cannot allocate", "length_error")
 
 
@@ -50,15 +51,21 @@ def admit(folder: Path, bounds: Bounds | None = None) -> list[str]:
     a file that takes down who opens it), Invalid (card and files do not agree), Retryable (no process can be started).
     """
     bounds = bounds or Bounds.of(folder)
-    with _AT_ONCE, tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as complained:
+    with (
+        _AT_ONCE,
+        tempfile.TemporaryDirectory(prefix="marram-admit-") as scratch,
+        tempfile.TemporaryFile() as said,
+        tempfile.TemporaryFile() as complained,
+    ):
         try:
             process = subprocess.Popen(
-                tied([sys.executable, "-P", "-m", "marram.runtime.admit.child"]),
+                tied([sys.executable, "-P", "-m", "marram.runtime.admit.box", str(folder.absolute()), _CHILD]),
                 stdin=subprocess.PIPE,
                 stdout=said,
                 stderr=complained,
                 cwd=folder,
-                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | {"MALLOC_ARENA_MAX": "2"},
+                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+                | {"MALLOC_ARENA_MAX": "2", "TMPDIR": scratch, "HOME": scratch},
                 start_new_session=True,
             )
         except OSError as error:
