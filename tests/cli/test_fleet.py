@@ -230,3 +230,7 @@ def test_an_event_is_said_in_words() -> None:
     alert = {"condition": "frame.hour > 22", "state": "raised", "result": {"label": "person"}}
     assert words(Event(EventKind.ALERT, "a", 0, alert)) == "frame.hour > 22  raised  person"
     assert words(Event(EventKind.MESSAGE, "a", 0, {"topic": "sensor/data", "payload": "7"})) == "sensor/data  7"
+    moved = {"what": "moved", "version": 7, "from": "provisional", "to": "rolled_back", "reason": "too slow"}
+    assert words(Event(EventKind.DEPLOYMENT, "a", 0, moved)) == "version 7  provisional → rolled_back  too slow"
+    held = {"what": "hold", "version": None, "from": None, "to": None, "reason": "line 4 runs"}
+    assert words(Event(EventKind.DEPLOYMENT, "", 0, held)) == "hold  line 4 runs"
