@@ -19,6 +19,7 @@ from marram.cloud import replicas as module
 from marram.cloud.replicas import Replicas, ReplicaState, Served
 from marram.cloud.server import Cloud
 from marram.cloud.settings import Settings
+from marram.registry import Registry
 from marram.runtime.image import encode_jpeg
 from marram.schema.api import DeployAsk
 from marram.schema.errors import Invalid, Missing, NotReady
@@ -90,7 +91,9 @@ async def test_a_deployed_cloud_model_is_served_restarted_and_ended(
 
 async def test_a_model_that_cannot_be_loaded_says_why_and_harms_nobody(cloud: Cloud, until: Any, colours: Path) -> None:
     (colours / "net.onnx").write_bytes(b"this is no model")
-    await asyncio.to_thread(cloud.state.registry.add_folder, colours)
+    # As where the cloud that took it in had no engine to open it with.
+    unopened = Registry(cloud.state.store.models, cloud.state.objects, admits=lambda folder: ["it was not opened"])
+    await asyncio.to_thread(unopened.add_folder, colours)
     await asyncio.to_thread(cloud.state.deploy, DeployAsk(app_yaml=APP))
     await until(lambda: (one := served(cloud)) and one.restarts >= 2)
     one = served(cloud)

@@ -12,8 +12,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from marram.cli._install import install, uninstall
 from marram.cli import _show
+from marram.cli._install import install, uninstall
 from marram.cli._options import parsed
 from marram.edge import hold as holding
 from marram.edge.join import check_broker
