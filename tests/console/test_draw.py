@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from marram.console import draw
 from marram.console.watcher import History, Picture, Point
 from marram.schema.api import EventView, Status
-from marram.schema.device import AppState, Device, DeviceInfo, DeviceState, Reported, ReportedApp
+from marram.schema.device import AppState, Chosen, Device, DeviceInfo, DeviceState, Reported, ReportedApp
 from marram.schema.event import EventKind
 
 
@@ -86,7 +86,8 @@ _TAGS = {"header", "span", "h2", "div", "p", "b", "br", "code", "svg", "rect", "
 @given(data=st.dictionaries(_KEYS, _VALUE), kind=st.sampled_from(list(EventKind)), text=_EVIL)
 def test_nothing_a_device_sends_becomes_markup(data: dict[str, Any], kind: EventKind, text: str) -> None:
     event = EventView(id=1, device="d", app=text, kind=kind, time_s=0, data=data)
-    app = ReportedApp(name="a", version=1, state=AppState.ROLLED_BACK, reason=text, stats=data)
+    chosen = [Chosen(model=text, variant="v", why=text)]
+    app = ReportedApp(name="a", version=1, state=AppState.ROLLED_BACK, reason=text, stats=data, chosen=chosen)
     seen = Device(id="d", labels={text: text}, info=DeviceInfo(machine=text), reported=Reported(apps=[app]))
     history = History()
     for moment in (1.0, 2.0, 3.0):
@@ -103,3 +104,10 @@ def test_history_counts_what_came_between_reports() -> None:
         history.take(float(moment), {"edge": edge, "cloud": cloud, "recent_p50_ms": 5})
     # The first is the ground; the same moment, or the same counts, are no news; a new worker counts from nothing.
     assert [(p.edge, p.cloud) for p in history.points] == [(4, 6), (2, 1)]
+
+
+def test_the_variant_that_a_device_chose_is_shown_with_its_reason() -> None:
+    chosen = Chosen(model="net@1", variant="int8", why="fastest here: int8 4 ms, <b>fp32</b> 9 ms")
+    app = ReportedApp(name="a", version=1, state=AppState.COMMITTED, chosen=[chosen])
+    card = draw._app(app, 1, [])
+    assert "net@1 int8: fastest here: int8 4 ms, &lt;b&gt;fp32" in card

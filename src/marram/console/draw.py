@@ -109,7 +109,15 @@ def _app(app: ReportedApp, wanted: int | None, points: list[Point]) -> str:
     )
     if app.reason:
         line += f'<p class="fault">{escape(app.reason[:400])}</p>'
-    return line + _placement(stats, points) + _figures(stats, points) + _errors(stats)
+    return line + _chosen(app) + _placement(stats, points) + _figures(stats, points) + _errors(stats)
+
+
+def _chosen(app: ReportedApp) -> str:
+    """Which variant of each model runs there, and why."""
+    return "".join(
+        f'<p class="why">{escape(each.model[:80])} {escape(each.variant)}: {escape(each.why[:200])}</p>'
+        for each in app.chosen[:8]
+    )
 
 
 def _placement(stats: dict[str, Any], points: list[Point]) -> str:
