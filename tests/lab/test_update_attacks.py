@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from marram.lab.attacks import bundles, updates
+from marram.lab.attacks import bundles, streams, updates
 from marram.lab.attacks.updates import APP, DOCUMENTS, OLD, Scene
 
 
@@ -67,3 +67,8 @@ def test_a_clock_that_was_ahead_once_leaves_nothing_behind(tmp_path: Path) -> No
     assert not updates.attempt("ahead", frozenset(), scene.meet).refused
     scene.skew_s = 0
     scene.meet()
+
+
+def test_clouds_that_never_come_to_an_end(tmp_path: Path) -> None:
+    outcomes = list(streams.mount_all(tmp_path))
+    assert len(outcomes) == 2 * len(streams.STREAMS) and not [each for each in outcomes if not each.refused]

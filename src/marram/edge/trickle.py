@@ -20,9 +20,9 @@ LEAST_BYTES_PER_S = 500.0
 class Floor:
     """One file's progress. Make a new one for each attempt: what the link was away for does not count."""
 
-    def __init__(self, what: str, now_s: Callable[[], float] = time.monotonic) -> None:
-        self._what, self._now_s = what, now_s
-        self._since_s, self._bytes = now_s(), 0
+    def __init__(self, what: str, now_s: Callable[[], float] | None = None) -> None:
+        self._what, self._now_s = what, now_s or time.monotonic
+        self._since_s, self._bytes = self._now_s(), 0
 
     def came(self, size_bytes: int) -> None:
         """An answer brought so much. Raises Untrusted (SLOW) where that is too little for too long."""
