@@ -342,7 +342,9 @@ def test_a_narrower_one_decides_over_its_own_devices_only(fleet: Fleet) -> None:
     fleet.tick(4)
     wide = fleet.deploy(2, plan=QUICK | {"soak_s": 30.0})
     narrow = fleet.deploy(3, {"site": "y"}, plan=QUICK)
-    assert fleet.row(wide.id).state is RolloutState.RUNNING
+    fleet.tick(2)
+    assert (fleet.row(wide.id).state, fleet.row(wide.id).stage) == (RolloutState.RUNNING, 1)
+    assert len(fleet.rollout.rollouts.look(wide.id, fleet.now_s).seen) == 6
     fleet.settle(narrow.id)
     fleet.settle(wide.id)
     assert {name[0]: version for name, version in fleet.runs().items()} == {"x": 2, "y": 3}
