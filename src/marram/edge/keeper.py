@@ -12,33 +12,23 @@ import asyncio
 import logging
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import ValidationError
-
 from marram.edge import deploy
-from marram.edge.before import earlier
-from marram.edge.bundles import check_size
+from marram.edge.bringing import Bringing
 from marram.edge.deploy import AppRecord
 from marram.edge.gate import Figures, Gate
 from marram.edge.ground import Ground
-from marram.edge.measuring import ASKED, Ways, measure_app
-from marram.edge.sandbox import plan
 from marram.edge.supervisor import Cause, Exit, Life, WorkerSpec
-from marram.edge.tasks import cancelled, finished
-from marram.edge.variants import app_file, card_alone, chosen, engines, memory_limit, needed, taste_of
+from marram.edge.tasks import cancelled, finished, first
 from marram.schema.device import AppState, Chosen, DesiredApp, ReportedApp
 from marram.schema.errors import MarramError, Permanent, Retryable, Untrusted
 from marram.schema.health import Health
 from marram.schema.journal import Entry, What
-from marram.schema.model import Engine, Manifest
-from marram.schema.units import format_duration, format_size
+from marram.schema.units import format_duration
 
 log = logging.getLogger("marram.edge")
 
-LARGEST_BUNDLE_BYTES = 4_000_000_000
 # Pauses between restarts, doubled each time: of a version on trial, and of a proven one (for ever).
 TRIAL_PAUSE_S = 0.5
 FIRST_PAUSE_S = 1.0
@@ -56,6 +46,7 @@ class Keeper:
     def __init__(self, ground: Ground, record: AppRecord, *, new: bool = False) -> None:
         """`new`: the record is not on disk yet."""
         self._ground = ground
+        self._bringing = Bringing(ground, record.target.name, self._waiting)
         self.record = record
         self.removed = False
         self.restarts = 0
@@ -130,13 +121,9 @@ class Keeper:
         app = self.record.runs
         if app is None or self.removed or model not in {None, *(each.name for each in app.models)}:
             return
-        bundles, broken = self._ground.bundles, self._ground.engines.broken
-        async with self._ground.files(app):
-            taste = await asyncio.to_thread(taste_of, app, bundles, broken, self._ground.choices)
-            await measure_app(app, self._ways, taste, ASKED, again=True, only=model)
-            picked = [await asyncio.to_thread(chosen, m, bundles, taste, proven=False) for m in app.models]
+        picked = await self._bringing.measure(app, model)
         before = [(each.model, each.variant) for each in self._chosen]
-        self._chosen = [each for of_one in picked for each in of_one]
+        self._chosen = picked
         if [(each.model, each.variant) for each in self._chosen] != before and self._worker is not None:
             log.info("%s: starts anew: another variant is the best now", self.name)
             self._renewing = asyncio.create_task(self._worker.stop())
@@ -240,105 +227,31 @@ class Keeper:
 
     async def _prepared(self, app: DesiredApp, *, proven: bool) -> WorkerSpec:
         """Fetch, check and install what `app` needs, however long the link makes it wait. Raises Permanent, Invalid."""
-        bundles, broken, pause_s = self._ground.bundles, self._ground.engines.broken, FIRST_PAUSE_S
-        told = ""
+        pause_s, told = FIRST_PAUSE_S, ""
         while True:
-            async with self._ground.files(app):
-                try:
-                    if not proven:
-                        await self._believed(app)
-                    # A card says which variant runs here; all that is needed then is one reservation.
-                    await self._bring([app_file(app), *map(card_alone, app.models)])
-                    taste = await asyncio.to_thread(taste_of, app, bundles, broken, self._ground.choices)
-                    if not proven:
-                        await measure_app(app, self._ways, taste)
-                    models = [await asyncio.to_thread(needed, m, bundles, taste, proven=proven) for m in app.models]
-                    wheels = await asyncio.to_thread(self._ground.envs.wheels, app)
-                    await self._bring([app.files, *models, wheels])
-                    folders = [await asyncio.to_thread(bundles.install, m) for m in (app.files, *models)]
-                    packages = [await self._ground.envs.install(wheels)] if wheels.files else []
-                    secrets = await self._ground.secrets(app.secrets)
-                    self._passed_over = self._ground.engines.words(await self._suspects(app, proven=proven))
-                    picked = [await asyncio.to_thread(chosen, m, bundles, taste, proven=proven) for m in app.models]
-                    self._chosen = [each for of_one in picked for each in of_one]
-                    self._waiting("")
-                    if told:
-                        self._noted("")
-                    break
-                except Retryable as error:
-                    self._waiting(str(error))
-                    if proven and str(error) != told:
-                        # It ran before, and what it waits for now (a secret, a file) is told beside its state.
-                        self._noted(told := str(error))
-                    longest_s = LONGEST_PAUSE_S / 6
-                except Untrusted as error:
-                    # No fault of this version: somebody on the way may want us to give it up.
-                    self._waiting(str(error))
-                    longest_s = LONGEST_UNTRUSTED_S
+            try:
+                brought = await self._bringing.bring(app, proven=proven)
+                break
+            except Retryable as error:
+                self._waiting(str(error))
+                if proven and str(error) != told:
+                    # It ran before, and what it waits for now (a secret, a file) is told beside its state.
+                    self._noted(told := str(error))
+                longest_s = LONGEST_PAUSE_S / 6
+            except Untrusted as error:
+                # No fault of this version: somebody on the way may want us to give it up.
+                self._waiting(str(error))
+                longest_s = LONGEST_UNTRUSTED_S
             if not proven:
                 self._start_steady()  # whatever state it was in, something proven runs meanwhile
             await self._ground.sweep()  # it may be room that is missing
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, longest_s)
-        replaced = self.record.runs if not proven else None
-        before = await asyncio.to_thread(earlier, replaced, bundles, broken, self._ground.choices)
-        places = {f"{m.name}@{m.version}": place for m, place in zip(app.models, folders[1:], strict=True)}
-        folder, groups = self._ground.folder, self._ground.groups
-        page = _page(folders[0] / "app.yaml")
-        return WorkerSpec(
-            device=self._ground.device,
-            app=app.name,
-            version=app.version,
-            folder=folders[0],
-            models=places,
-            cloud=[model.model_dump(mode="json") for model in app.cloud],
-            outbox=folder.outbox,
-            work=folder.work(app.name),
-            log=folder.log_file(app.name),
-            memory_bytes=memory_limit(page),
-            health=_health(page),
-            verify=not proven,
-            started=self.record.started,
-            packages=tuple(packages),
-            before=before,
-            secrets=secrets,
-            plan=plan(
-                folder.path,
-                [*folders, *packages, *(before.folders if before else [])],
-                [folder.work(app.name)],
-                None if groups is None else groups.place(app.name, app.version),
-                [folder.outbox.parent],
-            ),
-        )
-
-    @property
-    def _ways(self) -> Ways:
-        """How variants are fetched and measured for this app: by a process that sees of the device what it measures."""
-        path = self._ground.folder.path
-        return Ways(self._ground.bundles, self._ground.choices, self._bring, lambda bundle: plan(path, [bundle], []))
-
-    async def _believed(self, app: DesiredApp) -> None:
-        """Whatever is wrong with a signature, or with asking for it, is no fault of the version.
-
-        Raises Untrusted, Retryable.
-        """
-        try:
-            await self._ground.verify(app)
-        except Untrusted:
-            raise
-        except Permanent as error:
-            raise Retryable(error.what, where=error.where, hint=error.hint) from error
-
-    async def _bring(self, manifests: list[Manifest]) -> None:
-        """Fetch what is not here of them. Raises Permanent, Invalid."""
-        for manifest in manifests:
-            check_size(manifest, LARGEST_BUNDLE_BYTES)
-        missing = await asyncio.to_thread(self._ground.bundles.missing, manifests)
-        if missing:
-            started_s = time.monotonic()
-            await self._ground.fetcher.fetch(missing, self._waiting)
-            size, took = sum(f.size_bytes for f in missing), time.monotonic() - started_s
-            log.info("%s: fetched %s in %s", self.name, format_size(size), format_duration(took))
+        self._passed_over, self._chosen = brought.passed_over, brought.chosen
+        self._waiting("")
+        if told:
+            self._noted("")
+        return await self._bringing.spec(brought, self.record, proven=proven)
 
     def _waiting(self, reason: str) -> None:
         if self.record.settled or reason == self.record.reason:
@@ -397,7 +310,7 @@ class Keeper:
         return end
 
     async def _prove(self, worker: Life, health: Health) -> Exit | None:
-        if not await _first(worker.verified, worker):
+        if not await first(worker.verified, worker.exited):
             return worker.exited.result()
         if self.record.state is AppState.FETCHED:
             self._move(AppState.VERIFIED)
@@ -406,7 +319,7 @@ class Keeper:
         if self.record.state is AppState.VERIFIED:
             self._move(AppState.PROVISIONAL)
         worker.go()
-        if not await _first(worker.running, worker):
+        if not await first(worker.running, worker.exited):
             return worker.exited.result()
         gate = Gate(health, time.monotonic())
         while True:
@@ -420,7 +333,7 @@ class Keeper:
             )
             if verdict is not None:
                 break
-            await _first(worker.news, worker, GATE_LOOK_S)
+            await first(worker.news, worker.exited, GATE_LOOK_S)
         version = self.record.target.version
         self._keep(deploy.wrote(self.record, What.GATE, version, verdict.reason, verdict.evidence))
         if not verdict.passed:
@@ -475,7 +388,9 @@ class Keeper:
                         self._ground.changed()
                         return
                     if end.cause is Cause.STOPPED:
-                        worker = None
+                        if counted:
+                            self._keep(deploy.landed(self.record))
+                        worker, counted = None, False
                         continue
                     lasted_s, reason, worker, counted = time.monotonic() - worker.started_s, end.reason, None, False
                     if lasted_s > deploy.STEADY_S:
@@ -531,17 +446,8 @@ class Keeper:
 
     async def _engines_fail(self, app: DesiredApp, *, proven: bool) -> bool:
         """Whether an engine for one of the app's models turns out not to load: another variant may do."""
-        suspects = await self._suspects(app, proven=proven)
-        changed = await self._ground.engines.examine(suspects)
-        self._passed_over = self._ground.engines.words(suspects)
+        changed, self._passed_over = await self._bringing.examine(app, proven=proven)
         return changed and bool(self._passed_over)
-
-    async def _suspects(self, app: DesiredApp, *, proven: bool) -> set[Engine]:
-        found, bundles, broken = set[Engine](), self._ground.bundles, self._ground.engines.broken
-        taste = await asyncio.to_thread(taste_of, app, bundles, broken, self._ground.choices)
-        for model in app.models:
-            found |= await asyncio.to_thread(engines, model, bundles, taste, proven=proven)
-        return found
 
     def _fell(self, app: DesiredApp, end: Exit, lasted_s: float, pause_s: float) -> None:
         self.restarts += 1
@@ -587,34 +493,6 @@ class Keeper:
             log.warning("%s: cannot be remembered: %s", self.name, error)
 
 
-def _page(app_file: Path) -> dict[str, Any]:
-    """An app file, as far as it can be read. The worker parses it in full and says what is wrong with it."""
-    try:
-        document = yaml.safe_load(app_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):
-        return {}
-    return document if isinstance(document, dict) else {}
-
-
-def _health(page: dict[str, Any]) -> Health:
-    """`health` of an app file."""
-    try:
-        return Health.model_validate(page.get("health") or {})
-    except ValidationError:
-        return Health()
-
-
 def _worth_telling(streak: int) -> bool:
     """Whether this end in a row is told in the journal: the first few, then ever more rarely."""
     return 0 < streak <= 5 or streak.bit_count() == 1
-
-
-async def _first(event: asyncio.Event, worker: Life, timeout_s: float | None = None) -> bool:
-    """Wait for `event` or the worker's end, so long at most; whether the event came."""
-    waiting: asyncio.Future[Any] = asyncio.ensure_future(event.wait())
-    ended: asyncio.Future[Any] = worker.exited
-    try:
-        await asyncio.wait([waiting, ended], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        waiting.cancel()
-    return event.is_set()

@@ -32,3 +32,13 @@ async def _ended(task: asyncio.Task[None]) -> None:
         # Again and again: until Python 3.12 `wait_for` loses a cancellation that comes together with the result.
         task.cancel()
         await asyncio.wait([task], timeout=1)
+
+
+async def first(event: asyncio.Event, ended: asyncio.Future[Any], timeout_s: float | None = None) -> bool:
+    """Wait for `event` or for `ended`, so long at most; whether the event came."""
+    waiting: asyncio.Future[Any] = asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait([waiting, ended], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
+    return event.is_set()
