@@ -14,6 +14,7 @@ import ssl
 import struct
 import sys
 import termios
+from asyncio import sslproto
 from collections.abc import Callable
 from typing import cast
 from urllib.parse import ParseResult
@@ -21,6 +22,10 @@ from urllib.parse import ParseResult
 from marram.bus.library import Transport
 
 _CLOSE_S = 0.5
+
+# asyncio's TLS keeps a buffer of 256 kB for each connection, touched or not: too much for an agent that is to be small,
+# and for hundreds of them in one process. A record has 16 kB.
+sslproto.SSLProtocol.max_size = 64 * 1024
 
 
 class Link(Transport):
