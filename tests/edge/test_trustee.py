@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -184,3 +186,12 @@ async def test_no_process_outlives_its_question(world: World, hanging: Callable[
     with pytest.raises(asyncio.CancelledError):
         await asking
     assert not Path(f"/proc/{number}").exists()
+
+
+def test_the_question_that_a_deployment_waits_for_loads_little() -> None:
+    """Its process starts for each deployment: whatever it loads stands between that and its first result."""
+    code = "import sys, marram.edge.trustee_verify; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-P", "-c", code], check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert not {"asyncio", "httpx", "pydantic", "ssl", "urllib3", "yaml", "cryptography.x509"} & set(loaded)

@@ -6,7 +6,7 @@ import asyncio
 import socket
 from typing import Any
 
-from marram.bus.codec import unpack_dict
+from marram.bus.packing import unpack_dict
 from marram.edge.channel import BACKLOG_BYTES, HEADER, MAX_FRAME_BYTES, encode
 from marram.schema.errors import Invalid
 

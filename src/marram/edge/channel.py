@@ -27,7 +27,7 @@ import struct
 import threading
 from typing import Any
 
-from marram.bus.codec import MAX_MESSAGE_BYTES, pack, unpack_dict
+from marram.bus.packing import MAX_MESSAGE_BYTES, pack, unpack_dict
 from marram.schema.errors import Invalid
 
 MAX_FRAME_BYTES = MAX_MESSAGE_BYTES + 4096

@@ -2,7 +2,8 @@
 
 The process loads what the agent must not (X.509, TUF) and asks back over the same pair of sockets for what only the
 agent can bring: signed metadata. It believes nothing the agent brings, and the agent never sees the device's key.
-`trustee_inside` has the other end, and answers the same questions in a thread where many devices share a process.
+`answering` is the other end; where many devices share a process, `trustee_inside` answers the same questions in a
+thread.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from marram.edge.agent_end import AgentEnd
+from marram.edge.answering import fault, fault_of
 from marram.edge.process import kill_group, worker_environment
 from marram.edge.trustee import Metadata
 from marram.schema.device import DesiredApp
-from marram.schema.errors import KINDS, MarramError, Permanent, Retryable, Threat, Untrusted
+from marram.schema.errors import MarramError, Permanent, Retryable, Threat, Untrusted
 
 # All of one question; what a bad link needs for a list of a few thousand versions.
 _LONGEST_S = 900.0
+# Who answers; the others are `trustee_inside`'s.
+_MODULES = {"verify": "marram.edge.trustee_verify"}
 
 
 class Questions(ABC):
@@ -71,7 +75,7 @@ class ChildTrustee(Questions):
             ours, theirs = socket.socketpair()
             try:
                 process = await asyncio.create_subprocess_exec(
-                    sys.executable, "-P", "-m", "marram.edge.trustee_inside",
+                    sys.executable, "-P", "-m", _MODULES.get(question["t"], "marram.edge.trustee_inside"),
                     str(theirs.fileno()), str(os.getpid()), str(self._folder),
                     stdin=asyncio.subprocess.DEVNULL, pass_fds=[theirs.fileno()],
                     env=worker_environment(os.environ), start_new_session=True,
@@ -120,16 +124,6 @@ async def _converse(channel: AgentEnd, question: dict[str, Any], metadata: Metad
             channel.send({"t": "content", "content": await metadata(message["name"], message["most_bytes"])})
         except MarramError as error:
             channel.send(fault(error))
-
-
-def fault(error: MarramError) -> dict[str, Any]:
-    """An error as it travels between the two processes."""
-    return {"t": "fault", "kind": error.kind, "what": error.what, "where": error.where, "hint": error.hint}
-
-
-def fault_of(message: dict[str, Any]) -> MarramError:
-    """The inverse of `fault`."""
-    return KINDS.get(message["kind"], Permanent)(message["what"], where=message["where"], hint=message["hint"])
 
 
 async def _none(name: str, most_bytes: int) -> bytes | None:

@@ -8,26 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import os
-import socket
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from marram.edge.channel import WorkerEnd
+from marram.edge.answering import Fetch, serve
 from marram.edge.identity import IdentityFiles
-from marram.edge.process import die_with
 from marram.edge.renewing import Renewing
 from marram.edge.trustee import Metadata
-from marram.edge.trustee_child import Questions, fault, fault_of
+from marram.edge.trustee_child import Questions
+from marram.edge.trustee_verify import verify
 from marram.edge.vault import Vault
-from marram.schema.errors import Invalid, MarramError, Missing, Retryable
+from marram.schema.errors import Invalid, Missing, Retryable
 from marram.schema.words import file_fault
-from marram.trust.clock import Clock, Sources
+from marram.trust.clock import Sources
 from marram.trust.identity import device_of
-from marram.trust.verifier import Fetch, Verifier
 
 
 class Answers:
@@ -56,19 +52,7 @@ class Answers:
         return work(question, fetch)
 
     def _verify(self, question: dict[str, Any], fetch: Fetch) -> dict[str, Any]:
-        try:
-            root = self._identity.root.read_bytes()
-        except FileNotFoundError as error:
-            raise Missing(
-                "this device was never told whose signatures it should trust",
-                where=str(self._identity.root),
-                hint="Join it again: marram edge join",
-            ) from error
-        except OSError as error:
-            raise Retryable(f"cannot be read: {file_fault(error)}", where=str(self._identity.root)) from error
-        clock = Clock(self._folder / "trust" / "clock.json", self._time_sources)
-        Verifier(self._folder / "trust", root, clock).verify(question["documents"], fetch)
-        return {}
+        return verify(self._folder, question, fetch, self._time_sources)
 
     def _renewal(self, question: dict[str, Any], fetch: Fetch) -> dict[str, Any]:
         return {"request": self._renewing.request()}
@@ -131,32 +115,5 @@ class InsideTrustee(Questions):
             raise
 
 
-def main() -> None:
-    """`python -m marram.edge.trustee_inside SOCKET PARENT FOLDER`: one question, one answer, the end."""
-    number, parent, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-    die_with(parent)
-    channel = WorkerEnd(socket.socket(fileno=number))
-    question = channel.receive()
-    if question is None:
-        return
-
-    def fetch(name: str, most_bytes: int) -> bytes | None:
-        channel.send({"t": "metadata", "name": name, "most_bytes": most_bytes})
-        message = channel.receive()
-        if message is None:
-            os._exit(1)  # nobody wants to know any more
-        if message["t"] == "fault":
-            raise fault_of(message)
-        content: bytes | None = message["content"]
-        return content
-
-    try:
-        reply = {"t": "answer", "answer": Answers(folder).answer(question, fetch)}
-    except MarramError as error:
-        reply = fault(error)
-    channel.send(reply)
-    channel.drain(5)
-
-
 if __name__ == "__main__":
-    main()
+    serve(lambda folder, question, fetch: Answers(folder).answer(question, fetch))

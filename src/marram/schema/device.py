@@ -10,13 +10,10 @@ from pydantic import Field
 
 from marram.schema.ids import Name
 from marram.schema.model import Manifest, ModelCard, Strict
+from marram.schema.signed import PROJECT
 
 # A device reports this often, and on each change; three intervals without a word and it counts as offline.
 REPORT_INTERVAL_S = 3.0
-
-
-# Whose signing key the versions are under, until there are several projects.
-PROJECT = "main"
 
 
 def app_target(name: str, version: int) -> str:

@@ -9,14 +9,18 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from marram.schema.device import PROJECT
 from marram.schema.errors import Invalid
 
+# Namespaces in signed names and in blobs belong to a project; there is one for now.
+PROJECT = "main"
 ROOT, TARGETS, SNAPSHOT, TIMESTAMP = "root", "targets", "snapshot", "timestamp"
 # Its keys sign while the cloud runs; `targets` says which paths are its to sign.
 ONLINE = (PROJECT, SNAPSHOT, TIMESTAMP)
 OFFLINE = (ROOT, TARGETS)
 ROLES = (*OFFLINE, *ONLINE)
+
+# When a document was signed, in whole seconds since 1970: a device's clock cannot be earlier than that.
+ISSUED = "x-marram-issued"
 
 # The one document that is asked for without a version: it is how everybody finds the others.
 _NAME = re.compile(r"(?:(?P<version>[1-9][0-9]{0,9})\.)?(?P<role>[a-z0-9][a-z0-9_-]{0,62})\.json")

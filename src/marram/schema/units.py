@@ -12,6 +12,10 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, WithJsonSchema
 
+from marram.schema.words import format_duration as format_duration
+from marram.schema.words import format_rate as format_rate
+from marram.schema.words import format_size as format_size
+
 _DURATION_S = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "day": 86400.0, "d": 86400.0}
 _SIZE_BYTES = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _POWER_W = {"mW": 1e-3, "W": 1.0}
@@ -98,30 +102,3 @@ Size = _quantity(int, parse_size, "300 MB")
 Budget = _quantity(float, parse_budget, "50 MB/day")
 Power = _quantity(float, parse_power, "6 W")
 Share = _quantity(float, parse_share, "5 %")
-
-
-def format_duration(seconds: float) -> str:
-    """0.0241 -> `24 ms`; 75 -> `75 s`."""
-    if seconds < 1e-3:
-        return f"{seconds * 1e6:.0f} µs"
-    if seconds < 1:
-        return f"{seconds * 1e3:.0f} ms"
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def format_size(size_bytes: float) -> str:
-    """5_300_000 -> `5.3 MB`."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if abs(size_bytes) >= factor:
-            return f"{size_bytes / factor:.3g} {unit}"
-    return f"{size_bytes:.0f} B"
-
-
-def format_rate(bits_per_s: float) -> str:
-    """6.1e6 -> `6.1 Mbit/s`."""
-    for unit, factor in (("Gbit/s", 1e9), ("Mbit/s", 1e6), ("kbit/s", 1e3)):
-        if bits_per_s >= factor:
-            return f"{bits_per_s / factor:.3g} {unit}"
-    return f"{bits_per_s:.0f} bit/s"

@@ -43,3 +43,30 @@ def field_fault(fault: Mapping[str, Any], *, echo: bool = True) -> str:
     message = str(fault["msg"])
     message = f"{message[0].lower()}{message[1:]}"
     return f"{message}, got {reprlib.repr(fault.get('input'))}" if echo else message
+
+
+def format_duration(seconds: float) -> str:
+    """0.0241 -> `24 ms`; 75 -> `75 s`."""
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.0f} µs"
+    if seconds < 1:
+        return f"{seconds * 1e3:.0f} ms"
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def format_size(size_bytes: float) -> str:
+    """5_300_000 -> `5.3 MB`."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(size_bytes) >= factor:
+            return f"{size_bytes / factor:.3g} {unit}"
+    return f"{size_bytes:.0f} B"
+
+
+def format_rate(bits_per_s: float) -> str:
+    """6.1e6 -> `6.1 Mbit/s`."""
+    for unit, factor in (("Gbit/s", 1e9), ("Mbit/s", 1e6), ("kbit/s", 1e3)):
+        if bits_per_s >= factor:
+            return f"{bits_per_s / factor:.3g} {unit}"
+    return f"{bits_per_s:.0f} bit/s"

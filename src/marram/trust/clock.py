@@ -16,6 +16,7 @@ from pathlib import Path
 
 from marram.system import files
 
+DAY_S = 86_400.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 

@@ -16,9 +16,8 @@ from securesystemslib.signer import Signer, SSlibKey
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Root, Targets
 
-from marram.schema.device import PROJECT
 from marram.schema.errors import Invalid, MarramError, Missing, Permanent, Refused
-from marram.schema.signed import ROLES, ROOT, TARGETS
+from marram.schema.signed import PROJECT, ROLES, ROOT, TARGETS
 from marram.trust.repository import date, next_version, parse, role_keyids
 from marram.trust.signers import short
 

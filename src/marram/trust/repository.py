@@ -32,18 +32,15 @@ from tuf.api.metadata import (
     Timestamp,
 )
 
-from marram.schema.device import PROJECT
 from marram.schema.errors import Conflict, Invalid, Missing, Permanent, Retryable
-from marram.schema.signed import ONLINE, ROOT, SNAPSHOT, TARGETS, TIMESTAMP, SignedDocument
+from marram.schema.signed import ISSUED, ONLINE, PROJECT, ROOT, SNAPSHOT, TARGETS, TIMESTAMP, SignedDocument
+from marram.trust.clock import DAY_S as DAY_S
 
-DAY_S = 86_400.0
 LIFE_S = {ROOT: 365 * DAY_S, TARGETS: 365 * DAY_S, PROJECT: 90 * DAY_S, SNAPSHOT: 7 * DAY_S, TIMESTAMP: DAY_S}
 # With so much of its life left (or less), an online role is signed anew.
 _RENEW_S = {PROJECT: 60 * DAY_S, SNAPSHOT: 4 * DAY_S, TIMESTAMP: DAY_S / 2}
 # What the project's key may sign; TUF's patterns go part by part between slashes.
 PATHS = [f"apps/{PROJECT}/*/*", f"models/{PROJECT}/*/*"]
-# When it was signed, in whole seconds since 1970: a device's clock cannot be earlier than that.
-ISSUED = "x-marram-issued"
 # Devices fetch the whole list whenever it changes: about 200 bytes each.
 MOST_TARGETS = 5000
 _TRIES = 20

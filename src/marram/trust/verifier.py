@@ -24,16 +24,13 @@ from urllib.parse import unquote
 from tuf.api import exceptions
 from tuf.api.metadata import Metadata, Root, TargetFile, Targets, Timestamp
 from tuf.api.serialization import DeserializationError, SerializationError
-from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
-from marram.schema.device import PROJECT
 from marram.schema.errors import NotReady, Retryable, Threat, Untrusted
-from marram.schema.signed import ROOT, SNAPSHOT, TARGETS, TIMESTAMP
-from marram.schema.units import format_duration
-from marram.schema.words import file_fault
+from marram.schema.signed import ISSUED, PROJECT, ROOT, SNAPSHOT, TARGETS, TIMESTAMP
+from marram.schema.words import file_fault, format_duration
 from marram.system import files
-from marram.trust.clock import Clock
-from marram.trust.repository import DAY_S, ISSUED
+from marram.trust.clock import DAY_S, Clock
+from marram.trust.library import FetcherInterface, Updater, UpdaterConfig
 
 # Asks for signed metadata by its name: at most so many bytes. None: there is no such file. Raises MarramError.
 Fetch = Callable[[str, int], bytes | None]

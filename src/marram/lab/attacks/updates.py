@@ -19,9 +19,8 @@ from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Tar
 
 from marram.lab.attacks.outcome import Outcome, attempt
 from marram.lab.attacks.publisher import Publisher
-from marram.schema.device import PROJECT
 from marram.schema.errors import Threat
-from marram.schema.signed import ROLES, ROOT, SNAPSHOT, TARGETS, TIMESTAMP, metadata_name
+from marram.schema.signed import PROJECT, ROLES, ROOT, SNAPSHOT, TARGETS, TIMESTAMP, metadata_name
 from marram.trust import signers
 from marram.trust.clock import Clock, Sources
 from marram.trust.repository import DAY_S, LIFE_S, date
