@@ -236,7 +236,8 @@ async def test_whatever_file_of_the_folder_is_damaged_it_recovers(cloud: Cloud, 
     chance = random.Random(how)
     damaged = 0
     # Who it is and whom it trusts, it was told once: without that it has to join again.
-    told = {device.folder.path / "credentials.yaml", device.folder.identity.root}
+    identity = device.folder.identity.own.parent
+    told = {device.folder.path / "credentials.yaml", *identity.iterdir()}
     for file in sorted(p for p in device.folder.path.rglob("*") if p.is_file() and p not in told):
         content = file.read_bytes()
         if how == "truncated":
@@ -306,7 +307,7 @@ async def test_a_full_disk_is_waited_for(cloud: Cloud, device_disk: Path) -> Non
         await cloud.until_stored(20)
         await device.stop()
         # Full when it starts: it waits instead of ending, which would only have it started again and again.
-        for leftover in device.folder.path.glob("outbox.db-*"):
+        for leftover in device.folder.outbox.parent.glob("outbox.db-*"):
             leftover.unlink()
         fill(filler)
         await device.start()
