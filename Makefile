@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
 
-.PHONY: demo test check bench docs lock clean system
+.PHONY: demo test check bench prove docs lock clean system
 
 demo: $(VENV)/.demo
 	@$(BIN)/marram demo $(ARGS)
@@ -21,6 +21,10 @@ check: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	@$(BIN)/python -m bench $(ARGS)
+
+# Power cuts, full disks, attacks, a fleet, bad links: one JSON line. ARGS=--small for a sample, ARGS=attacks for a part.
+prove: $(VENV)/.dev system
+	@$(BIN)/python -m marram.lab.prove $(ARGS)
 
 docs: $(VENV)/.dev
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/docs

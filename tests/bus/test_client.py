@@ -18,7 +18,17 @@ from marram.bus.client import Bus, BusState, Message, Timing
 from marram.lab.gatehouse import Gatehouse
 from marram.lab.shaper import Link
 from marram.lab.traces import constant
-from marram.schema.errors import Invalid, MarramError, Missing, NotReady, Permanent, Refused, Retryable
+from marram.schema.errors import (
+    Invalid,
+    MarramError,
+    Missing,
+    NotReady,
+    Permanent,
+    Refused,
+    Retryable,
+    Threat,
+    Untrusted,
+)
 
 Connect = Callable[..., Awaitable[Bus]]
 Until = Callable[..., Awaitable[None]]
@@ -348,10 +358,12 @@ async def test_a_device_speaks_and_hears_only_as_itself(
     await one.wait_connected(5)
     await two.wait_connected(5)
     for subject in ("d.d2.events", "d.d2.report", "d.*.events", "$SYS.REQ.SERVER.PING", "_INBOX_d2.x"):
-        with pytest.raises((Refused, Invalid)):
+        with pytest.raises((Untrusted, Invalid)):
             await one.request(subject, b"", 5)
     for subject in ("d.d2.desired", "d.*.desired", "d.d2.events", "_INBOX_d2.>", "_INBOX.>", ">", "infer.>"):
-        await one.subscribe(subject, note)
+        with pytest.raises(Untrusted) as refused:
+            await one.subscribe(subject, note)
+        assert refused.value.threat is Threat.NOT_YOURS
     await one.subscribe("d.d1.desired", note)
     assert await two.request("d.d2.events", b"secret", 5) == b"secret"
     for subject in ("d.d2.desired", "d.d1.desired", "infer.x.1", "anything"):

@@ -1,13 +1,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +14,10 @@ import yaml
 from tests.edge.world import LONG_S, ticking
 
 from marram.bus.http import CloudApi
-from marram.cloud.threshold import server_context
 from marram.edge.join import check_broker, join
 from marram.edge.platform import machine
 from marram.edge.state import Folder
+from marram.lab.attacks.impostor import Impostor
 from marram.schema.device import AppState
 from marram.schema.errors import Conflict, Invalid, MarramError, NotReady, Refused, Retryable, Threat, Untrusted
 from marram.trust import JOIN, identity, new_token
@@ -145,35 +142,10 @@ async def test_a_token_joins_once(api: CloudApi, url: str, tmp_path: Path) -> No
     assert not Folder(tmp_path / "two").joined()
 
 
-class Impostor(threading.Thread):
-    """Another cloud on a port, with an authority of its own; `heard` is all that it was told."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(daemon=True)
-        self.authority = Authority.create(Keys(folder / "keys"), time.time())
-        self.heard = b""
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"https://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._context = server_context(folder, self.authority.server_certificate(["localhost"], time.time()))
-        self.start()
-
-    def run(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                plain, _ = self._listener.accept()
-                with contextlib.suppress(OSError), self._context.wrap_socket(plain, server_side=True) as secured:
-                    self.heard += secured.recv(65536)
-                    head = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
-                    secured.sendall(head + self.authority.certificate_pem)
-
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self.join(10)
-
-
 async def test_no_other_cloud_ever_sees_the_token(api: CloudApi, tmp_path: Path) -> None:
-    impostor = Impostor(tmp_path)
+    other = Authority.create(Keys(tmp_path / "keys"), time.time())
+    shown = other.server_certificate(["localhost"], time.time())
+    impostor = Impostor(tmp_path, shown, other.certificate_pem)
     token = api.create_token().token
     try:
         with pytest.raises(Untrusted) as caught:

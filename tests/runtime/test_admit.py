@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from marram.lab.attacks import models as attacks
 from marram.lab.attacks.models import MODEL_ATTACKS, ModelAttack
 from marram.runtime import probe
-from marram.runtime.admit import Bounds, admit, admit_bundle, parent
+from marram.runtime.admit import admit, admit_bundle, parent
 from marram.runtime.admit import child as admitting
 from marram.runtime.admit.archives import look_into
 from marram.runtime.admit.pickles import is_pickle
@@ -29,8 +29,7 @@ from marram.schema.errors import Invalid, Threat, Untrusted
 from marram.schema.model import Engine, Input, ModelCard, Output, Task, Variant
 from marram.system import landlock
 
-# Enough for the tiny models here, little enough that what is endless ends soon.
-SMALL = Bounds(memory_bytes=1_000_000_000, cpu_s=2, wall_s=60)
+SMALL = attacks.BOUNDS
 # Those that only the engine itself meets: they need the child's bounds.
 _BOUNDED = {"memory-bomb", "endless-loop"}
 

@@ -21,7 +21,7 @@ from marram.bus.library import Msg
 from marram.bus.session import ERROR_HEADER, Login, Session, Timing
 from marram.bus.subjects import device_of
 from marram.bus.tls import TlsFiles
-from marram.schema.errors import Invalid, MarramError, NotReady, Permanent, Refused, Retryable
+from marram.schema.errors import Invalid, MarramError, NotReady, Permanent, Refused, Retryable, Untrusted
 
 log = logging.getLogger(__name__)
 
@@ -175,7 +175,7 @@ class Bus:
         """Ask whoever handles `subject`; the reply's payload.
 
         Raises NotReady (not connected, nobody answers there; at once), Retryable (no answer in time, connection lost
-        meanwhile, link choked), Refused (not permitted), Invalid (too big), or what the handler there raised.
+        meanwhile, link choked), Untrusted (NOT_YOURS: not permitted), Invalid (too big), or what the handler raised.
         """
         return await self._up().request(subject, payload, timeout_s)
 
@@ -197,7 +197,7 @@ class Bus:
         """Handle what is sent to `subject` (in a queue group: a share of it), from now on and over every reconnect.
 
         While connected it returns once the broker has taken it. Up to `parallel` messages are handled side by side;
-        with 1 their order is kept. Raises Invalid (malformed subject or queue).
+        with 1 their order is kept. Raises Invalid (malformed subject or queue), Untrusted (NOT_YOURS: not permitted).
         """
         if not _SUBJECT.fullmatch(subject) or any(character.isspace() for character in queue or ""):
             raise Invalid(f"{subject!r} (queue {queue!r}) is not a subject to listen to")
@@ -209,8 +209,12 @@ class Bus:
         try:
             await self._listen(session, wanted)
             await session.settle()
+            session.check_permitted(subject)
         except Retryable:
             log.debug("lost while subscribing to %s", subject)
+        except Untrusted:
+            self._subscriptions.remove(wanted)
+            raise
 
     def reconnect(self) -> None:
         """Leave the present connection, or the pause before the next attempt, and connect anew: the identity changed.

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from marram.bus.library import Client, Msg, nats_errors
 from marram.bus.link import Link
 from marram.bus.tls import TlsFiles, tls_fault
-from marram.schema.errors import KINDS, Invalid, NotReady, Refused, Retryable
+from marram.schema.errors import KINDS, Invalid, NotReady, Refused, Retryable, Threat, Untrusted
 
 log = logging.getLogger(__name__)
 # nats-py logs every lost connection with its traceback; whatever matters of it reaches `_on_error` too.
@@ -89,6 +89,7 @@ class Session:
         self._asked = 0
         self._waiting: dict[str, tuple[str, asyncio.Future[Msg]]] = {}
         self._gathering: dict[str, asyncio.Queue[bytes]] = {}
+        self._denied: dict[str, Untrusted] = {}  # subjects in lower case
         self._tasks: list[asyncio.Task[None]] = []
         self._opening = True
         self._ping_mark: int | None = None  # bytes written when the outstanding PING was
@@ -170,6 +171,7 @@ class Session:
             async with asyncio.timeout(timeout_s):
                 message = await answer
         except TimeoutError as error:
+            self.check_permitted(f"{self._inbox}.*")  # else we could not hear it
             raise Retryable(f"no answer on {subject} within {timeout_s:g} s") from error
         finally:
             del self._waiting[token]
@@ -234,6 +236,11 @@ class Session:
         except (nats_errors.Error, OSError) as error:
             raise Retryable(f"no connection to the broker: {error}") from error
 
+    def check_permitted(self, subject: str) -> None:
+        """Once it is settled: that the broker lets us listen to `subject`. Raises Untrusted (NOT_YOURS)."""
+        if fault := self._denied.get(subject.lower()):
+            raise fault
+
     async def settle(self) -> None:
         """Wait until the broker has taken all that was said so far, subscriptions too. Raises Retryable (lost)."""
         pong = asyncio.create_task(self._client.rtt(86_400))
@@ -273,10 +280,15 @@ class Session:
             log.debug("client: %r", error)
 
     def _on_denied(self, what: str, subject: str) -> None:
-        log.error("the broker does not permit %s %s on %s", self._login.user, what, subject)
+        does = "send on" if what == "publish" else "listen to"
+        fault = Untrusted(f"the broker does not permit {self._login.user} to {does} {subject}", threat=Threat.NOT_YOURS)
+        log.error("%s", fault)
+        if what == "subscription":
+            self._denied[subject.lower()] = fault
+            return
         for asked, answer in self._waiting.values():
             if asked.lower() == subject.lower() and not answer.done():  # the client puts it in lower case
-                answer.set_exception(Refused(f"the broker does not permit {self._login.user} to send on {subject}"))
+                answer.set_exception(fault)
 
     async def _on_closed(self) -> None:
         self._lose(str(self._client.last_error or "closed by the broker").removeprefix("nats: "))

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 
 from marram.schema.api import JoinAsk, RenewAsk, TokenAsk, TokenMade, TokenView
-from marram.schema.errors import Conflict, Invalid, Refused, Threat, Untrusted
+from marram.schema.errors import Conflict, Invalid, Threat, Untrusted
 from marram.schema.ids import new_id
 from marram.schema.units import format_duration
 from marram.store import CertificateRow, Store, TokenRow, actor, auditing, check_standing
@@ -57,8 +57,8 @@ class Enrolment:
     def join(self, ask: JoinAsk, now_s: float | None = None) -> Enrolled:
         """A new device.
 
-        Raises Refused (the token), Untrusted (SPENT: used before; OTHER_CLOUD: another cloud's; REVOKED: the name of a
-        revoked device; WRONG_KEY: the request), Invalid (the request), Conflict (the name is taken).
+        Raises Refused (no join token), Untrusted (of the token SPENT, STALE, UNKNOWN, OTHER_CLOUD; REVOKED: the name of
+        a revoked device; CLONED, WRONG_KEY: the request), Invalid (the request), Conflict (the name is taken).
         """
         now_s = time.time() if now_s is None else now_s
         row = self._proven(ask.token, now_s)
@@ -122,15 +122,16 @@ class Enrolment:
         row = self._store.tokens.get(token.id)
         good = proves(token.secret, row.secret_hash if row else "0" * 64)
         if row is None or not good:
-            raise Refused("this cloud does not know the token", hint=_AGAIN)
+            raise Untrusted("this cloud does not know the token", threat=Threat.UNKNOWN, hint=_AGAIN)
         if row.uses_left < 1 or row.expires_s <= now_s:
             raise self._spent(row.id, now_s)
         return row
 
-    def _spent(self, token: str, now_s: float) -> Refused:
+    def _spent(self, token: str, now_s: float) -> Untrusted:
         row = self._store.tokens.get(token)
         if row is not None and row.expires_s <= now_s:
-            return Refused(f"the token expired {format_duration(now_s - row.expires_s)} ago", hint=_AGAIN)
+            ago = format_duration(now_s - row.expires_s)
+            return Untrusted(f"it expired {ago} ago", threat=Threat.STALE, hint=_AGAIN)
         return Untrusted("the token was used already", threat=Threat.SPENT, hint=_AGAIN)
 
 

@@ -7,6 +7,7 @@ what is wrong with it, and the next step.
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import ClassVar
 
@@ -87,6 +88,8 @@ class Threat(StrEnum):
     SLOW = "slow data"  # so slow that it would never end
     WRONG_KEY = "wrong key"  # signed by keys that are not (or not enough of) those we trust
     SPENT = "spent token"  # a join token used before
+    STALE = "expired token"
+    UNKNOWN = "unknown token"  # a guess, or one that was revoked
     OTHER_CLOUD = "other cloud"  # not the cloud that the token or the certificate names
     CLONED = "cloned identity"  # an identity that somebody else uses, or one that was replaced
     REVOKED = "revoked identity"
@@ -102,7 +105,7 @@ class Threat(StrEnum):
 class Untrusted(Refused):
     """A check of identity, signature or content failed: `threat` names what it would have let in.
 
-    Its words begin with the threat's name, from which it is known again where it travelled as text.
+    Its words begin with the threat's name, from which it is known again where it travelled as text, `where` before it.
     """
 
     kind = "untrusted"
@@ -110,7 +113,7 @@ class Untrusted(Refused):
     def __init__(
         self, what: str, *, threat: Threat | None = None, where: str | None = None, hint: str | None = None
     ) -> None:
-        named = next((each for each in Threat if what.startswith(f"{each.value}: ")), None)
+        named = next((each for each in Threat if re.match(rf"(\S+: )?{each.value}: ", what)), None)
         super().__init__(f"{threat.value}: {what}" if threat and threat is not named else what, where=where, hint=hint)
         self.threat = threat or named
 

@@ -16,16 +16,25 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from marram.lab.attacks.outcome import Outcome, attempt
+from marram.registry.registry import Registry
 from marram.runtime import probe
+from marram.runtime.admit import Bounds, admit
 from marram.runtime.bundle import CARD, dump_card
-from marram.schema.errors import Threat
+from marram.schema.errors import Permanent, Threat
 from marram.schema.model import Engine, Input, ModelCard, Output, Task, Variant
+from marram.store import Objects, open_store
 
+# Enough for the tiny models here, little enough that what is endless ends soon.
+BOUNDS = Bounds(memory_bytes=1_000_000_000, cpu_s=2, wall_s=60)
+# What a payload makes where it runs.
+RAN = "pickle-ran"
 FILE = "net.onnx"
 
 
@@ -60,7 +69,7 @@ def harmless(folder: Path) -> None:
 
 class _Payload:
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.mkdir, (Path("pickle-ran"),))
+        return (Path.mkdir, (Path(RAN),))
 
 
 def _evil(protocol: int = 4) -> bytes:
@@ -335,3 +344,37 @@ MODEL_ATTACKS: list[ModelAttack] = [
     ModelAttack("memory-bomb", "one operator makes terabytes", _E, _content(memory_bomb)),
     ModelAttack("endless-loop", "a graph that never ends", _E, _content(endless_loop)),
 ]  # fmt: skip
+
+
+def mount_all(folder: Path) -> Iterator[Outcome]:
+    """Bring each bundle to a registry of its own, as `marram model add` does: nothing of it may come in, or run."""
+    if _bring(harmless, folder / "harmless") != ["it came in"]:
+        raise Permanent("the registry does not take in what is harmless: that it refuses attacks shows nothing")
+    for attack in MODEL_ATTACKS:
+        harm: list[str] = []
+        bring = partial(_bring, attack.make, folder / attack.name, harm)
+        outcome = attempt(f"model: {attack.name}", attack.threat, bring)
+        yield replace(outcome, reason=None, words=", ".join(harm)) if harm else outcome
+
+
+def _bring(make: Callable[[Path], None], folder: Path, harm: list[str] | None = None) -> list[str]:
+    """Have a fresh registry take a bundle in; what came of it, in `harm` too, however it ends."""
+    harm = [] if harm is None else harm
+    make(folder / "bundle")
+    store = open_store(folder / "registry.db")
+
+    def admits(checked: Path) -> list[str]:
+        try:
+            return admit(checked, BOUNDS)
+        finally:
+            if (checked / RAN).exists():
+                harm.append("its payload ran")
+
+    registry = Registry(store.models, Objects(folder / "objects"), scratch=folder, admits=admits)
+    try:
+        registry.add_folder(folder / "bundle")
+    finally:
+        if registry.list():
+            harm.append("it came in")
+        store.close()
+    return harm
