@@ -217,7 +217,7 @@ def _put_in(scene: Scene) -> None:
 
 
 def _check(log: Path) -> None:
-    """As `marram audit check` does. Raises Untrusted where it is not whole."""
+    """As `marram audit verify` does. Raises Untrusted where it is not whole."""
     store = open_store(log)
     try:
         found = store.audit.verify()
