@@ -8,6 +8,9 @@ import signal
 import sys
 from pathlib import Path
 
+from marram.edge import _unplugged as _unplugged  # before anything that imports pydantic
+
+# isort: split
 from marram.edge.agent import Agent, Around, Settings
 from marram.edge.cgroups import Groups
 from marram.edge.notify import Notifier
