@@ -304,11 +304,12 @@ def test_a_worker_loads_only_what_every_app_needs_and_user_code_all_it_wants() -
     program = """
 import sys
 import marram.edge.worker
-print([name for name in ("asyncio", "nats", "httpx", "paho", "ssl", "_hashlib", "cv2", "torch") if name in sys.modules])
-import hashlib, hmac, secrets, ssl
+unwanted = ("asyncio", "nats", "httpx", "paho", "ssl", "_hashlib", "email", "importlib.metadata", "cv2", "torch")
+print([name for name in unwanted if name in sys.modules])
+import hashlib, hmac, importlib.metadata, secrets, ssl
 assert hashlib.pbkdf2_hmac("sha256", b"x", b"y", 1).hex() and hmac.new(b"k", b"m", "sha256").hexdigest()
 assert hashlib.new("sha256", b"x").hexdigest() and secrets.compare_digest(secrets.token_hex(4), "no") is False
-assert "_hashlib" in sys.modules
+assert "_hashlib" in sys.modules and importlib.metadata.version("pydantic")
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr

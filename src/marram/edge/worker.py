@@ -20,6 +20,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from marram.edge import _small as _small  # before anything that imports secrets
+from marram.edge import _unplugged as _unplugged  # before anything that imports pydantic
 
 # isort: split
 from marram.bus.outbox import Outbox

@@ -8,7 +8,6 @@ top level (a "pinned" function that polls a camera), and that is no fault.
 from __future__ import annotations
 
 import difflib
-import importlib.metadata
 import importlib.util
 import inspect
 import re
@@ -32,6 +31,10 @@ _RULE = re.compile(r"^\s*(?P<sign>>=|<=|==|!=|~=|>|<)\s*(?P<version>\d+(?:\.\d+)
 
 def check_requirements(requires: list[str], where: str) -> None:
     """Raises NotReady where a package that the function needs is not installed here, or too old or new."""
+    if not requires:
+        return
+    from importlib.metadata import PackageNotFoundError, version  # 1 MB, for the few apps that name a package
+
     for requirement in requires:
         match = _REQUIREMENT.match(requirement)
         if not match:
@@ -41,8 +44,8 @@ def check_requirements(requires: list[str], where: str) -> None:
         name = match["name"]
         install = f"pip install '{requirement}'" if match["rules"] else f"pip install {requirement}"
         try:
-            installed: str | None = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
+            installed: str | None = version(name)
+        except PackageNotFoundError:
             # Also a module that no package brought (a vendor's image), under the name it is imported by.
             installed = None
             if importlib.util.find_spec(name.split(".", maxsplit=1)[0].replace("-", "_")) is None:
