@@ -9,6 +9,7 @@ it has for each.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -621,17 +622,24 @@ def _delegates_on(scene: Scene) -> None:
 # ---------------------------------------------------------------- bytes at random
 
 
+_SIGNATURE = re.compile(rb'"sig":("[0-9a-f]+")')
+
+
 def flipped(folder: Path, count: int, seed: int = 1) -> Iterator[Outcome]:
     """`count` bytes (by `seed`) of the documents a device is served, each changed: one attack each."""
     chance = random.Random(seed)
     scene = Scene(folder)
     scene.publish()
     pristine = {name: scene.fetch(name, 0) or b"" for name in _all_names(scene)}
+    signatures = {name: [m.span(1) for m in _SIGNATURE.finditer(content)] for name, content in pristine.items()}
     every = [(name, place) for name, content in pristine.items() for place in range(len(content))]
     signed = frozenset({Threat.TAMPERED, Threat.WRONG_KEY, Threat.MIX_AND_MATCH, Threat.UNSIGNED})
     for number, (name, place) in enumerate(chance.choices(every, k=count)):
         content = bytearray(pristine[name])
-        content[place] ^= chance.choice((1, 4, 32, 64, 128, 255))
+        mask = chance.choice((1, 4, 32, 64, 128, 255))
+        if mask == 32 and any(start < place < end for start, end in signatures[name]):
+            mask = 16  # a hexadecimal digit in capitals is the same digit: nothing would have changed
+        content[place] ^= mask
         victim = Scene.__new__(Scene)
         victim.__dict__ |= scene.__dict__ | {"folder": folder / f"victim-{number}"}
         victim.serve({name: bytes(content)})
