@@ -24,6 +24,7 @@ from marram.edge.state import Credentials, Folder
 from marram.edge.supervisor import Cause, Exit, Life, Patience, WorkerSpec
 from marram.lab.hub import Hub
 from marram.schema.device import AppState, Desired, DesiredApp, Reported, ReportedApp
+from marram.schema.errors import MarramError
 from marram.schema.event import EventKind
 from marram.schema.journal import Entry
 from marram.schema.model import File, Manifest
@@ -115,6 +116,8 @@ class Rig:
         self.starts: dict[str, list[int]] = {}
         self.fetched = 0
         self.health = ""
+        # Raised whenever a device asks whether an app is signed.
+        self.doubt: MarramError | None = None
 
     async def open(self) -> Rig:
         bus = await self.hub.connect("CLOUD")
@@ -144,7 +147,8 @@ class Rig:
             return Played(spec, self.scripts.get(spec.version, GOOD), alive)
 
         async def verify(app: DesiredApp) -> None:
-            pass
+            if self.doubt is not None:
+                raise self.doubt
 
         around = Around(connect=connect, start=begin, verify=verify)
         agent = Agent(folder, credentials, Settings(report_every_s=0.5), around)

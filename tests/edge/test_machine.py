@@ -20,7 +20,9 @@ from marram.edge.state import Folder
 from marram.edge.supervisor import Cause, Exit
 from marram.lab import virtual
 from marram.schema.device import AppState
+from marram.schema.errors import NotReady, Threat, Untrusted
 from marram.schema.journal import Entry, What
+from marram.schema.model import File, Manifest
 
 Work = Callable[[Rig], Coroutine[Any, Any, None]]
 COMMITTED, ROLLED_BACK, PENDING = AppState.COMMITTED, AppState.ROLLED_BACK, AppState.PENDING
@@ -411,3 +413,63 @@ async def test_nothing_is_collected_that_is_just_being_brought(tmp_path: Path) -
     await sweeping
     await ground.sweep()
     assert bundles.missing([old.files]) == [] and bundles.missing([new.files])
+
+
+@pytest.mark.parametrize("state", [AppState.FETCHED, AppState.VERIFIED, AppState.PROVISIONAL])
+def test_a_trial_goes_on_after_a_reboot_without_a_link(tmp_path: Path, state: AppState) -> None:
+    """Its signature was checked once: there is nobody to ask now, and no need to."""
+
+    async def work(rig: Rig) -> None:
+        app = rig.app(1)
+        rig.want(app)
+        await rig.start()
+        await rig.until_state(COMMITTED, 1)
+        await rig.stop()
+        folder = rig.folder("pi-1")
+        record = folder.records()["gate"]
+        folder.save_record(record.model_copy(update={"state": state, "committed": None, "tries": 1}))
+        rig.doubt = NotReady("no connection to the broker")
+        await rig.start()
+        await rig.until_state(COMMITTED, 1)
+        # Another document of the same version was never believed.
+        rig.want(app.model_copy(update={"secrets": ["pin"]}))
+        told = await rig.until_state(PENDING, 1)
+        await asyncio.sleep(60)
+        assert told.running == 1 and rig.told().reason == "no connection to the broker"  # type: ignore[union-attr]
+
+    play(tmp_path, work)
+
+
+def test_what_nobody_vouched_for_waits_after_a_reboot_too(tmp_path: Path) -> None:
+    async def work(rig: Rig) -> None:
+        rig.doubt = NotReady("no connection to the broker")
+        rig.want(rig.app(1))
+        for _ in range(2):
+            await rig.start()
+            await rig.until(lambda app: app.reason == "no connection to the broker")
+            assert rig.told().state is PENDING  # type: ignore[union-attr]
+            await rig.stop()
+        assert rig.fetched == 0 and "pi-1" not in rig.starts
+
+    play(tmp_path, work)
+
+
+def test_what_is_too_large_for_any_device_is_given_up_once_it_is_known_who_wants_it(tmp_path: Path) -> None:
+    async def work(rig: Rig) -> None:
+        await with_first(rig)
+        before = rig.fetched
+        huge = File(path="weights", sha256="a" * 64, size_bytes=9_000_000_000)
+        many = [File(path=f"f/{n}", sha256="a" * 64, size_bytes=1) for n in range(10_001)]
+        for version, files, words in ((2, [huge], "a device takes 8"), (3, many, "10001 files; a device takes 10000")):
+            app = rig.app(version).model_copy(update={"files": Manifest(files=files)})
+            rig.doubt = Untrusted("nobody signed it", threat=Threat.UNSIGNED)
+            rig.want(app)
+            told = await rig.until(lambda app: "unsigned" in app.reason)
+            await asyncio.sleep(60)
+            assert told.state is PENDING and told.refused == [2][: version - 2]
+            rig.doubt = None
+            told = await rig.until_state(ROLLED_BACK, version)
+            assert words in told.reason and version in told.refused and told.running == 1
+        assert rig.fetched == before
+
+    play(tmp_path, work)

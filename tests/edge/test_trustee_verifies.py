@@ -20,7 +20,7 @@ from marram.edge.trustee_inside import InsideTrustee
 from marram.edge.vetting import Vetting
 from marram.lab.attacks.publisher import Publisher
 from marram.schema.device import DesiredApp
-from marram.schema.errors import Missing, NotReady, Permanent, Retryable, Threat, Untrusted
+from marram.schema.errors import Missing, NotReady, Retryable, Threat, Untrusted
 from marram.schema.model import File, Manifest
 
 FILES = Manifest(files=[File(path="app.yaml", sha256="a" * 64, size_bytes=5)])
@@ -117,18 +117,6 @@ async def test_one_that_is_refused_holds_no_other_up(publisher: Publisher, tmp_p
     told = await asyncio.gather(*map(vetting.verify, (ONE, STRANGE, TWO)), return_exceptions=True)
     assert told[0] is None and told[2] is None
     assert isinstance(told[1], Untrusted) and told[1].threat is Threat.UNSIGNED
-
-
-async def test_what_is_too_large_is_refused_before_anything_is_asked(tmp_path: Path) -> None:
-    async def never(name: str, most_bytes: int) -> bytes | None:
-        raise AssertionError("asked")
-
-    vetting = Vetting(InsideTrustee(tmp_path), never)
-    huge = Manifest(files=[File(path="weights", sha256="a" * 64, size_bytes=9_000_000_000)])
-    many = Manifest(files=[File(path=f"f/{n}", sha256="a" * 64, size_bytes=1) for n in range(10_001)])
-    for files, words in ((huge, "a device takes 8"), (many, "10001 files")):
-        with pytest.raises(Permanent, match=words):
-            await vetting.verify(DesiredApp(name="gate", version=1, files=files))
 
 
 # ---------------------------------------------------------------- over the bus

@@ -25,6 +25,7 @@ from marram.edge.measuring import ASKED, Ways, measure_app
 from marram.edge.sandbox import plan
 from marram.edge.supervisor import WorkerSpec
 from marram.edge.variants import app_file, card_alone, chosen, engines, memory_limit, needed, taste_of
+from marram.edge.vetting import check_sizes
 from marram.schema.device import Chosen, DesiredApp
 from marram.schema.errors import Permanent, Retryable, Untrusted
 from marram.schema.health import Health
@@ -59,12 +60,16 @@ class Bringing:
     def __init__(self, ground: Ground, name: str, waiting: Callable[[str], None]) -> None:
         self._ground, self._name, self._waiting = ground, name, waiting
 
-    async def bring(self, app: DesiredApp, *, proven: bool) -> Brought:
-        """All of `app`. Raises Retryable, Untrusted (try again later), Permanent, Invalid (it will never do)."""
+    async def bring(self, app: DesiredApp, *, proven: bool, believed: bool) -> Brought:
+        """All of `app`; `believed`: its signature was checked before.
+
+        Raises Retryable, Untrusted (try again later), Permanent, Invalid (it will never do).
+        """
         ground, bundles, broken = self._ground, self._ground.bundles, self._ground.engines.broken
         async with ground.files(app):
-            if not proven:
+            if not believed:
                 await self._believed(app)
+                check_sizes(app)
             # A card says which variant runs here; all that is needed then is one reservation.
             await self._fetch([app_file(app), *map(card_alone, app.models)])
             taste = await asyncio.to_thread(taste_of, app, bundles, broken, ground.choices)

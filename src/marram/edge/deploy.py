@@ -109,6 +109,11 @@ class AppRecord(Strict):
         return self.state in (AppState.COMMITTED, AppState.ROLLED_BACK, AppState.REMOVED)
 
     @property
+    def believed(self) -> bool:
+        """Whether this very document of the target was found to be signed: without that nothing of it is fetched."""
+        return self.state in (AppState.FETCHED, AppState.VERIFIED, AppState.PROVISIONAL)
+
+    @property
     def exhausted(self) -> bool:
         """Whether the target was started as often as it may be before it is given up."""
         return self.tries >= MAX_TRIES

@@ -230,7 +230,7 @@ class Keeper:
         pause_s, told = FIRST_PAUSE_S, ""
         while True:
             try:
-                brought = await self._bringing.bring(app, proven=proven)
+                brought = await self._bringing.bring(app, proven=proven, believed=proven or self.record.believed)
                 break
             except Retryable as error:
                 self._waiting(str(error))

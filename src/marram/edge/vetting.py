@@ -29,11 +29,7 @@ class Vetting:
         self._working: asyncio.Task[None] | None = None
 
     async def verify(self, app: DesiredApp) -> None:
-        """That `app` is signed and within what a device takes.
-
-        Raises Untrusted, Retryable as `Trustee.verify`; Permanent where it is too large, before anything is asked.
-        """
-        check_sizes(app)
+        """That `app` is signed. Raises as `Trustee.verify`."""
         told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((app, told))
         if self._working is None or self._working.done():
@@ -68,7 +64,10 @@ class Vetting:
 
 
 def check_sizes(app: DesiredApp) -> None:
-    """Raises Permanent where an app is larger than any device takes."""
+    """Raises Permanent where an app is larger than any device takes.
+
+    Once it is known who said so, that is a fault of this version; before, somebody may want us to give it up.
+    """
     manifests: list[Manifest] = [app.files, *(model.manifest for model in app.models), *app.wheels.values()]
     count = sum(len(manifest.files) for manifest in manifests)
     size_bytes = sum(manifest.size_bytes for manifest in manifests)
