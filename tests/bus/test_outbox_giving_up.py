@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from tests.bus.filling import KINDS, event
 
 from marram.bus import codec
-from marram.bus.outbox import Outbox
+from marram.bus.outbox import ROW_BYTES, Outbox, encode
 from marram.schema.event import Event, EventKind
 
 
@@ -29,17 +29,18 @@ def told(outbox: Outbox) -> Counter[str]:
 
 
 def test_the_least_worth_and_the_oldest_go_first(tmp_path: Path) -> None:
-    outbox = Outbox(tmp_path / "outbox.db", limit_bytes=12_000)
-    for kind in KINDS:
-        outbox.append([event(n, kind, size=1000) for n in range(2)])
+    first = [event(n, kind, size=1000) for kind in KINDS for n in range(2)]
+    room = sum(len(encode(each)) + ROW_BYTES for each in first) + 500  # for these and no other
+    outbox = Outbox(tmp_path / "outbox.db", limit_bytes=room)
+    outbox.append(first)
     assert outbox.given_up() == {}
     outbox.append([event(2, EventKind.ALERT, size=1000)])
     assert outbox.given_up() == {"metric": 1}
     outbox.append([event(n, EventKind.ALERT, size=1000) for n in range(3, 6)])
     assert outbox.given_up() == {"metric": 2, "result": 2}
     kept = [(r.event.kind.value, r.event.data["n"]) for r in outbox.read() if r.event.kind is not EventKind.DROPPED]
-    worthy = [("alert", 0), ("alert", 1), ("sample", 0), ("sample", 1), ("message", 0), ("message", 1)]
-    assert kept == worthy + [("alert", n) for n in range(2, 6)]
+    worthy = ("deployment", "alert", "sample", "message")
+    assert kept == [(kind, n) for kind in worthy for n in range(2)] + [("alert", n) for n in range(2, 6)]
     assert told(outbox) == {"metric": 2, "result": 2}
     outbox.close()
 

@@ -128,9 +128,9 @@ class Access:
                 f"{caller.name} is not a session; there is nothing to sign out of",
                 hint=f"To end a token: marram user token revoke {caller.token}",
             )
-        with auditing(caller.actor, "session.close", caller.user or "machine"):
-            with contextlib.suppress(Missing):  # over already
-                self._admins.revoke(caller.token)
+        closing = auditing(caller.actor, "session.close", caller.user or "machine")
+        with closing, contextlib.suppress(Missing):  # over already
+            self._admins.revoke(caller.token)
         self.forget()
 
     def revoke(self, id: str) -> None:

@@ -200,6 +200,7 @@ class CloudState:
         if self.store.devices.get(device).state is not DeviceState.ONLINE:
             raise NotReady(f"{device} is not online", hint="Ask again once it is: marram device list")
         self.hands.bench(device, model)
+        self.audit.add(actor(), "device.bench", device, model=model)
 
     # ------------------------------------------------------------ signed metadata
 

@@ -59,7 +59,7 @@ def resolve(reference: str, base: Path) -> Bundle:
 
 
 def parse_reference(reference: str) -> tuple[str, int | None]:
-    """`name@3` -> ("name", 3); `name` -> ("name", None). Raises Invalid; Missing for a channel, which a cloud resolves."""
+    """`name@3` -> ("name", 3); `name` -> ("name", None). Raises Invalid; Missing for a channel: a cloud resolves it."""
     try:
         parsed = parse_model_reference(reference)
     except ValueError as error:

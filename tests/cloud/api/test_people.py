@@ -273,6 +273,13 @@ def remove_device(served: Served, client: httpx.Client) -> httpx.Response:
     return client.delete("/api/v1/devices/pi")
 
 
+@change("POST", "/devices/{id}/bench", "device.bench")
+def bench(served: Served, client: httpx.Client) -> httpx.Response:
+    served.add_device("pi")
+    served.report("pi")
+    return client.post("/api/v1/devices/pi/bench", json={})
+
+
 @change("PUT", "/blobs/{sha256}", "blob.put")
 def put_blob(_: Served, client: httpx.Client) -> httpx.Response:
     return client.put(f"/api/v1/blobs/{hashlib.sha256(b'content').hexdigest()}", content=b"content")
