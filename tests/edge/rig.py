@@ -118,6 +118,8 @@ class Rig:
         self.health = ""
         # Raised whenever a device asks whether an app is signed.
         self.doubt: MarramError | None = None
+        # Raised whenever a device starts a worker.
+        self.unable: MarramError | None = None
 
     async def open(self) -> Rig:
         bus = await self.hub.connect("CLOUD")
@@ -143,6 +145,8 @@ class Rig:
             return await self.hub.connect(credentials.device, device=True)
 
         async def begin(spec: WorkerSpec, bus: Requester, patience: Patience) -> Life:
+            if self.unable is not None:
+                raise self.unable
             self.starts.setdefault(device, []).append(spec.version)
             return Played(spec, self.scripts.get(spec.version, GOOD), alive)
 

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from marram.edge.state import Folder
 from marram.edge.supervisor import Cause, Exit
 from marram.lab import virtual
 from marram.schema.device import AppState
-from marram.schema.errors import NotReady, Threat, Untrusted
+from marram.schema.errors import NotReady, Retryable, Threat, Untrusted
 from marram.schema.journal import Entry, What
 from marram.schema.model import File, Manifest
 
@@ -471,5 +472,71 @@ def test_what_is_too_large_for_any_device_is_given_up_once_it_is_known_who_wants
             told = await rig.until_state(ROLLED_BACK, version)
             assert words in told.reason and version in told.refused and told.running == 1
         assert rig.fetched == before
+
+    play(tmp_path, work)
+
+
+FULL = Exit("the outbox cannot be written: database or disk is full", Cause.DISK)
+
+
+@pytest.mark.parametrize("proven", [False, True], ids=["on trial", "proven"])
+def test_what_ails_the_device_is_no_fault_of_a_version(tmp_path: Path, proven: bool) -> None:
+    async def work(rig: Rig) -> None:
+        await with_first(rig)
+        rig.scripts[2] = Script() if proven else Script(FULL)
+        rig.want(rig.app(2))
+        if proven:
+            await rig.until_state(COMMITTED, 2)
+            rig.scripts[2] = Script(FULL)
+            rig.alive["pi-1"][0].end(FULL)
+        before = rig.starts["pi-1"].count(2)
+        while rig.starts["pi-1"].count(2) < before + 12:
+            await asyncio.sleep(0.5)
+            told = rig.told()
+            assert told is not None and told.refused == [] and told.state is not ROLLED_BACK
+        told = await rig.until(lambda app: app.reason == FULL.reason)
+        if not proven:
+            # What was proven runs as long as it waits.
+            await rig.until(lambda app: app.running == 1)
+        rig.scripts.clear()
+        told = await rig.until(lambda app: app.state is COMMITTED and app.version == 2 and app.running == 2)
+        await rig.delivered()
+
+    rig = play(tmp_path, work)
+    ailing = [entry for entry in rig.journal() if entry.what is What.AILING]
+    assert [(entry.version, entry.reason) for entry in ailing] == [(2, FULL.reason)]
+    assert not any(entry.what in (What.CRASH, What.REFUSED) for entry in rig.journal())
+
+
+def test_a_disk_that_becomes_full_again_and_again_on_trial_ends_the_trial(tmp_path: Path) -> None:
+    """There was room each time it started: somebody fills it, and that is the version, or near enough."""
+
+    async def work(rig: Rig) -> None:
+        await with_first(rig)
+        rig.scripts[2] = Script(replace(FULL, filled=True))
+        rig.want(rig.app(2))
+        told = await rig.until_state(ROLLED_BACK, 2)
+        assert "failed 5 times in a row; last: the outbox cannot be written" in told.reason and told.running == 1
+
+    play(tmp_path, work)
+
+
+def test_a_device_that_cannot_begin_a_process_gives_nothing_up(tmp_path: Path) -> None:
+    async def work(rig: Rig) -> None:
+        await with_first(rig)
+        rig.unable = Retryable("cannot start a worker for gate: Resource temporarily unavailable")
+        rig.want(rig.app(2))
+        told = await rig.until(lambda app: "temporarily" in app.reason)
+        await asyncio.sleep(300)
+        assert running(rig) == [1] and told.refused == []
+        rig.unable = None
+        await rig.until_state(COMMITTED, 2)
+        rig.unable = Retryable("cannot start a worker for gate: Resource temporarily unavailable")
+        rig.alive["pi-1"][0].end(CRASHES.ends)  # type: ignore[arg-type]
+        await asyncio.sleep(1800)
+        told = rig.told()
+        assert told is not None and (told.state, told.version, told.refused) == (COMMITTED, 2, [])
+        rig.unable = None
+        await rig.until(lambda app: app.running == 2)
 
     play(tmp_path, work)

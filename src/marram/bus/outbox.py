@@ -9,6 +9,7 @@ clock. A corrupt file is moved aside, never a reason to stop.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -85,7 +86,8 @@ class Outbox:
         except PermissionError as error:
             raise Refused(f"cannot keep an outbox here: {error.strerror}", where=str(self.path)) from error
         except OSError as error:
-            raise Invalid(f"cannot keep an outbox here: {error.strerror}", where=str(self.path)) from error
+            kind = Retryable if error.errno in (errno.ENOSPC, errno.EDQUOT) else Invalid
+            raise kind(f"cannot keep an outbox here: {error.strerror}", where=str(self.path)) from error
         try:
             self._guarded(lambda _: None)
         except BaseException:

@@ -11,7 +11,7 @@
 | `stats` | worker → agent | stats |
 | `infer` | worker → agent | id, model, version, payload, timeout_s |
 | `probe` | worker → agent | id, size, timeout_s |
-| `fatal` | worker → agent | message, again: another start may help, engine: one that does not load may be why |
+| `fatal` | worker → agent | message, again: another start may help, engine: if one fails, disk: no room for us |
 
 A worker runs other people's code: the agent believes nothing it says without checking, and never waits for it
 (`agent_end`). The worker's end, here, never waits for the agent either: what does not fit into a bounded backlog fails

@@ -45,10 +45,11 @@ class AppRecord(Strict):
     """What the device remembers of one app. `target` is what the cloud wants; `state` is how far that came.
 
     `committed` is the version proven last, `previous` the one proven before it: to each the way back is one step.
-    `tries` counts starts of `target` before it was proven, `ran` says that it ran at all; `falls` and `breaches` are of
-    `committed`. `finished`: the source of the proven version (`runs`) came to its end; started again it would record
-    all of it twice. `attempt`: the number of the person's last request to try again that was heeded. `id` is unique to
-    this record, `serial` numbers its lines of the journal; `journal` holds those that the outbox may not have yet.
+    `tries` counts starts of `target` before it was proven, `ran` says that it ran at all; `held_bytes`: what its app
+    had written (`blame`) before the first of them. `falls` and `breaches` are of `committed`. `finished`: the source of
+    the proven version (`runs`) came to its end; started again it would record all of it twice. `attempt`: the number of
+    the person's last request to try again that was heeded. `id` is unique to this record, `serial` numbers its lines of
+    the journal; `journal` holds those that the outbox may not have yet.
     """
 
     target: DesiredApp
@@ -60,6 +61,7 @@ class AppRecord(Strict):
     attempt: int = 0
     tries: int = Field(default=0, ge=0)
     ran: bool = False
+    held_bytes: int | None = None
     falls: int = Field(default=0, ge=0)
     breaches: int = Field(default=0, ge=0)
     finished: bool = False
@@ -163,7 +165,8 @@ def retarget(record: AppRecord | None, target: DesiredApp, attempt: int = 0, *, 
 def _fresh(record: AppRecord, target: DesiredApp) -> AppRecord:
     """A new target, on top of what is proven."""
     return _with(
-        record, target=target, state=AppState.PENDING, reason="", committed=record.runs, tries=0, ran=False
+        record, target=target, state=AppState.PENDING, reason="", committed=record.runs, tries=0, ran=False,
+        held_bytes=None,
     )  # fmt: skip
 
 
@@ -192,13 +195,18 @@ def move(record: AppRecord, state: AppState, reason: str = "", evidence: dict[st
     return _refuse(record, record.target.version, reason) if state is AppState.ROLLED_BACK else record
 
 
+def begun(record: AppRecord, held_bytes: int) -> AppRecord:
+    """The target is about to be started for the first time; its app has written so much before."""
+    return _with(record, held_bytes=held_bytes)
+
+
 def tried(record: AppRecord) -> AppRecord:
     """The record with one more start counted; save it before starting."""
     return _with(record, tries=record.tries + 1, ran=record.tries > 0 or record.ran)
 
 
 def untried(record: AppRecord) -> AppRecord:
-    """The last start counted was broken off by ourselves: it says nothing of the version."""
+    """The last start counted was broken off by ourselves, or by the device: it says nothing of the version."""
     return _with(record, tries=max(0, record.tries - 1), ran=True)
 
 
@@ -219,7 +227,7 @@ def steady(record: AppRecord) -> AppRecord:
 
 
 def landed(record: AppRecord) -> AppRecord:
-    """It was stopped by ourselves before it was steady: no fall."""
+    """It was stopped by ourselves, or by the device, before it was steady: no fall."""
     return _with(record, falls=record.falls - 1) if record.falls else record
 
 
@@ -269,6 +277,11 @@ def wrote(
 ) -> AppRecord:
     """The record with a line of the journal that changes nothing in it."""
     return _line(record, what, version, reason=reason, evidence=evidence)
+
+
+def worth_telling(streak: int) -> bool:
+    """Whether this end in a row is told in the journal: the first few, then ever more rarely."""
+    return 0 < streak <= 5 or streak.bit_count() == 1
 
 
 def stamped(record: AppRecord, now_s: float) -> AppRecord:

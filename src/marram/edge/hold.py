@@ -7,9 +7,11 @@ A release is written too, not deleted, so that an agent that was away learns of 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from marram.edge.state import Folder
@@ -18,6 +20,7 @@ from marram.schema.journal import Entry, What
 from marram.schema.model import Strict
 
 FILE = "hold.json"
+LOOK_S = 1.0
 
 
 class Held(Strict):
@@ -89,6 +92,16 @@ class Holding:
         if stamp != self._stamp:
             self._stamp, self._held = stamp, read(self._folder)
         return None if self._held is None or self._held.over() else self._held.words()
+
+    async def released(self, told: Callable[[str], None]) -> None:
+        """Wait until nothing is held. `told` hears why at every look; "" at the end, where it had to wait."""
+        waited = False
+        while (words := self.words()) is not None:
+            waited = True
+            told(words)
+            await asyncio.sleep(LOOK_S)
+        if waited:
+            told("")
 
     def lines(self) -> tuple[str, list[Entry]]:
         """What the journal has to know of the newest hold, and under which key: always the same lines."""

@@ -14,13 +14,13 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from marram.edge import deploy
+from marram.edge import blame, deploy
 from marram.edge.bringing import Bringing
 from marram.edge.deploy import AppRecord
-from marram.edge.gate import Figures, Gate
 from marram.edge.ground import Ground
 from marram.edge.supervisor import Cause, Exit, Life, WorkerSpec
 from marram.edge.tasks import cancelled, finished, first
+from marram.edge.trial import lasts, until_room, watch
 from marram.schema.device import AppState, Chosen, DesiredApp, ReportedApp
 from marram.schema.errors import MarramError, Permanent, Retryable, Untrusted
 from marram.schema.health import Health
@@ -35,9 +35,6 @@ FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
 # What is not believed is asked for again: each time it may be fetched in full.
 LONGEST_UNTRUSTED_S = 600.0
-# Between looks at a hold in force, and at a version on trial that says nothing new.
-HOLD_LOOK_S = 1.0
-GATE_LOOK_S = 1.0
 
 
 class Keeper:
@@ -62,8 +59,9 @@ class Keeper:
         self._renewing: asyncio.Task[None] | None = None
         # Ends in a row of the proven version without a minute of running between them.
         self._streak = 0
-        # Which variants of its models run, and why.
         self._chosen: list[Chosen] = []
+        # What of the device ended which version, as the journal was told.
+        self._ailment = (0, "")
 
     @property
     def name(self) -> str:
@@ -88,7 +86,7 @@ class Keeper:
             return
         record = deploy.retarget(self.record, target, attempt)
         if record is not self.record or self.removed:
-            self.removed = False
+            self.removed, self._waits = False, ""
             self._keep(record)
             log.info("%s: version %d is wanted", self.name, target.version)
             self._wake.set()
@@ -137,7 +135,7 @@ class Keeper:
             version=record.target.version,
             state=AppState.REMOVED if self.removed and not self._waits else record.state,
             reason=self._waits or record.reason,
-            running=self._running_version,
+            running=self._worker.spec.version if self._worker is not None and self.running else None,
             back=record.back.version if record.back else None,
             refused=[refusal.version for refusal in record.refused],
             attempt=record.attempt,
@@ -145,10 +143,6 @@ class Keeper:
             stats=dict(self._worker.stats) if self._worker else {},
             restarts=self.restarts,
         )
-
-    @property
-    def _running_version(self) -> int | None:
-        return self._worker.spec.version if self._worker is not None and self.running else None
 
     async def run(self) -> None:
         """Reconcile until cancelled (then the worker is stopped clean) or until the app is removed."""
@@ -184,14 +178,14 @@ class Keeper:
         if self.record.settled:
             return
         if not on_trial:
-            await self._free()
+            await self._ground.holding.released(self._held)
         try:
             await self._ground.engines.examine(())  # one that was broken may have been mended
             spec = await self._prepared(self.record.target, proven=False)
             if self.record.state is AppState.PENDING:
                 self._move(AppState.FETCHED)
             if not on_trial:
-                await self._free()
+                await self._ground.holding.released(self._held)
             await self._try(spec)
         except Permanent as error:
             self._roll_back(str(error))
@@ -199,7 +193,7 @@ class Keeper:
     async def _remove(self) -> None:
         if self._ground.holding.words():
             self._start_steady()
-            await self._free()
+            await self._ground.holding.released(self._held)
         await self._stop_steady()
         try:
             await asyncio.to_thread(self._ground.forget, self.name)
@@ -209,19 +203,12 @@ class Keeper:
             self._move(AppState.REMOVED)
         log.info("%s: removed", self.name)
 
-    async def _free(self) -> None:
-        """Wait while a person at the device holds it. What runs runs on."""
-        waited = False
-        while (words := self._ground.holding.words()) is not None:
-            waited = True
-            if self.removed and words != self._waits:
-                self._waits = words
-                self._ground.changed()
-            self._waiting(words)
-            await asyncio.sleep(HOLD_LOOK_S)
-        self._waits = ""
-        if waited:
-            self._waiting("")
+    def _held(self, words: str) -> None:
+        """A person at the device holds it, as `words` say; "": no more. What runs runs on."""
+        if self.removed and words != self._waits:
+            self._waits = words
+            self._ground.changed()
+        self._waiting(words)
 
     # ------------------------------------------------------------ bringing it here
 
@@ -248,7 +235,8 @@ class Keeper:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, longest_s)
         self._passed_over, self._chosen = brought.passed_over, brought.chosen
-        self._waiting("")
+        if told or not proven:
+            self._waiting("")
         if told:
             self._noted("")
         return await self._bringing.spec(brought, self.record, proven=proven)
@@ -267,7 +255,12 @@ class Keeper:
 
     async def _try(self, spec: WorkerSpec) -> None:
         """Start the target until it is proven; give it up when it fails for good or too often."""
-        pause_s, reason = TRIAL_PAUSE_S, self.record.reason
+        pause_s = ailing_s = TRIAL_PAUSE_S
+        reason = self.record.reason
+        if self.record.held_bytes is None:
+            self.record = deploy.begun(
+                self.record, await asyncio.to_thread(blame.written_bytes, spec.outbox, spec.work)
+            )
         while True:
             if self.record.exhausted:
                 self._roll_back(
@@ -275,10 +268,21 @@ class Keeper:
                 )
                 return
             self._keep(deploy.tried(self.record))
-            end = await self._one_life(replace(spec, started=self.record.started))
+            life = replace(spec, started=self.record.started, held_bytes=self.record.held_bytes)
+            end = await self._one_life(life)
             if end is None:
                 return
             reason = end.reason
+            if end.devices:
+                # Where the disk had room at its start, it may have been the version all the same: not for ever.
+                if not end.filled:
+                    self._keep(deploy.untried(self.record))
+                self._ails(self.record.target.version, reason)
+                self._start_steady()  # what is proven runs meanwhile, if it can
+                await asyncio.sleep(ailing_s)
+                await until_room(spec)
+                ailing_s = min(2 * ailing_s, LONGEST_PAUSE_S)
+                continue
             log.warning("%s: version %d failed its trial: %s", self.name, self.record.target.version, reason)
             if end.engine and await self._engines_fail(self.record.target, proven=False):
                 self._waiting(self._passed_over)
@@ -296,7 +300,7 @@ class Keeper:
         try:
             worker = await self._started(spec)
         except Retryable as error:
-            return Exit(str(error))
+            return Exit(str(error), Cause.START)
         end: Exit | None = Exit("cancelled", Cause.STOPPED)
         try:
             end = await self._prove(worker, spec.health)
@@ -319,21 +323,9 @@ class Keeper:
         if self.record.state is AppState.VERIFIED:
             self._move(AppState.PROVISIONAL)
         worker.go()
-        if not await first(worker.running, worker.exited):
-            return worker.exited.result()
-        gate = Gate(health, time.monotonic())
-        while True:
-            ended = worker.exited.done()
-            if ended and not worker.exited.result().finished:
-                return worker.exited.result()
-            fresh = worker.news.is_set()
-            worker.news.clear()
-            verdict = gate.look(
-                Figures(worker.stats, worker.busy_s, worker.resident_bytes, fresh, ended), time.monotonic()
-            )
-            if verdict is not None:
-                break
-            await first(worker.news, worker.exited, GATE_LOOK_S)
+        verdict = await watch(worker, health)
+        if isinstance(verdict, Exit):
+            return verdict
         version = self.record.target.version
         self._keep(deploy.wrote(self.record, What.GATE, version, verdict.reason, verdict.evidence))
         if not verdict.passed:
@@ -394,8 +386,12 @@ class Keeper:
                         continue
                     lasted_s, reason, worker, counted = time.monotonic() - worker.started_s, end.reason, None, False
                     if lasted_s > deploy.STEADY_S:
-                        pause_s, self._streak = FIRST_PAUSE_S, 0
-                    self._fell(app, end, lasted_s, pause_s)
+                        pause_s, self._streak, self._ailment = FIRST_PAUSE_S, 0, (0, "")
+                    if end.devices:
+                        self._keep(deploy.landed(self.record))
+                        self._ails(app.version, reason)
+                    else:
+                        self._fell(app, end, lasted_s, pause_s)
                     if self.record.failing:
                         continue
                     if end.engine and await self._engines_fail(app, proven=True):
@@ -410,11 +406,8 @@ class Keeper:
 
     async def _life_of(self, worker: Life) -> Exit:
         """Why it ended; on the way it becomes steady."""
-        left_s = worker.started_s + deploy.STEADY_S - time.monotonic()
-        if self.record.falls:
-            await asyncio.wait([worker.exited], timeout=max(0.0, left_s))
-            if not worker.exited.done():
-                self._keep(deploy.steady(self.record))
+        if self.record.falls and await lasts(worker, deploy.STEADY_S):
+            self._keep(deploy.steady(self.record))
         return await asyncio.shield(worker.exited)
 
     def _fall_back(self, app: DesiredApp, reason: str) -> None:
@@ -432,7 +425,12 @@ class Keeper:
             record = deploy.launched(self.record)
             if record is not self.record:
                 self._keep(record)
-            worker = await self._started(spec)
+            try:
+                worker = await self._started(spec)
+            except Retryable as error:
+                self._keep(deploy.landed(self.record))
+                self._ails(app.version, str(error))
+                raise
         except MarramError as error:
             # It ran before; whatever is wrong now may mend (a damaged file that the cloud has to send again).
             self.restarts += 1
@@ -440,7 +438,7 @@ class Keeper:
             self._noted(str(error))
             await self._ground.engines.examine(())
             return None
-        if _worth_telling(self._streak):
+        if deploy.worth_telling(self._streak):
             self._keep(deploy.wrote(self.record, What.RESTART, app.version, evidence={"in_a_row": self._streak}))
         return worker
 
@@ -456,12 +454,21 @@ class Keeper:
         record = self.record
         if end.cause in (Cause.HANG, Cause.MEMORY):
             record = deploy.breached(record, lasted_s)
-        if _worth_telling(self._streak):
+        if deploy.worth_telling(self._streak):
             told = {"in_a_row": self._streak, "lasted_s": round(lasted_s, 3), "cause": end.cause.value}
             record = deploy.wrote(record, What.CRASH, app.version, end.reason, told)
         if record is not self.record:
             self._keep(record)
         self._noted(end.reason)
+
+    def _ails(self, version: int, reason: str) -> None:
+        """The device is at fault, not the version: nothing is counted, and the journal is told once."""
+        log.warning("%s: version %d waits for the device: %s", self.name, version, reason)
+        if self._ailment != (version, reason):
+            self._ailment = (version, reason)
+            self._keep(deploy.wrote(self.record, What.AILING, version, reason))
+        self._waiting(reason)
+        self._noted(reason)
 
     def _noted(self, reason: str) -> None:
         if self.record.state is AppState.COMMITTED:
@@ -491,8 +498,3 @@ class Keeper:
         except MarramError as error:
             self._unsaved = True
             log.warning("%s: cannot be remembered: %s", self.name, error)
-
-
-def _worth_telling(streak: int) -> bool:
-    """Whether this end in a row is told in the journal: the first few, then ever more rarely."""
-    return 0 < streak <= 5 or streak.bit_count() == 1

@@ -20,7 +20,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
-from marram.edge import cgroups
+from marram.edge import blame, cgroups
 from marram.edge.agent_end import AgentEnd
 from marram.edge.before import Earlier
 from marram.edge.logfile import LogFile
@@ -52,7 +52,8 @@ class WorkerSpec:
     may run again; one among them goes on where its finite source was, any other starts at the beginning.
     `packages`: folders with what its functions require. `secrets`: those that its app declares, with their values.
     `plan`: all that it can use of the device's folder; None: it is not confined. `before`: the version that it
-    replaces, to be asked about a few of the same inputs.
+    replaces, to be asked about a few of the same inputs. `held_bytes`: what its app had written (`blame`) before the
+    first start of this version; None where it is proven.
     """
 
     device: str
@@ -68,6 +69,7 @@ class WorkerSpec:
     verify: bool = False
     started: tuple[int, ...] = ()
     plan: Plan | None = None
+    held_bytes: int | None = None
     health: Health = field(default_factory=Health)
     packages: tuple[Path, ...] = ()
     before: Earlier | None = None
@@ -102,25 +104,51 @@ class Cause(StrEnum):
     HANG = "hang"
     MEMORY = "memory"
     GATE = "gate"  # it ran, but not as its app file asks
+    DISK = "disk"  # the device's is full
+    START = "start"  # the device cannot begin a process
 
 
 @dataclass(frozen=True, slots=True)
 class Exit:
     """Why a worker ended. `again`: another start may help. `evidence`: figures that decided.
 
-    `engine`: an engine that does not load ends a worker like this.
+    `engine`: an engine that does not load ends a worker like this. `filled`: the disk, full now, had room at its start.
     """
 
     reason: str
     cause: Cause = Cause.CRASH
     again: bool = True
     engine: bool = False
+    filled: bool = False
     evidence: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def devices(self) -> bool:
+        """Whether the device was at fault, and not the version."""
+        return self.cause in (Cause.DISK, Cause.START)
 
     @property
     def finished(self) -> bool:
         """Whether its source came to its end."""
         return self.cause is Cause.FINISHED
+
+
+class Disk:
+    """The disk under one life of a worker, looked at as it starts and as it ends. Blocking."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self._outbox, self._work, self._held_bytes = spec.outbox, spec.work, spec.held_bytes
+        self._had_room = not blame.full(spec.outbox, spec.work)
+
+    def judged(self, end: Exit) -> Exit:
+        """An end that a part of ours told as the disk's (`Cause.DISK`), as it is."""
+        if end.cause is not Cause.DISK:
+            return end
+        if not blame.full(self._outbox, self._work):
+            return replace(end, cause=Cause.CRASH)
+        if self._held_bytes is not None and blame.filled_itself(self._outbox, self._work, self._held_bytes):
+            return replace(end, cause=Cause.CRASH, reason=f"it filled the disk itself: {end.reason}")
+        return replace(end, filled=self._had_room)
 
 
 class Life(Protocol):
@@ -177,6 +205,7 @@ class Worker:
     resident_bytes: int = 0
     busy_s: float = 0.0
     group: Path | None = None
+    disk: Disk | None = None
 
     def __post_init__(self) -> None:
         self.exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
@@ -198,6 +227,7 @@ class Worker:
         except OSError as error:
             fault = disk_fault(error, spec.work)
             raise Retryable(fault.what, where=fault.where, hint=fault.hint) from error
+        disk = await asyncio.to_thread(Disk, spec)
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
@@ -224,7 +254,7 @@ class Worker:
             kill_group(process.pid)
             ours.close()
             raise
-        worker = cls(spec, process, channel, patience, relay(channel), group=group)
+        worker = cls(spec, process, channel, patience, relay(channel), group=group, disk=disk)
         channel.send(spec.message())
         worker._life = asyncio.create_task(worker._live(), name=f"worker {spec.app}")
         return worker
@@ -287,6 +317,8 @@ class Worker:
             cause = self._cause or self._explain(self.process.returncode)
             if self.group is not None:
                 cgroups.end(self.group)
+            if self.disk is not None:
+                cause = await asyncio.to_thread(self.disk.judged, cause)
             self.exited.set_result(cause)
 
     def _explain(self, code: int | None) -> Exit:
@@ -332,6 +364,7 @@ class Worker:
                 self._end(
                     Exit(
                         self._redactor.text(str(message.get("message")))[:500],
+                        Cause.DISK if message.get("disk") else Cause.CRASH,
                         again=bool(message.get("again")),
                         engine=bool(message.get("engine")),
                     )

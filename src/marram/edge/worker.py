@@ -56,14 +56,18 @@ def main(arguments: list[str]) -> int:
     # Engine calls release the GIL; waiting threads get it back sooner than the interpreter's 5 ms.
     sys.setswitchinterval(0.001)
     channel = WorkerEnd(socket.socket(fileno=fd))
+    run: Run | None = None
     try:
         start = channel.receive()
         if start is None:
             return 1
-        return Run(channel, start).live()
+        run = Run(channel, start)
+        return run.live()
     except MarramError as error:
         # What is missing may come (a camera that is plugged in later); what is wrong stays wrong.
-        _fatal(channel, error, again=isinstance(error, (Retryable, Missing)), engine=isinstance(error, NotReady))
+        again = isinstance(error, (Retryable, Missing))
+        disk = run is not None and run.recording and isinstance(error, Retryable)
+        _fatal(channel, error, again=again, engine=isinstance(error, NotReady), disk=disk)
         return 3
     except Exception as error:  # noqa: BLE001 - the worker's outermost supervisor: the log has the trace, the agent the line
         traceback.print_exc()
@@ -73,13 +77,14 @@ def main(arguments: list[str]) -> int:
         return 4
 
 
-def _fatal(channel: WorkerEnd, error: MarramError, *, again: bool, engine: bool) -> None:
-    channel.send({"t": "fatal", "message": _sendable(str(error)), "again": again, "engine": engine})
+def _fatal(channel: WorkerEnd, error: MarramError, *, again: bool, engine: bool, disk: bool = False) -> None:
+    told = {"message": _sendable(str(error)), "again": again, "engine": engine, "disk": disk}
+    channel.send({"t": "fatal", **told})
     channel.drain(1)
 
 
 class Run:
-    """One app, from the agent's `start` to its end."""
+    """One app, from the agent's `start` to its end. `recording`: we are at the outbox, and in no code of the app's."""
 
     def __init__(self, channel: WorkerEnd, start: dict[str, Any]) -> None:
         self._channel = channel
@@ -89,6 +94,7 @@ class Run:
         self._remote = ChannelRemote(channel)
         self._pipeline: Pipeline | None = None
         self._stopping = False
+        self.recording = False
         # What the main thread is told. Signals come there too: a SimpleQueue is safe in a handler, an Event is not.
         self._told: SimpleQueue[str] = SimpleQueue()
 
@@ -125,11 +131,13 @@ class Run:
             self._channel.send({"t": "verified"})
             if self._told.get() != "go":
                 return 0
+        self.recording = True
         outbox = Outbox(Path(self._start["outbox"]))
         name, version = self._start["app"], self._start["version"]
         try:
             reached = outbox.progress(name, version, self._start["started"])
             writer = OutboxWriter(outbox)
+            self.recording = False
             try:
                 self._run(app, _Ledger(writer, name, version, reached))
             finally:
@@ -137,6 +145,7 @@ class Run:
         finally:
             outbox.close()
         if waiting := writer.waiting():
+            self.recording = True
             # The source may have ended, its records are not safe: they are made again by the next start.
             raise Retryable(f"{waiting} events could not be recorded: {writer.error}")
         if not self._stopping:

@@ -15,9 +15,9 @@ from typing import Any
 
 from marram.bus.outbox import Outbox
 from marram.edge.relay import Requester
-from marram.edge.supervisor import Cause, Exit, Life, Patience, StartLife, WorkerSpec
+from marram.edge.supervisor import Cause, Disk, Exit, Life, Patience, StartLife, WorkerSpec
 from marram.lab.powercut.recording import mark
-from marram.schema.errors import MarramError
+from marram.schema.errors import MarramError, Retryable
 from marram.schema.event import Event, EventKind
 
 
@@ -81,6 +81,7 @@ class Imitation:
 
     async def _live(self) -> None:
         outbox: Outbox | None = None
+        disk = await asyncio.to_thread(Disk, self.spec)
         try:
             await asyncio.sleep(self.manner.loads_s)
             self.verified.set()
@@ -98,7 +99,8 @@ class Imitation:
                     self.hush()
                 await self._work(outbox)
         except MarramError as error:
-            self._end(Exit(f"exit status 1: {error}"))
+            cause = Cause.DISK if isinstance(error, Retryable) else Cause.CRASH
+            self._end(await asyncio.to_thread(disk.judged, Exit(f"exit status 1: {error}", cause)))
         finally:
             if outbox is not None:
                 outbox.close()

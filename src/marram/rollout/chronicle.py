@@ -143,6 +143,7 @@ def _words(app: str, entry: Entry) -> str:
     return {
         What.RETRY: f"asked to try {version} again",
         What.UNTRUSTED: f"did not believe what it was sent{reason}",
+        What.AILING: f"{version} waits for the device{reason}",
         What.CRASH: f"{version} stopped by itself{reason}",
         What.HOLD: f"held at the device{reason}",
         What.RELEASE: f"no longer held{reason}",

@@ -11,6 +11,7 @@ is unique for ever: an entry that comes twice (an outbox that was damaged) is kn
 | `refused` | a version is given up here, or wanted again after it was | it is not tried again by itself |
 | `retry` | a person asked to try a refused version again | |
 | `untrusted` | what the cloud wants or sent is not believed: it waits | |
+| `ailing` | not the version but its device ended it, or keeps it from starting (a full disk): it waits | |
 | `crash` | a proven version ended by itself | evidence: `in_a_row`, `lasted_s`, `cause` |
 | `restart` | it was started again | evidence: `in_a_row` |
 | `hold`, `release` | a person at the device told it to change nothing, or to go on | |
@@ -37,6 +38,7 @@ class What(StrEnum):
     REFUSED = "refused"
     RETRY = "retry"
     UNTRUSTED = "untrusted"
+    AILING = "ailing"
     CRASH = "crash"
     RESTART = "restart"
     HOLD = "hold"
