@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from marram.rollout.gates import FEW_DELAYS, FEW_FRAMES, Sides, judge, overheated, wilson_low
@@ -131,6 +131,7 @@ def test_whatever_devices_report_nothing_breaks(canaries: list[dict[str, Any]], 
 
 
 @given(st.integers(0, 1000), st.integers(1, 1000))
+@example(0, 31)  # 2e-17 before it was bounded
 def test_the_lower_end_of_a_share_is_below_it(hits: int, of_: int) -> None:
     low = wilson_low(hits, of_)
     assert 0.0 <= low <= min(1.0, hits / of_)

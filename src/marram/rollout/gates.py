@@ -183,7 +183,8 @@ def wilson_low(hits: float, of: float) -> float:
     share = min(1.0, hits / of)
     middle = share + _Z * _Z / (2 * of)
     spread = _Z * math.sqrt(share * (1 - share) / of + _Z * _Z / (4 * of * of))
-    return max(0.0, (middle - spread) / (1 + _Z * _Z / of))
+    # Rounding must not put the lower end above the share itself: none of many is no sign of any.
+    return min(share, max(0.0, (middle - spread) / (1 + _Z * _Z / of)))
 
 
 # ---------------------------------------------------------------- figures
