@@ -27,6 +27,7 @@ from marram.bus import progress as marks
 from marram.bus import totals
 from marram.bus.codec import decode_event, encode_event, pack_encoded
 from marram.bus.progress import Progress
+from marram.bus.totals import NUMBERS
 from marram.schema.errors import Conflict, Invalid, MarramError, Permanent, Refused, Retryable
 from marram.schema.event import Event, EventKind, Recorded
 from marram.system.files import make_folder, sync
@@ -113,13 +114,13 @@ class Outbox:
 
         `progress`: how far the source has come with them.
         """
-        rows = [(kind.worth, len(record) + ROW_BYTES, record) for kind, record in records]
+        rows = [(NUMBERS[kind], len(record) + ROW_BYTES, record) for kind, record in records]
 
         def work(database: sqlite3.Connection) -> int:
             database.executemany("INSERT INTO events (worth, bytes, record) VALUES (?, ?, ?)", rows)
             totals.add_up(database, ((worth, 1, size) for worth, size, _ in rows))
             for kind in lost:
-                totals.count(database, "given_up", kind.worth, 1)
+                totals.count(database, "given_up", NUMBERS[kind], 1)
             if progress is not None:
                 marks.write(database, progress)
             self._evict(database)
@@ -137,7 +138,7 @@ class Outbox:
 
         def work(database: sqlite3.Connection) -> None:
             row = database.execute("SELECT serial FROM once WHERE key = ?", (key,)).fetchone()
-            fresh = [(kind.worth, len(record) + ROW_BYTES, record) for n, kind, record in rows if not row or n > row[0]]
+            fresh = [(NUMBERS[kind], len(body) + ROW_BYTES, body) for n, kind, body in rows if not row or n > row[0]]
             if not fresh:
                 return
             database.executemany("INSERT INTO events (worth, bytes, record) VALUES (?, ?, ?)", fresh)
@@ -164,7 +165,7 @@ class Outbox:
         lease, slack = self._lease(), self.limit_bytes // 50
         if lease > _last_sequence(database):
             lease = 0  # of another file, or garbage
-        for worth in range(len(totals.KINDS) - 1, EventKind.DROPPED.worth, -1):
+        for worth in totals.GIVEN_UP:
             if size <= self.limit_bytes:
                 return
             excess, gone, freed, last = size - (self.limit_bytes - slack), 0, 0, 0
@@ -287,7 +288,7 @@ class Outbox:
             )
             totals.add_up(database, [(worth, -1, -size)])
             # A count that is refused is not counted again: that would never end.
-            if worth != EventKind.DROPPED.worth:
+            if worth != NUMBERS[EventKind.DROPPED]:
                 totals.count(database, "refused", worth, 1)
 
         self._guarded(work)
@@ -414,13 +415,11 @@ class Outbox:
                 database.execute(statement)
             database.execute("INSERT OR IGNORE INTO meta VALUES ('stream', ?)", (secrets.token_hex(16),))
             database.execute("INSERT OR IGNORE INTO meta VALUES ('format', '1')")
-            database.executemany("INSERT OR IGNORE INTO totals (worth) VALUES (?)", [(k.worth,) for k in totals.KINDS])
+            database.executemany("INSERT OR IGNORE INTO totals (worth) VALUES (?)", [(n,) for n in NUMBERS.values()])
             about = dict(database.execute("SELECT key, value FROM meta"))
             database.execute("COMMIT")
             if about["format"] != "1":
-                raise Conflict(
-                    f"this outbox has format {about['format']}: a newer Marram made it", where=str(self.path)
-                )
+                raise Conflict(f"of format {about['format']}: a newer Marram made it", where=str(self.path))
         except BaseException:
             database.close()
             raise
@@ -454,10 +453,9 @@ class Outbox:
     def _insert(self, database: sqlite3.Connection, event: Event) -> None:
         """One of our own."""
         record = encode(event)
-        size = len(record) + ROW_BYTES
-        row = (event.kind.worth, size, record)
-        database.execute("INSERT INTO events (worth, bytes, record) VALUES (?, ?, ?)", row)
-        totals.add_up(database, [(event.kind.worth, 1, size)])
+        number, size = NUMBERS[event.kind], len(record) + ROW_BYTES
+        database.execute("INSERT INTO events (worth, bytes, record) VALUES (?, ?, ?)", (number, size, record))
+        totals.add_up(database, [(number, 1, size)])
 
     def _inode_now(self) -> int:
         try:

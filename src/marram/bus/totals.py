@@ -10,9 +10,17 @@ from collections.abc import Iterable
 
 from marram.schema.event import EventKind
 
-KINDS = list(EventKind)
+# What stands for a kind in the file (column `worth`). Files outlive versions of Marram: a kind keeps its number for
+# ever, a new one takes the next, wherever its place in the order of worth is.
+KINDS = (
+    EventKind.DROPPED, EventKind.ALERT, EventKind.SAMPLE, EventKind.MESSAGE, EventKind.RESULT, EventKind.METRIC,
+    EventKind.DEPLOYMENT,
+)  # fmt: skip
+NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
+# Those that may be given up, the least worth first.
+GIVEN_UP = tuple(NUMBERS[kind] for kind in sorted(EventKind, key=lambda kind: -kind.worth) if kind.worth)
 SCHEMA = """
--- What is in `events`, and since the file was made given up, reported as given up, refused: by kind (its worth).
+-- What is in `events`, and since the file was made given up, reported as given up, refused: by kind (its number).
 CREATE TABLE IF NOT EXISTS totals (
     worth INTEGER PRIMARY KEY, rows INTEGER NOT NULL DEFAULT 0, bytes INTEGER NOT NULL DEFAULT 0,
     given_up INTEGER NOT NULL DEFAULT 0, given_up_told INTEGER NOT NULL DEFAULT 0,
