@@ -64,6 +64,7 @@ def test_a_half_written_install_is_not_seen(write_bundle: Write, marram_home: Pa
         ("zzz", 'no model "zzz". `marram model list` shows all.'),
         ("efficientnet-lite0", "`marram model build efficientnet-lite0` makes it."),
         ("tiny@4", 'no version 4 of model "tiny" here; there is 1'),
+        ("tiny@stable", '"tiny@stable" is a channel of a cloud'),
         ("./gone", "gone: no such folder"),
     ],
 )
@@ -74,7 +75,7 @@ def test_what_is_not_there_says_the_next_step(write_bundle: Write, reference: st
     assert message in str(fault.value)
 
 
-@pytest.mark.parametrize("reference", ["Tiny", "tiny@", "tiny@x", "tiny@0", "tiny@-1", "", "a b"])
+@pytest.mark.parametrize("reference", ["Tiny", "tiny@", "tiny@X", "tiny@0", "tiny@-1", "", "a b"])
 def test_malformed_references_are_invalid(reference: str) -> None:
     with pytest.raises(Invalid):
         library.resolve(reference, Path())
