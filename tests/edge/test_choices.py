@@ -16,6 +16,7 @@ from marram.edge import choices as choosing
 from marram.edge import measuring
 from marram.edge.bundles import Bundles
 from marram.edge.choices import Choices, keeps_floor
+from marram.edge.engines import Engines
 from marram.edge.measuring import DEPLOYING, Ways, bench, measure_app
 from marram.edge.variants import Taste, candidates, chosen, needed
 from marram.lab.attacks import models as attacks
@@ -203,7 +204,7 @@ class Device:
         self.fetched: list[str] = []
         self.choices = Choices(tmp_path)
         bring(bundles, {CARD: files[CARD]})
-        self.ways = Ways(bundles, self.choices, self.fetch, lambda folder: None)
+        self.ways = Ways(bundles, self.choices, Engines(), self.fetch, lambda folder: None)
         self.model: ModelRef = model(files)
         self.app = DesiredApp(name="app", version=1, files=Manifest(files=[]), models=[self.model])
         self.taste = Taste(choices=self.choices)

@@ -78,7 +78,7 @@ class Machine:
         self.host = Host(root, self.told.append, groups=["video", "gpio", "users"])
         self.device = Folder(root / "home/marram/edge")
         self.device.make()
-        self.device.save_credentials(Credentials(device="pi", secret="s" * 16, brokers=["tls://x:1"]))
+        self.device.save_credentials(Credentials(device="pi", brokers=["tls://x:1"]))
 
     @property
     def unit(self) -> str:

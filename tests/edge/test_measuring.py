@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
-from tests.edge.test_choices import card, slow_onnx, variant
+from tests.edge.test_choices import bring, card, model, slow_onnx, variant
 from tests.edge.world import DEVICE, Cloud
 from tests.edge.world import Device as Agent
 
 from marram.bus import subjects
 from marram.bus.codec import BenchNudge
+from marram.edge import measuring
+from marram.edge.bundles import Bundles
 from marram.edge.choices import FILE
-from marram.edge.measuring import measure_here
+from marram.edge.deploy import AppRecord
+from marram.edge.measuring import bench, measure_here
 from marram.edge.state import Folder
+from marram.edge.variants import part
 from marram.runtime import probe
 from marram.runtime.bundle import CARD, dump_card
-from marram.schema.device import AppState
+from marram.schema.device import AppState, DesiredApp, Measured
 from marram.schema.errors import Invalid, Missing
+from marram.schema.model import Manifest
 
 APP = (
     b"app: ticking\nsource: {series: rows.csv, every: 20 ms, repeat: true}\n"
@@ -57,6 +65,29 @@ async def test_a_person_asks_for_figures(cloud: Cloud, device: Agent) -> None:
     (app,) = anew.apps
     assert app.chosen[0].variant == "quick" and app.state is AppState.COMMITTED and app.restarts == 0
     await device.stop()
+
+
+async def test_what_the_agent_deletes_meanwhile_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = card(variant("other"), variant("quick"))
+    files = {CARD: dump_card(made).encode(), "other.onnx": slow_onnx(2), "quick.onnx": probe.onnx()}
+    folder, net = Folder(tmp_path), model(files)
+    folder.make()
+    bundles = Bundles(folder.path)
+    bundles.make()
+    bring(bundles, files)
+    app = DesiredApp(name="app", version=1, files=Manifest(files=[]), models=[net])
+    folder.save_record(AppRecord(target=app, state=AppState.COMMITTED))
+    asked = []
+
+    async def swept(place: Path, variants: Sequence[str], *more: Any) -> list[Measured]:
+        asked.append(list(variants))
+        bundles.sweep([part(net, bundles, [made.variants[1]])])
+        return await bench(place, variants, *more)
+
+    monkeypatch.setattr(measuring, "bench", swept)
+    (here,) = await measure_here(folder)
+    assert asked == [["other", "quick"], ["quick"]]
+    assert here.variant == "quick" and [(m.variant, m.fault) for m in here.measured] == [("quick", "")]
 
 
 @pytest.mark.parametrize("payload", [b"\xc1", b"x", BenchNudge("n").pack()[:-1]])

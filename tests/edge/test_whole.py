@@ -35,7 +35,8 @@ HANDLER = """
 import importlib.metadata, json, os, pathlib, tiny
 
 print("the key is", os.environ["API_KEY"], flush=True)
-told = {"key": os.environ["API_KEY"], "tiny": tiny.value, "version": importlib.metadata.version("tiny"), "pid": os.getpid()}
+version = importlib.metadata.version("tiny")
+told = {"key": os.environ["API_KEY"], "tiny": tiny.value, "version": version, "pid": os.getpid()}
 pathlib.Path("told.new").write_text(json.dumps(told))
 os.rename("told.new", "told.json")
 

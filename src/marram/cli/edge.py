@@ -156,7 +156,7 @@ def status(folder: FolderOption = None) -> None:
         f"outbox   {reported['outbox_depth']:,} events wait ({format_size(reported['outbox_bytes'])}), "
         f"{reported['dropped']:,} given up"
     )
-    if reported["held"]:
+    if reported.get("held"):
         console.print(f"held     {reported['held']}", markup=False)
     console.print(f"workers  {reported.get('isolation') or '-'}", markup=False)
     rows = [_row(each) for each in reported["apps"]]

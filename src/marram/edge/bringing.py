@@ -144,8 +144,10 @@ class Bringing:
     @property
     def _ways(self) -> Ways:
         """How variants are fetched and measured for this app: by a process that sees of the device what it measures."""
-        path = self._ground.folder.path
-        return Ways(self._ground.bundles, self._ground.choices, self._fetch, lambda bundle: plan(path, [bundle], []))
+        ground, path = self._ground, self._ground.folder.path
+        return Ways(
+            ground.bundles, ground.choices, ground.engines, self._fetch, lambda bundle: plan(path, [bundle], [])
+        )
 
     async def _believed(self, app: DesiredApp) -> None:
         """Whatever is wrong with a signature, or with asking for it, is no fault of the version.

@@ -2,7 +2,8 @@
 
 All of it is bounded: what is fetched to measure it, how long the measuring takes, and what the process that does it may
 use. Where a bound is met, the card's order decides, and `Chosen.why` says so. A measurement that fails never fails a
-deployment.
+deployment. A variant whose engine does not load has no figure: the engine is at fault, and may be mended without any
+file of it changing.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pydantic import ValidationError
 
 from marram.edge.bundles import Bundles
 from marram.edge.choices import Choices
+from marram.edge.engines import Engines
 from marram.edge.process import kill_group, signal_name, worker_environment
 from marram.edge.sandbox import Plan, plan
 from marram.edge.state import Folder
@@ -34,6 +36,9 @@ from marram.schema.model import Manifest, ModelCard, Variant
 from marram.schema.units import format_rate, format_size
 
 log = logging.getLogger("marram.edge")
+
+# How often measuring beside an agent begins anew since the agent deleted files that no app of it needs any more.
+_SWEPT_TIMES = 3
 
 Bring = Callable[[list[Manifest]], Awaitable[None]]
 
@@ -61,6 +66,7 @@ class Ways:
 
     bundles: Bundles
     choices: Choices
+    engines: Engines
     bring: Bring
     plan: Callable[[Path], Plan | None]
 
@@ -127,11 +133,22 @@ async def _measured(
     except MarramError as error:
         return f"it could not be measured ({error})"
     found = await bench(folder, [v.name for v in able], taste.limit_bytes, budget, ways.plan(folder))
-    by_name, variants = parts(model, card), {variant.name: variant for variant in able}
-    results = [(variants[each.variant], by_name[each.variant], each) for each in found if each.variant in variants]
-    await asyncio.to_thread(ways.choices.keep, card, results)
+    await _keep(found, model, card, ways.choices, ways.engines)
     lacking = [variant.name for variant in able if variant.name not in {each.variant for each in found}]
     return f"{', '.join(lacking)} could not be measured within {budget.measure_s:.2g} s" if lacking else ""
+
+
+async def _keep(
+    found: Sequence[Measured], model: ModelRef, card: ModelCard, choices: Choices, engines: Engines
+) -> None:
+    """Remember what was measured, and which engines turned out not to load."""
+    by_name, variants = parts(model, card), {variant.name: variant for variant in card.variants}
+    known = [each for each in found if each.variant in variants]
+    if suspects := {variants[each.variant].engine for each in known if each.fault}:
+        await engines.examine(suspects)
+    results = [(variants[each.variant], by_name[each.variant], each) for each in known]
+    loaded = [each for each in results if each[0].engine not in engines.broken]
+    await asyncio.to_thread(choices.keep, card, loaded)
 
 
 async def bench(
@@ -206,16 +223,19 @@ async def measure_here(folder: Folder, only: str | None = None) -> list[Chosen]:
 
     Safe beside a running agent. Raises Missing where nothing is deployed here, or no such model.
     """
-    bundles, choices = Bundles(folder.path), Choices(folder.path)
+    bundles, choices, engines = Bundles(folder.path), Choices(folder.path), Engines()
     found: dict[str, Chosen] = {}
     for record in folder.records().values():
         app = record.runs or record.target
-        taste = await asyncio.to_thread(taste_of, app, bundles, {}, choices)
+        taste = await asyncio.to_thread(taste_of, app, bundles, engines.broken, choices)
         for model in app.models:
             if only not in (None, model.name) or reference_of(model) in found:
                 continue
             with contextlib.suppress(Retryable):  # its card is not here (yet)
-                await _measure_here(model, bundles, choices, taste, folder)
+                card = await asyncio.to_thread(card_of, model, bundles)
+                for _ in range(_SWEPT_TIMES):
+                    if await _measure_here(model, card, (bundles, choices, engines), taste, folder):
+                        break
                 for each in await asyncio.to_thread(chosen, model, bundles, taste, proven=True):
                     found[each.model] = each
     if not found:
@@ -224,17 +244,24 @@ async def measure_here(folder: Folder, only: str | None = None) -> list[Chosen]:
     return list(found.values())
 
 
-async def _measure_here(model: ModelRef, bundles: Bundles, choices: Choices, taste: Taste, folder: Folder) -> None:
-    card = await asyncio.to_thread(card_of, model, bundles)
+async def _measure_here(
+    model: ModelRef, card: ModelCard, kept: tuple[Bundles, Choices, Engines], taste: Taste, folder: Folder
+) -> bool:
+    """False where the agent deleted, meanwhile, what no app of it needs: what is left is to be measured."""
+    bundles, choices, engines = kept
     by_name = parts(model, card)
     here = [v for v in card.variants if installed(v.engine) and not any(map(bundles.lacks, by_name[v.name]))]
     if not here:
-        return
-    place = await asyncio.to_thread(bundles.install, await asyncio.to_thread(part, model, bundles, here))
+        return True
+    try:
+        place = await asyncio.to_thread(bundles.install, await asyncio.to_thread(part, model, bundles, here))
+    except Retryable:
+        return False
     measured = await bench(place, [v.name for v in here], taste.limit_bytes, ASKED, plan(folder.path, [place], []))
-    variants = {variant.name: variant for variant in here}
-    results = [(variants[m.variant], by_name[m.variant], m) for m in measured if m.variant in variants]
-    await asyncio.to_thread(choices.keep, card, results)
+    if not all((place / file.path).exists() for v in here for file in by_name[v.name]):
+        return False
+    await _keep(measured, model, card, choices, engines)
+    return True
 
 
 def _bytes(missing: Sequence[Any]) -> int:
