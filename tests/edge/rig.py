@@ -115,6 +115,8 @@ class Rig:
         self.alive: dict[str, list[Played]] = {}
         self.starts: dict[str, list[int]] = {}
         self.fetched = 0
+        # Of agents started from now on, seconds.
+        self.report_every_s = 0.5
         self.health = ""
         # Raised whenever a device asks whether an app is signed.
         self.doubt: MarramError | None = None
@@ -155,7 +157,7 @@ class Rig:
                 raise self.doubt
 
         around = Around(connect=connect, start=begin, verify=verify)
-        agent = Agent(folder, credentials, Settings(report_every_s=0.5), around)
+        agent = Agent(folder, credentials, Settings(report_every_s=self.report_every_s), around)
         self.agents[device] = agent, asyncio.create_task(agent.run())
 
     async def stop(self, device: str = "pi-1") -> None:
