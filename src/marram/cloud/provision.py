@@ -2,7 +2,8 @@
 
 Each part makes its own file, where there is none; what is there is never replaced. Keys are not state: where the
 database is somewhere else, other processes may share it, and keys made here would be a second authority that no device
-knows; there a person says where the keys are.
+knows; there a person says where the keys are. Nor is one made in the place of one that was lost: a new authority would
+turn every device away, and nobody would be told why.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import fcntl
 from marram.bus.accounts import Accounts
 from marram.cloud.signing import make_keys
 from marram.schema.errors import Missing, Refused
+from marram.schema.signed import ROOT, TIMESTAMP
+from marram.store import Store
 from marram.trust.authority import Authority
 from marram.trust.keys import Keys
 from marram.trust.sealing import make_seal_key
@@ -34,6 +37,24 @@ def provision(keys: Keys, now_s: float) -> bool:
         make_keys(keys, now_s)
         make_seal_key(keys)
     return made
+
+
+def check_kept(keys: Keys, store: Store) -> None:
+    """That no key is gone which the database relies on. Raises Missing, which says what hangs on it."""
+    timestamp = keys.signing / f"{TIMESTAMP}.pem"
+    for file, used, what in (
+        (keys.ca_certificate, store.certificates.any, "devices have certificates of this authority"),
+        (keys.ca_key, store.certificates.any, "devices have certificates of this authority"),
+        (timestamp, lambda: store.signed.newest(ROOT) is not None, "devices trust updates by these keys alone"),
+        (keys.seal_key, lambda: bool(store.secrets.list()), "secrets are sealed with this key"),
+    ):
+        if not file.exists() and used():
+            raise Missing(
+                f"this key is gone, and {what}",
+                where=str(file),
+                hint=f"Restore {keys.folder} from its copy. Without one, begin anew with another --folder: "
+                "every device joins again.",
+            )
 
 
 def provided(keys: Keys) -> None:

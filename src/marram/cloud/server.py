@@ -26,7 +26,7 @@ from marram.cloud.fleet import Fleet
 from marram.cloud.folder import FolderLock, make_folder
 from marram.cloud.ingest import Ingest
 from marram.cloud.listeners import Listeners, bracketed, reachable
-from marram.cloud.provision import provided, provision
+from marram.cloud.provision import check_kept, provided, provision
 from marram.cloud.renewals import Renewals
 from marram.cloud.replicas import Key, Replicas
 from marram.cloud.settings import BrokerAddress, Role, Settings
@@ -160,6 +160,7 @@ class Cloud:
                 leftover.unlink(missing_ok=True)
             keys = Keys(settings.keys_folder)
             if settings.makes_keys:
+                check_kept(keys, store)
                 provision(keys, time.time())
             else:
                 provided(keys)

@@ -73,6 +73,11 @@ class Certificates:
             rows = [_certificate(row) for row in connection.execute(query)]
         return sorted(rows, key=lambda row: row.issued_s, reverse=True)
 
+    def any(self) -> bool:
+        """Whether one was ever given out."""
+        with self._database.read() as connection:
+            return connection.execute(select(certificates.c.serial).limit(1)).first() is not None
+
     def holders(self, key_hash: str) -> set[str]:
         """The devices that ever had a certificate for this key."""
         with self._database.read() as connection:
