@@ -58,7 +58,8 @@ class Evictions:
         self._store = store
         self._bar = bar
         self._pace = pace or PACE
-        self._looking: dict[str, dict[tuple[str, int], int]] = {}  # devices let in lately: what each end had sent
+        self._admitted: set[str] = set()  # since the last look began
+        self._looking: dict[str, dict[tuple[str, int], int]] = {}  # looked at again: what each of its ends had sent
         self._supersede: set[asyncio.Task[None]] = set()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -67,7 +68,7 @@ class Evictions:
         await self._bus.subscribe(subjects.CUT, self._on_cut, QUEUE, parallel=4)
         self._tasks = [
             asyncio.create_task(self._for_ever(self._pace.sweep_s, self.sweep), name="evictions"),
-            asyncio.create_task(self._for_ever(self._pace.look_s, self._look), name="doubles"),
+            asyncio.create_task(self._for_ever(self._pace.look_s, self.look), name="doubles"),
         ]
 
     async def stop(self) -> None:
@@ -82,7 +83,7 @@ class Evictions:
 
     def admitted(self, caller: Caller, first: bool) -> None:
         """A device is being let in; `first`: with a certificate that supersedes those of its other connections."""
-        self._looking.setdefault(caller.user, {})
+        self._admitted.add(caller.user)
         if first:
             task = asyncio.create_task(self._superseded(caller))
             self._supersede.add(task)
@@ -96,6 +97,24 @@ class Evictions:
         if gone:
             await self._connections.cut(gone)
             log.warning("cut from the broker: %s", ", ".join(sorted({each.user for each in gone})))
+
+    async def look(self) -> None:
+        """At devices that were let in lately: is each there once? Raises Retryable."""
+        admitted, self._admitted = self._admitted, set()
+        # Who is let in just now may not be among the connections yet: looked at next time too.
+        looking, self._looking = self._looking, {device: {} for device in admitted}
+        devices = admitted | looking.keys()
+        by_device: dict[str, list[Connection]] = defaultdict(list)
+        try:
+            for each in await self._connections.all() if len(devices) > _FEW else await self._of(devices):
+                by_device[each.user].append(each)
+            for device, found in by_device.items():
+                if len(found) > 1 and device in devices:
+                    present = sorted(found, key=lambda each: each.since)
+                    self._looking[device] = await self._settle(device, present, looking.get(device, {}))
+        except MarramError:
+            self._admitted |= devices
+            raise
 
     # ------------------------------------------------------------
 
@@ -116,22 +135,6 @@ class Evictions:
             await self._connections.cut(others)
         except MarramError as error:
             log.warning("%s: connections with its older certificate are not cut yet: %s", caller.user, error)
-
-    async def _look(self) -> None:
-        """At devices that were let in lately: is each there once?"""
-        if not self._looking:
-            return
-        by_device: dict[str, list[Connection]] = defaultdict(list)
-        devices = set(self._looking)
-        for each in await self._connections.all() if len(devices) > _FEW else await self._of(devices):
-            by_device[each.user].append(each)
-        for device in devices:
-            before = self._looking.pop(device)
-            present = sorted(by_device[device], key=lambda each: each.since)
-            if len(present) > 1:
-                # Those who come while we cut others have put themselves here again.
-                again = self._looking.setdefault(device, {})
-                again |= await self._settle(device, present, before)
 
     async def _of(self, devices: Iterable[str]) -> list[Connection]:
         return [each for device in devices for each in await self._connections.of(device)]
