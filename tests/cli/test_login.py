@@ -110,7 +110,10 @@ def test_nobody_is_believed_that_nobody_compared(served: Served, run: Run, tmp_p
     assert status == 2 and "--fingerprint" in words and served.cloud.state.authority.fingerprint in words
     other = Authority.create(Keys(tmp_path / "other"), 0.0).fingerprint
     status, words = run("login", url, "--user", "ann", "--fingerprint", other, given=f"{PASSWORD}\n")
-    assert status == 2 and "other cloud: " in words
+    assert status == 2 and "other cloud: " in words and "token" not in words
+    # Where nothing can be compared, nothing is sent.
+    status, words = run("login", served.cloud.url, "--user", "ann", "--fingerprint", other, given=f"{PASSWORD}\n")
+    assert status == 2 and "--fingerprint: " in words
     assert not paths.context().exists()
 
 

@@ -35,6 +35,10 @@ def login(
 ) -> None:
     """Sign in to a cloud on another machine: the commands here then talk to it."""
     url = _address(url)
+    if fingerprint is not None and not url.startswith("https:"):
+        raise Invalid(
+            f"{url} shows no fingerprint", where="--fingerprint", hint="Use the https:// address, or leave it out."
+        )
     authority = _authority(url, fingerprint) if url.startswith("https:") else None
     if token == "-":
         token = _line("API token")

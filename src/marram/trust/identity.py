@@ -40,9 +40,17 @@ def request(key_pem: bytes, name: str = "") -> bytes:
 
 
 def check_cloud(ca_pem: bytes, fingerprint: str) -> bytes:
-    """`ca_pem` as it is to be kept, where it is the authority that a token names. Raises Untrusted (OTHER_CLOUD)."""
-    if not hmac.compare_digest(fingerprint_of(ca_pem).encode(), fingerprint.encode()):
-        raise Untrusted("the cloud that answers is not the one that the token names", threat=Threat.OTHER_CLOUD)
+    """`ca_pem` as it is to be kept, where it is the authority that a token or a person names.
+
+    Raises Untrusted (OTHER_CLOUD).
+    """
+    found = fingerprint_of(ca_pem)
+    if not hmac.compare_digest(found.encode(), fingerprint.encode()):
+        raise Untrusted(
+            f"the cloud that answers is {found}, not the one that was named",
+            threat=Threat.OTHER_CLOUD,
+            hint="Check the address; `marram cloud init` on the cloud's machine shows who it is.",
+        )
     return pki.pem_of(pki.load_certificate(ca_pem))
 
 
