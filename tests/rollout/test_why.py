@@ -173,6 +173,12 @@ CASES: dict[str, tuple[Case, str, str, str]] = {
         "it waits for room: the disk has 3 MB free",
         "marram device show pi",
     ),
+    "no room, in whole sentences": (
+        Case(said=PENDING | {"reason": "the disk is too full. It goes on."}, decided=second(mine=reached())),
+        "disk",
+        "it waits for room: the disk is too full. It goes on.",
+        "marram device show pi",
+    ),
     "link": (
         Case(said=PENDING | {"reason": "the cloud does not answer"}, decided=second(mine=reached())),
         "waiting",
@@ -292,6 +298,7 @@ def test_each_case_has_its_cause_its_sentence_and_the_next_step(name: str) -> No
     case, cause, sentence, next = CASES[name]
     answer = why(case.evidence())
     assert (answer.cause, sentence in answer.sentence, answer.next.startswith(next)) == (cause, True, True), answer
+    assert ".." not in answer.sentence
     assert bool(answer.next) == bool(next), answer
     assert answer.sentence.startswith("pi ") and answer.sentence.endswith(".")
 

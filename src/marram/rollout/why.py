@@ -293,7 +293,9 @@ def _on_its_way(evidence: Evidence) -> _Answer | None:
     if reason:
         cause = "disk" if _about_room(reason) else "waiting"
         what = "it waits for room" if cause == "disk" else "it waits"
-        return _Answer(cause, f"{begin}: {what}: {reason}.", next=f"marram device show {evidence.device.id}")
+        return _Answer(
+            cause, f"{begin}: {what}: {reason.rstrip('.')}.", next=f"marram device show {evidence.device.id}"
+        )
     doing = {AppState.PENDING: "is fetching it", AppState.FETCHED: "is checking it"}.get(said.state, "is starting it")
     return _Answer("under_way", f"{begin}: it {doing}.")
 
