@@ -135,7 +135,7 @@ async def _measured(
     found = await bench(folder, [v.name for v in able], taste.limit_bytes, budget, ways.plan(folder))
     await _keep(found, model, card, ways.choices, ways.engines)
     lacking = [variant.name for variant in able if variant.name not in {each.variant for each in found}]
-    return f"{', '.join(lacking)} could not be measured within {budget.measure_s:.2g} s" if lacking else ""
+    return f"{' and '.join(lacking)} could not be measured within {budget.measure_s:.2g} s" if lacking else ""
 
 
 async def _keep(
