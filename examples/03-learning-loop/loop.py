@@ -45,7 +45,9 @@ def remounted(scan: np.ndarray) -> np.ndarray:
 
 def show(device_home: Path, shots: list[tuple[np.ndarray, int]], prefix: str) -> None:
     """Let the device see `shots` from now on. What a picture shows stands in its name, for the person who labels it."""
-    folder, fresh, old = device_home / "digits", device_home / "digits.new", device_home / "digits.old"
+    # Not directly in the home, which leads to the device's own folder: an app sees no folder that is put there later.
+    camera = device_home / "camera"
+    folder, fresh, old = camera / "digits", camera / "digits.new", camera / "digits.old"
     fresh.mkdir(parents=True)
     for number, (scan, label) in enumerate(shots):
         Image.fromarray(scan).save(fresh / f"{prefix}-{number:04d}-shows-{label}.png")

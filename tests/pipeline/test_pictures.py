@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +23,7 @@ from marram.pipeline.sources.images import Images
 from marram.schema.app import CameraSource
 from marram.schema.errors import Invalid, MarramError, Missing
 from marram.schema.event import EventKind
+from marram.system import landlock
 
 NAMES = ["red", "green", "blue"]
 
@@ -117,6 +121,42 @@ def test_a_repeated_folder_that_is_away_for_a_moment_is_looked_at_again(
     monkeypatch.setattr(Pace, "rest", rest)
     assert next(frames).name == first.name
     assert len(rests) == 2 and rests[0] > 0
+
+
+@pytest.mark.skipif(not landlock.abi(), reason="this kernel has no Landlock")
+def test_a_folder_that_is_closed_to_the_app_is_said_and_not_waited_for(photos: Path, tmp_path: Path) -> None:
+    """Another folder in its place, which a worker that gave up the rest may not use: the next worker may."""
+    program = """
+        import sys
+        from pathlib import Path
+        from marram.pipeline.sources.images import open_source
+        from marram.schema.app import ImagesSource
+        from marram.schema.errors import Retryable
+        from marram.system import landlock
+
+        folder, closed = sys.argv[1:]
+        landlock.restrict(landlock.everything_but({closed: 0}))
+        frames = open_source(ImagesSource(images=folder, repeat=True), Path()).frames()
+        print(next(frames).name, flush=True)
+        input()
+        try:
+            for frame in frames:
+                pass
+        except Retryable as error:
+            print(error, flush=True)
+    """
+    (tmp_path / "closed").mkdir()
+    child = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program), str(photos), str(tmp_path / "closed")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with child:
+        assert child.stdin is not None and child.stdout is not None
+        assert child.stdout.readline() == "00-red.png\n"
+        photos.rename(tmp_path / "old")
+        shutil.copytree(tmp_path / "old", photos)
+        told, _ = child.communicate("go on\n", timeout=30)
+    assert told == f"the folder {photos} cannot be read: Permission denied\n"
 
 
 def test_repeat_starts_over(build: Any, photos: Path, running: Callable[[Pipeline], Any]) -> None:

@@ -11,7 +11,7 @@ from marram.pipeline.contract import Frame, Position
 from marram.pipeline.pace import Pace
 from marram.runtime import image
 from marram.schema.app import ImagesSource
-from marram.schema.errors import MarramError, Missing
+from marram.schema.errors import MarramError, Missing, Retryable
 
 _READ = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".avif", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 # What a telephone or a camera may have put among them: pictures all the same, so they are counted and not passed over.
@@ -22,7 +22,9 @@ AGAIN_S = 0.5
 
 
 def open_source(spec: ImagesSource, base: Path) -> Images:
-    """`~` is the home of whoever runs the app. Raises Missing where the folder is absent or has no pictures."""
+    """`~` is the home of whoever runs the app. Raises Missing where the folder is absent or has no pictures, Retryable
+    where it may not be read.
+    """
     folder = base / Path(spec.images).expanduser()
     if not folder.is_dir():
         raise Missing(
@@ -42,8 +44,13 @@ def open_source(spec: ImagesSource, base: Path) -> Images:
 
 
 def _pictures(folder: Path) -> list[Path]:
+    """None where the folder is gone: who puts another there may be at it this moment. Raises Retryable."""
     try:
         return sorted(file for file in folder.iterdir() if file.suffix.lower() in _READ | _UNREAD and file.is_file())
+    except PermissionError as error:
+        # On a device also of a folder that was put there after the worker gave up what it does not need (edge.sandbox):
+        # the next worker may use it.
+        raise Retryable(f"the folder {folder} cannot be read: {error.strerror}") from error
     except OSError:
         return []
 
@@ -65,7 +72,10 @@ class Images:
         self._reached = reached
 
     def frames(self) -> Iterator[Frame]:
-        """Every readable picture, over and over with `repeat`. Raises Missing where not one can be read."""
+        """Every readable picture, over and over with `repeat`.
+
+        Raises Missing where not one can be read, Retryable where the folder may not be, any more.
+        """
         reached, given = self._reached, 0
         index = count(0 if reached is None else reached.frame + 1)
         while not self._pace.closed():
