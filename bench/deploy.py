@@ -31,7 +31,7 @@ from marram.edge.bundles import Bundles
 from marram.edge.fetch import Fetcher
 from marram.edge.state import Folder
 from marram.lab.stage import Stage
-from marram.schema.model import File
+from marram.schema.model import File, Manifest
 
 BUNDLE_BYTES = 5_000_000
 FILE_BYTES = 20_000_000
@@ -50,22 +50,21 @@ files: [rows.csv, {data}]
 """
 
 
-def deployed(api: CloudApi, folder: Path, name: str, size_bytes: int) -> File:
-    """One more version of the app, with so much data: the file of it."""
+def uploaded(api: CloudApi, folder: Path, name: str, size_bytes: int) -> tuple[str, Manifest]:
+    """One more version of the app, with so much data: its page, and its files in the cloud."""
     place = folder / f"app-{name}"
     place.mkdir()
     data = f"{name}.bin"
     (place / data).write_bytes(os.urandom(size_bytes))
     (place / "rows.csv").write_text("x\n" + "1\n" * 50)
-    manifest = api.put_folder(place, ["rows.csv", data])
-    api.deploy(APP.format(data=data), manifest)
-    return next(file for file in manifest.files if file.path == data)
+    return APP.format(data=data), api.put_folder(place, ["rows.csv", data])
 
 
 def committed_s(stage: Stage, api: CloudApi, folder: Folder, number: int) -> float:
     """Seconds from the deployment of one more version of 5 MB to the agent saying that it is committed."""
+    page, files = uploaded(api, stage.folder, f"data-{number}", BUNDLE_BYTES)
     begun_s = time.monotonic()
-    deployed(api, stage.folder, f"data-{number}", BUNDLE_BYTES)
+    api.deploy(page, files)
 
     def there() -> bool:
         apps = (status.ask(folder.path) or {"reported": {"apps": []}})["reported"]["apps"]
@@ -159,7 +158,9 @@ def main() -> None:
             print(f"desired to committed     {span_s:.2f} s" + ("" if number else "   (first version)"))
         # From now on its connection is ours.
         stage.children["bench"].stop()
-        file = deployed(api, Path(temporary), "large", FILE_BYTES)
+        page, files = uploaded(api, stage.folder, "large", FILE_BYTES)
+        api.deploy(page, files)
+        file = max(files.files, key=lambda each: each.size_bytes)
         scratch = Path(temporary) / "scratch"
         scratch.mkdir()
         figures = asyncio.run(fetching(folder, file, scratch))
