@@ -57,3 +57,13 @@ def test_no_rollouts_are_no_section_and_one_without_devices_says_so() -> None:
     assert stages.rollouts([]) == ""
     empty = view(matching=0, devices=[], counts={}, gates=[], waits="", state=RolloutState.COMPLETED)
     assert "no device matches yet" in stages.rollouts([empty]) and 'class="stages"' not in stages.rollouts([empty])
+
+
+def test_a_stage_that_had_nobody_further_to_reach_is_done() -> None:
+    goals = [StageView(stage="1", goal=1), StageView(stage="10%", goal=2), StageView(stage="all", goal=2)]
+    each = RolloutDeviceView(device="pi", stage=1, outcome=DeviceOutcome.COMMITTED)
+    made = view(
+        state=RolloutState.COMPLETED, ended_s=2.0, stages=goals, matching=2,
+        devices=[each, each.model_copy(update={"device": "po", "stage": 2})],
+    )  # fmt: skip
+    assert stages.rollouts([made]).count('<i class="done" style="width:100.0%">') == 3

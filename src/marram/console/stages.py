@@ -63,6 +63,8 @@ def _stages(view: RolloutView) -> str:
             done = view.counts.get(DeviceOutcome.COMMITTED, 0)
             bad = sum(view.counts.get(outcome, 0) for outcome in _TROUBLE)
             going = 0
+        if stage.goal <= below and view.state is RolloutState.COMPLETED:
+            done, size = 1, 1  # it had nobody further to reach
         now = " now" if number == view.stage and view.ended_s is None else ""
         bars = "".join(
             f'<i class="{shade}" style="width:{min(100.0, 100 * count / size):.1f}%"></i>'
