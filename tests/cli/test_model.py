@@ -166,7 +166,7 @@ def test_lineage_says_where_a_version_comes_from_and_who_uses_it(
 def test_a_device_says_which_variant_it_runs_and_is_asked_to_measure(marram_: Terminal) -> None:
     marram_.served.add_device("pi-1")
     assert "runs no model" in marram_.fault("device", "bench", "pi-1")
-    figures = [Measured(variant="int8", p50_ms=4.2, p95_ms=6.0, load_ms=80, memory_bytes=90_000_000, accuracy=0.71),
+    figures = [Measured(variant="int8", p50_ms=4.2, p95_ms=6.0, load_ms=5160, memory_bytes=90_000_000, accuracy=0.71),
                Measured(variant="fp32", fault="does not load")]  # fmt: skip
 
     def report(at_s: float) -> None:
@@ -179,6 +179,7 @@ def test_a_device_says_which_variant_it_runs_and_is_asked_to_measure(marram_: Te
     report(100.0)
     shown = marram_("device", "show", "pi-1")
     assert "net@1  int8  (fastest here: int8 4.2 ms)" in shown and "4.2 ms" in shown and "does not load" in shown
+    assert "5.16 s" in shown
     asked: list[tuple[str, str | None]] = []
 
     def bench(device: str, model: str | None) -> None:

@@ -166,7 +166,7 @@ def test_what_is_typed_of_a_plan(typed: _plan.Typed, plan: dict[str, Any] | None
         (_plan.Typed(gates=("temperature=hot",)), "write 80C"),
         (_plan.Typed(gates=("throttling=maybe",)), "neither on nor off"),
         (_plan.Typed(zone="UTC"), "belongs to a --window"),
-        (_plan.Typed(window="25:00-26:00"), "--window"),
+        (_plan.Typed(window="25:00-26:00"), '--window: "25:00-26:00" is no window. Write 22:00-05:00'),
         (_plan.Typed(window="22:00-05:00", days="someday"), "--window"),
     ],
     ids=str,

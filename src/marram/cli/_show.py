@@ -142,7 +142,9 @@ def print_chosen(chosen: Chosen, indent: str = "") -> None:
     for each in chosen.measured:
 
         def ms(value: float | None) -> str:
-            return "–" if value is None else f"{value:.3g} ms"
+            if value is None:
+                return "–"
+            return f"{value:.3g} ms" if value < 999.5 else f"{value / 1e3:.3g} s"
 
         memory = "–" if each.memory_bytes is None else format_size(each.memory_bytes)
         accuracy = "–" if each.accuracy is None else f"{each.accuracy:.3f}"

@@ -150,14 +150,14 @@ def status(folder: FolderOption = None) -> None:
     reported: dict[str, Any] = answer["reported"]
     rtt = f", round trip {format_duration(answer['rtt_s'])}" if answer.get("rtt_s") else ""
     up, memory = format_duration(reported["uptime_s"]), format_size(reported["memory_bytes"])
-    console.print(f"agent    process {holder}, up {up}, {memory}")
+    console.print(f"agent    process {holder}, up {up}, {memory} with its workers")
     console.print(f"link     {answer['link']}{rtt}", markup=False)
     console.print(
         f"outbox   {reported['outbox_depth']:,} events wait ({format_size(reported['outbox_bytes'])}), "
         f"{reported['dropped']:,} given up"
     )
     if reported.get("held"):
-        console.print(f"held     {reported['held']}", markup=False)
+        console.print(f"held     {reported['held'].removeprefix('held ')}", markup=False)
     console.print(f"workers  {reported.get('isolation') or '-'}", markup=False)
     rows = [_row(each) for each in reported["apps"]]
     if console.width < _WIDE:
