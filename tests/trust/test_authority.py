@@ -61,6 +61,9 @@ def test_a_missing_or_mixed_up_key_is_said(keys: Keys, tmp_path: Path, authority
     keys.write(keys.ca_key, other.ca_key.read_bytes())
     with pytest.raises(Invalid, match="two authorities"):
         Authority.open(keys)
+    keys.write(keys.ca_certificate, b"garbled")
+    with pytest.raises(Invalid, match=rf"{keys.folder}: .*Restore ca.pem"):
+        Authority.open(keys)
     keys.ca_key.unlink()
     with pytest.raises(Missing, match="marram cloud init"):
         Authority.open(keys)

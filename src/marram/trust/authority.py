@@ -78,7 +78,11 @@ class Authority:
     @classmethod
     def open(cls, keys: Keys) -> Authority:
         """Raises Missing where there is none, Refused (rights), Invalid (damaged)."""
-        return cls(keys.read(keys.ca_certificate), keys.read(keys.ca_key))
+        try:
+            return cls(keys.read(keys.ca_certificate), keys.read(keys.ca_key))
+        except Invalid as error:
+            hint = error.hint or "Restore ca.pem and ca.key from a copy."
+            raise Invalid(error.what, where=error.where or str(keys.folder), hint=hint) from error
 
     def device_certificate(self, csr_pem: bytes, device: str, now_s: float, life_s: float = DEVICE_LIFE_S) -> Issued:
         """A certificate of `device` for the key in `csr_pem`; nothing else of the request is taken over.
