@@ -13,6 +13,8 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from marram.bus.client import Bus, Timing
 from marram.bus.http import CloudApi
 from marram.bus.outbox import Outbox
@@ -79,8 +81,10 @@ async def test_a_cloud_that_is_killed_again_and_again_loses_and_doubles_nothing(
 
 
 async def test_two_ingest_processes_share_the_work_and_one_may_be_killed(
-    start: Callable[..., Any], tmp_path: Path, postgres_url: str, until: Any
+    start: Callable[..., Any], tmp_path: Path, postgres_url: str, until: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A batch whose process was killed is given up after this; most of the test would be that wait.
+    monkeypatch.setattr("marram.bus.uplink.ANSWER_S", 2.0)
     recorded = 4000
     with Gatehouse(tmp_path / "gatehouse", ["pi"]) as broker:
         provision(broker.keys, time.time())
