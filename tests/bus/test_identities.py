@@ -227,6 +227,15 @@ async def test_what_does_not_speak_tls_is_told(broker: Gatehouse, until: Until) 
             assert bus.why == "what answers there does not speak TLS"
 
 
+async def test_an_identity_that_is_damaged_meanwhile_is_why(broker: Gatehouse, until: Until, tmp_path: Path) -> None:
+    files = broker.identity("d1")
+    mine = TlsFiles(tmp_path / "mine.pem", files.authority)
+    mine.identity.write_text("garbage")
+    async with await Bus.connect(f"nats://127.0.0.1:{broker.port}", "d1", tls=mine, timing=QUICK) as bus:
+        await until(lambda: bus.why)
+        assert str(mine.identity) in bus.why and "join again" in bus.why
+
+
 def test_a_damaged_identity_is_named(broker: Gatehouse, tmp_path: Path) -> None:
     whole = broker.identity("d1")
     with pytest.raises(Missing, match=r"gone\.pem"):

@@ -21,7 +21,7 @@ from marram.bus.library import Msg
 from marram.bus.session import ERROR_HEADER, Login, Session, Timing
 from marram.bus.subjects import device_of
 from marram.bus.tls import TlsFiles
-from marram.schema.errors import Invalid, MarramError, NotReady, Permanent, Refused, Retryable, Untrusted
+from marram.schema.errors import Invalid, MarramError, Missing, NotReady, Permanent, Refused, Retryable, Untrusted
 
 log = logging.getLogger(__name__)
 
@@ -318,7 +318,9 @@ class Bus:
             except MarramError as error:
                 log.debug("%s", error)
                 failures += 1
-                self.refused, self.why = None, session.why or error.what
+                # A fault of our own files is said whole: which one, and what to do.
+                ours = isinstance(error, Missing | Invalid | Permanent)
+                self.refused, self.why = None, session.why or (str(error) if ours else error.what)
                 if self._state is BusState.REFUSED:
                     self._become(BusState.CONNECTING)
             finally:
