@@ -50,7 +50,8 @@ def cuts(operations: Sequence[Operation], orders: int = 2, seed: int = 0, every:
     """Every moment of the recording (or every so many), each in all its ways; those that leave the same disk come once.
 
     At each: all that was asked for; only what was synced; the last write torn, at a sector and within one; what was not
-    synced as zeros; and `orders` random choices of what was not synced (the same for the same `seed`).
+    synced as zeros, or not there though its name is; and `orders` random choices of what was not synced (the same for
+    the same `seed`).
     """
     seen: set[str] = set()
     chance = random.Random(seed)
@@ -74,6 +75,7 @@ def _at(operations: Sequence[Operation], at: int, orders: int, chance: random.Ra
         for part in {len(last.data) // 2 // _SECTOR_BYTES * _SECTOR_BYTES, len(last.data) // 2} - {0, len(last.data)}:
             yield Cut(at, f"torn after {part} bytes", _disk(operations, everything, torn={writes[-1]: part}))
         yield Cut(at, "lengths without content", _disk(operations, everything, zeroed=set(writes)))
+        yield Cut(at, "names without content", _disk(operations, everything - set(writes)))
     for _ in range(orders):
         lost = {index for index in loose if chance.random() < 0.5}
         yield Cut(at, "in another order", _disk(operations, everything - lost))
