@@ -187,10 +187,10 @@ def test_a_person_sees_the_fleet_work(world: World, browser: WebDriver, tmp_path
     assert "marram token create" in browser.page_source and browser.title == "Marram"
 
     # Two devices come, without a reload.
-    token = world("token", "create", "--uses", "2").split()[4]
+    at, token = world("token", "create", "--uses", "2").split()[3:5]  # marram edge join https://… TOKEN
     for name, site, slowdown in (("gate-fast", "shanghai", "1"), ("gate-slow", "hangzhou", "400")):
         home = tmp_path / name
-        world("edge", "join", url, token, "--name", name, "--label", f"site={site}", "--folder", str(home))
+        world("edge", "join", at, token, "--name", name, "--label", f"site={site}", "--folder", str(home))
         world.start(name, "edge", "run", "--folder", str(home), "--report-every", "0.5", MARRAM_SLOWDOWN=slowdown)
     until(lambda: figure(browser, "devices-online") == "2 of 2", "two devices online")
     assert "marram deploy app.yaml --to all" in card(browser, "gate-fast")
