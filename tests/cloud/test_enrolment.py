@@ -134,6 +134,7 @@ def test_a_wrong_expired_or_revoked_token_is_refused(store: Store, enrolment: En
     late = enrolment.create_token(TokenAsk(ttl_s=60), "")
     with pytest.raises(Refused, match="expired 10 s ago"):
         pi.join(late.token, late.expires_s + 10)
+    assert enrolment.tokens(late.expires_s + 10) == [] and len(enrolment.tokens(late.expires_s - 10)) == 1
     good = enrolment.create_token(TokenAsk(), "")
     head, secret, cloud = good.token.split(".")
     forged = f"{head}.{secret[:-1]}{'a' if secret[-1] != 'a' else 'b'}.{cloud}"

@@ -126,6 +126,10 @@ def test_a_dry_run_changes_nothing_and_needs_nobody(tmp_path: Path, monkeypatch:
     installing.install(host, machine.device, tmp_path / "edge", "nobody")
     assert sorted(tmp_path.rglob("*")) == before
     assert any("Restart=always" in each for each in machine.told)
+    machine.told.clear()
+    with machine.device.lock():  # its agent runs, and may go on
+        installing.install(host, machine.device, tmp_path / "edge", "nobody")
+    assert any("Restart=always" in each for each in machine.told)
 
 
 def test_what_is_missing_is_said(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,9 +50,10 @@ class Enrolment:
             **view.model_dump(), token=token.text, join=f"marram edge join {join_url} {token.text}" if join_url else ""
         )
 
-    def tokens(self) -> list[TokenView]:
-        """Newest first, without the tokens themselves."""
-        return [token_view(row) for row in self._store.tokens.list()]
+    def tokens(self, now_s: float | None = None) -> list[TokenView]:
+        """Those that can still be used, newest first, without the tokens themselves."""
+        now_s = time.time() if now_s is None else now_s
+        return [token_view(row) for row in self._store.tokens.list() if row.uses_left > 0 and row.expires_s > now_s]
 
     def join(self, ask: JoinAsk, now_s: float | None = None) -> Enrolled:
         """A new device.

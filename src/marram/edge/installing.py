@@ -85,7 +85,8 @@ def install(host: Host, found: Folder, folder: Path = FOLDER, user: str = USER) 
             )
         source = found
     for each in filter(None, (source, target)):
-        if (holder := each.holder()) is not None and not (host.units / NAME).exists():
+        # A dry run changes nothing, so whoever runs may go on.
+        if not host.dry and (holder := each.holder()) is not None and not (host.units / NAME).exists():
             raise Conflict(f"an agent (process {holder}) runs on {each.path}", hint="Stop it first.")
     _check_readable(Path(sys.prefix), user)
     if not _user(user):

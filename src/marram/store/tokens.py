@@ -63,7 +63,7 @@ class Tokens:
         """Raises Missing."""
         with self._database.write() as connection:
             if connection.execute(delete(tokens).where(tokens.c.id == token)).rowcount == 0:
-                raise Missing(f'no token "{token}"', hint="`marram token list` shows all.")
+                raise Missing(f'no token "{token}"', hint="`marram token list` shows those that can still be used.")
 
 
 def use_token(connection: Connection, token: str, now_s: float) -> bool:

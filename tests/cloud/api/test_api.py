@@ -36,6 +36,7 @@ def test_a_token_joins_so_many_devices_with_its_labels(served: Served) -> None:
         with pytest.raises(Untrusted, match="used already") as caught:
             served.join(made.token)
         assert caught.value.threat is Threat.SPENT
+        assert api.tokens() == []  # what is spent can no longer be used
         assert one.device == "pi-1" and one.labels == {"site": "x", "line": "3"} and one.certificate != two.certificate
         assert {d.id for d in api.devices("site=x")} == {"pi-1", two.device}
         assert [d.id for d in api.devices("line=3")] == ["pi-1"]
