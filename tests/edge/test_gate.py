@@ -26,7 +26,7 @@ def judged(health: Health, *looks: tuple[float, dict[str, Any]], ended: bool = F
     return None, Verdict(False)
 
 
-GOOD = {"frames": 100, "edge": 100, "errors": 0, "p95_ms": 40.0}
+GOOD = {"frames": 100, "delays": 100, "errors": 0, "p95_ms": 40.0}
 
 
 def test_the_trial_counts_from_the_first_result() -> None:
@@ -58,12 +58,12 @@ def test_the_share_of_failed_frames(errors: str, passed: bool) -> None:
 
 
 def test_the_delay() -> None:
-    slow, few = GOOD | {"p95_ms": 212.4}, {"frames": 3, "edge": 3, "p95_ms": 400.0}
+    slow, few = GOOD | {"p95_ms": 212.4}, {"frames": 3, "delays": 3, "p95_ms": 400.0}
     _, verdict = judged(health(p95="150 ms"), (0.0, slow), (1.0, slow))
     assert verdict.reason == "p95 212 ms broke the gate (150 ms)" and verdict.evidence["p95_limit_ms"] == 150
     # The first inferences warm up: a few delays alone condemn nobody.
     assert judged(health(p95="150 ms"), (0.0, few), (2.0, few), (3.0, GOOD))[1].passed
-    # Who has no inferences has no delay.
+    # Who has no results has no delay.
     assert judged(health(p95="150 ms"), (0.0, {"frames": 9}), (1.0, {"frames": 9, "p95_ms": None}))[1].passed
 
 
@@ -91,7 +91,7 @@ FIGURE = st.one_of(st.none(), st.text(max_size=3), st.integers(-5, 1000), st.flo
 
 @given(
     st.lists(
-        st.dictionaries(st.sampled_from(["frames", "errors", "edge", "p95_ms", "last_error"]), FIGURE), max_size=9
+        st.dictionaries(st.sampled_from(["frames", "errors", "delays", "p95_ms", "last_error"]), FIGURE), max_size=9
     ),
     st.booleans(),
 )

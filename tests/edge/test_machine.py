@@ -65,7 +65,7 @@ def running(rig: Rig, device: str = "pi-1") -> list[int]:
         (GROWS, "memory", 1),
         (FAILS, "every frame failed: division by zero", 1),
         (Script(stats={"frames": 4, "errors": 6, "last_error": "no"}), "60% of its frames failed (at most 50%)", 1),
-        (Script(stats={"frames": 30, "edge": 30, "p95_ms": 212.0}), "p95 212 ms broke the gate (150 ms)", 1),
+        (Script(stats={"frames": 30, "delays": 30, "p95_ms": 212.0}), "p95 212 ms broke the gate (150 ms)", 1),
         (BREAKS, "no such model", 1),
     ],
     ids=["crashes", "hangs", "grows", "fails", "fails too often", "slow", "does not load"],

@@ -90,7 +90,6 @@ def test_a_fault_is_told_at_its_field(look: Look, tmp_path: Path, text: str, fau
         ("source: {images: colours}\n" + ANY, "source.images: no pictures in "),
         ("source: {video: a.mp4}\nsteps: [{filter: 'true'}]", 'source.video: no file "a.mp4" on this machine'),
         (CAMERA + ANY + "limits: {power: 6 W}", "limits.power: not enforced"),
-        (CAMERA + ANY + "health: {p95: 50 ms}", "health.p95: holds nothing back"),
         (CAMERA + "steps: [{classify: ./colours, cloud: ./colours}]", "steps[0].cloud: is never asked: `raw"),
         (
             CAMERA + "raw: allowed\nsteps: [{classify: ./colours, cloud: zebra}]",

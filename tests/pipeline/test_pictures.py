@@ -295,3 +295,22 @@ def test_without_opencv_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_
         camera.open_source(CameraSource(camera=0), tmp_path)
     assert "camera: 0" in str(caught.value)
     assert "pip install 'marram[camera]'" in str(caught.value)
+
+
+def test_functions_alone_are_timed_from_capture_to_result(build: Any, photos: Path, tmp_path: Path) -> None:
+    """What the p95 gates judge where no step asks a model; frames without a result have no such delay."""
+    (tmp_path / "slow.py").write_text(
+        "import time\ndef answer(frame, result):\n    time.sleep(0.02)\n    return 1.0 if frame.index % 3 else None\n"
+    )
+    pipeline, _ = build(f"source: {{images: {photos}}}\nsteps: [{{function: 'slow.py:answer'}}]")
+    pipeline.run()
+    stats = pipeline.stats()
+    assert (stats["frames"], stats["delays"], stats["edge"]) == (9, 6, 0)
+    assert 19 < stats["p50_ms"] <= stats["p95_ms"]
+
+
+def test_what_follows_a_model_does_not_change_its_delays(build: Any, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text("def answer(frame, result):\n    return [frame, frame]\n")
+    pipeline, _ = build(f"source: {{images: {photos}}}\nsteps: [{{classify: MODEL}}, {{function: 'slow.py:answer'}}]")
+    pipeline.run()
+    assert (pipeline.stats()["delays"], pipeline.stats()["edge"]) == (9, 9)

@@ -18,7 +18,7 @@ from marram.schema.result import Place
 KEYS = {
     "frames", "fps", "edge", "cloud", "dropped", "skipped", "errors", "last_error", "p50_ms", "p95_ms", "recent_p50_ms",
     "always_edge_p50_ms", "always_cloud_p50_ms", "audit_edge_frames", "audit_cloud_frames", "timeouts",
-    "answered_while_away", "samples", "alerts",
+    "answered_while_away", "delays", "samples", "alerts",
 }  # fmt: skip
 
 
@@ -73,6 +73,16 @@ def test_recent_delays_are_forgotten_and_all_are_not() -> None:
     assert stats.read()["recent_p50_ms"] is None
 
 
+def test_results_without_a_model_have_delays_and_no_place() -> None:
+    clock = Clock()
+    stats = Stats(clock)
+    for _ in range(20):
+        stats.answered(0.04)
+    figures = stats.read()
+    assert (figures["delays"], figures["edge"], figures["cloud"]) == (20, 0, 0)
+    assert figures["p95_ms"] == pytest.approx(40, rel=0.01) and figures["recent_p50_ms"] == 40
+
+
 def test_audits_count_apart_and_a_fallback_counts_for_the_cloud() -> None:
     stats = Stats()
     stats.placed(Placed(Place.EDGE, 0.2, audit=True), away=False)
@@ -80,7 +90,7 @@ def test_audits_count_apart_and_a_fallback_counts_for_the_cloud() -> None:
     stats.placed(Placed(Place.EDGE, 3.0, audit=True, fallback=True), away=False)
     figures = stats.read()
     assert (figures["audit_edge_frames"], figures["audit_cloud_frames"]) == (1, 2)
-    assert (figures["edge"], figures["cloud"], figures["p50_ms"]) == (0, 0, None)
+    assert (figures["edge"], figures["cloud"], figures["delays"], figures["p50_ms"]) == (0, 0, 0, None)
     assert figures["always_edge_p50_ms"] == pytest.approx(200, rel=0.01)
 
 

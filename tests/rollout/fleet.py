@@ -103,7 +103,7 @@ class SimDevice:
     def report(self, desired_version: int, now_s: float) -> Reported:
         slow = self.fate.get(self.runs or 0) == "slow"
         stats: dict[str, Any] = {
-            "frames": self.frames, "edge": self.frames, "errors": 0, "p95_ms": 300.0 if slow else 100.0,
+            "frames": self.frames, "delays": self.frames, "errors": 0, "p95_ms": 300.0 if slow else 100.0,
             "confidence_mean": 0.8, "confidence_frames": self.frames,
         }  # fmt: skip
         apps = []

@@ -64,28 +64,39 @@ def test_errors_that_the_rest_have_too_are_not_the_versions() -> None:
 
 
 def test_a_p95_is_that_of_the_worst_class_and_a_ratio_of_the_same_class() -> None:
-    canaries = [seen(edge=200, p95_ms=100.0), seen(hardware="slow", edge=200, p95_ms=400.0)]
+    canaries = [seen(delays=200, p95_ms=100.0), seen(hardware="slow", delays=200, p95_ms=400.0)]
     said = says(canaries, [], p95_ms=150.0)
     assert said is not None and (said.passed, said.words) == (False, "p95 400 ms > 150 ms on slow")
-    rest = [seen(edge=5000, p95_ms=90.0), seen(hardware="slow", cloud=5000, p95_ms=390.0)]
+    rest = [seen(delays=5000, p95_ms=90.0), seen(hardware="slow", delays=5000, p95_ms=390.0)]
     assert says(canaries, rest, p95_ratio=1.5).passed is True  # type: ignore[union-attr]
-    faster = [seen(edge=5000, p95_ms=90.0), seen(hardware="slow", cloud=5000, p95_ms=90.0)]
+    faster = [seen(delays=5000, p95_ms=90.0), seen(hardware="slow", delays=5000, p95_ms=90.0)]
     said = says(canaries, faster, p95_ratio=1.5)
     assert said is not None and (said.passed, said.words) == (False, "p95 4.4 × that of the rest > 1.5 on slow")
     # One hiccup among many of a class is not the class.
-    many = [seen(edge=200, p95_ms=100.0)] * 4 + [seen(edge=200, p95_ms=5000.0)]
+    many = [seen(delays=200, p95_ms=100.0)] * 4 + [seen(delays=200, p95_ms=5000.0)]
     assert says(many, [], p95_ms=150.0).passed is True  # type: ignore[union-attr]
 
 
+def test_delays_that_lie_a_few_milliseconds_apart_are_alike_whatever_their_ratio() -> None:
+    said = says([seen(delays=200, p95_ms=3.6)], [seen(delays=5000, p95_ms=2.0)], p95_ratio=1.5)
+    assert said is not None and (said.passed, said.words) == (True, "p95 3.6 ms, the rest 2 ms: less than 10 ms apart")
+    # Ten are a difference, and a slower class does not hide behind one whose ratio is greater and means nothing.
+    assert says([seen(delays=200, p95_ms=12.0)], [seen(delays=5000, p95_ms=2.0)], p95_ratio=1.5).passed is False  # type: ignore[union-attr]
+    canaries = [seen(delays=200, p95_ms=9.0), seen(hardware="slow", delays=200, p95_ms=400.0)]
+    rest = [seen(delays=5000, p95_ms=1.0), seen(hardware="slow", delays=5000, p95_ms=200.0)]
+    said = says(canaries, rest, p95_ratio=1.5)
+    assert said is not None and (said.passed, said.words) == (False, "p95 2 × that of the rest > 1.5 on slow")
+
+
 def test_a_p95_of_few_is_not_judged_and_of_no_inference_not_waited_for() -> None:
-    said = says([seen(edge=FEW_DELAYS - 1, p95_ms=9000.0)], [], p95_ms=150.0)
+    said = says([seen(delays=FEW_DELAYS - 1, p95_ms=9000.0)], [], p95_ms=150.0)
     assert said is not None and (said.passed, said.words) == (None, "p95 not judged: 99 frames of the 100 it takes")
     assert says([seen(frames=500)], [seen(frames=500)], p95_ratio=1.5) is None
     assert says([seen(frames=500)], [], p95_ms=150.0).passed is True  # type: ignore[union-attr]
     # A version that stopped asking its model is not the same as an app that never did.
-    silent = says([seen(frames=500)], [seen(edge=500, p95_ms=10.0)], p95_ratio=1.5)
+    silent = says([seen(frames=500)], [seen(delays=500, p95_ms=10.0)], p95_ratio=1.5)
     assert silent is not None and silent.passed is None
-    nobody = says([seen(edge=500, p95_ms=10.0)], [], p95_ratio=1.5)
+    nobody = says([seen(delays=500, p95_ms=10.0)], [], p95_ratio=1.5)
     assert nobody is not None and nobody.passed is True and "to compare with" in nobody.words
 
 
@@ -119,7 +130,7 @@ def test_heat() -> None:
 
 
 WILD = st.one_of(st.none(), st.booleans(), st.floats(), st.integers(), st.text(max_size=3), st.lists(st.integers()))
-KEYS = ["frames", "errors", "edge", "cloud", "p95_ms", "confidence_mean", "confidence_frames", "shadow_frames"]
+KEYS = ["frames", "errors", "delays", "p95_ms", "confidence_mean", "confidence_frames", "shadow_frames"]
 STATS = st.dictionaries(st.sampled_from([*KEYS, "shadow_disagreements"]), WILD)
 
 

@@ -91,7 +91,7 @@ class Gate:
         if waited:
             return True
         slow = health.p95 is not None and _slow(stats, health.p95)
-        return not (errors and done < FEWEST_FRAMES) and not (slow and _count(stats, "edge", "cloud") < FEWEST_DELAYS)
+        return not (errors and done < FEWEST_FRAMES) and not (slow and _count(stats, "delays") < FEWEST_DELAYS)
 
     def _evidence(self, stats: dict[str, Any], now_s: float, memory_bytes: int) -> dict[str, Any]:
         first_s = now_s if self._first_s is None else self._first_s

@@ -109,6 +109,7 @@ class Imitation:
         manner = self.manner
         errors = round(manner.frames * manner.errors)
         more = {"frames": manner.frames - errors, "edge": manner.frames - errors, "errors": errors}
+        more["delays"] = more["edge"]
         self.stats = {
             **{name: self.stats.get(name, 0) + count for name, count in more.items()},
             "fps": manner.frames / manner.every_s,

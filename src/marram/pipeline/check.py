@@ -129,8 +129,6 @@ def examine(app: App, base: Path, resolve: Resolve = library.resolve, elsewhere:
         # Jetson's modes are the whole machine's, and set by its owner.
         why = f"set its power mode yourself ({', '.join(modes)})" if modes else "no power mode to set"
         found.note(("limits", "power"), f"not enforced on this machine: {why}")
-    if app.health.p95 is not None and not any(True for _ in model_uses(app)):
-        found.note(("health", "p95"), "holds nothing back: only answers of models are timed, and no step asks one")
     return found
 
 

@@ -181,6 +181,7 @@ class Runner:
         self.progress = Progress()
         self._stopping = False
         self._over = False
+        self._asks = any(not isinstance(stage.asker, Passing) for stage in stages)
         self._faults = Faults(log)
         self._head_since_s: float | None = None
         self._held = 0  # frames taken from the source and not yet in the first window
@@ -338,6 +339,8 @@ class Runner:
     def _end(self, frame: Frame) -> None:
         if self._over:
             return
+        if not self._asks and frame.result is not None:
+            self._stats.answered(time.monotonic() - frame.captured_s)
         for sink in self._sinks:
             with self._counted("a sink"):
                 sink.write(frame)

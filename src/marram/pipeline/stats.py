@@ -10,7 +10,8 @@ Constant in memory for weeks of frames (log-spaced buckets, not lists), microsec
 | `dropped` | frames the policy gave up, and those in work when the app was stopped |
 | `skipped` | live frames replaced by a newer one before they were taken |
 | `errors`, `last_error` | inputs or frames stepped over because something failed, and the last such message |
-| `p50_ms`, `p95_ms` | delay from capture to result, policy's choices, since the start |
+| `p50_ms`, `p95_ms` | delay from capture to result (policy's choices) since the start; without models: all results |
+| `delays` | how many delays those are quantiles of |
 | `recent_p50_ms` | the same over the last 10 s |
 | `always_edge_p50_ms`, `always_cloud_p50_ms` | delay in audit blocks, None where there were none |
 | `audit_edge_frames`, `audit_cloud_frames` | frames in those blocks |
@@ -43,7 +44,7 @@ RECENT_S = 10
 COUNTED = (
     "frames", "edge", "cloud", "dropped", "skipped", "errors", "audit_edge_frames", "audit_cloud_frames", "timeouts",
     "answered_while_away", "samples", "alerts", "over_budget", "confidence_frames", "shadow_frames",
-    "shadow_disagreements",
+    "shadow_disagreements", "delays",
 )  # fmt: skip
 
 
@@ -143,8 +144,12 @@ class Stats:
                 (self._edge_block if in_edge_block else self._cloud_block).add(placed.latency_s)
                 return
             self._counts["edge" if at_edge else "cloud"] += 1
-            self._chosen.add(placed.latency_s)
-            self._recent.append((self._clock(), placed.latency_s))
+            self._delay(placed.latency_s)
+
+    def answered(self, delay_s: float) -> None:
+        """A frame of an app that asks no model left its last step with a result, `delay_s` after its capture."""
+        with self._lock:
+            self._delay(delay_s)
 
     def read(self, source: Source | None = None) -> dict[str, Any]:
         """The table but for the link, plain JSON types; `source` adds what it skipped and stepped over."""
@@ -168,6 +173,11 @@ class Stats:
             figures["errors"] += source.errors
             figures["last_error"] = figures["last_error"] or source.last_error
         return figures
+
+    def _delay(self, delay_s: float) -> None:
+        self._counts["delays"] += 1
+        self._chosen.add(delay_s)
+        self._recent.append((self._clock(), delay_s))
 
     def _mean_confidence(self) -> float | None:
         frames = self._counts["confidence_frames"]

@@ -30,8 +30,7 @@ from marram.store import RolloutRow
 _BEFORE = (
     "frames",
     "errors",
-    "edge",
-    "cloud",
+    "delays",
     "p95_ms",
     "confidence_mean",
     "confidence_frames",

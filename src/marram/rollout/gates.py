@@ -21,6 +21,8 @@ from marram.schema.rollout import DeviceOutcome, Gates, GateVerdict, RolloutDevi
 FEW_FRAMES = 30
 # A 95th percentile of fewer is the delay of the slowest few, which are the first ones after a start.
 FEW_DELAYS = 100
+# Delays that lie less apart than this are alike, whatever their ratio: below it is the machine's own jitter.
+P95_FLOOR_MS = 10.0
 # How sure a share must be of being above its limit: three standard errors, one false alarm in 740.
 _Z = 3.0
 # How far means of devices may lie apart because each looks at something else, in standard errors.
@@ -117,9 +119,15 @@ def _p95_ratio(gates: Gates, sides: Sides) -> GateVerdict | None:
     ratios = {hardware: p95 / theirs[hardware] for hardware, p95 in ours.items() if theirs.get(hardware)}
     if not ratios:
         return _no_rest("p95_ratio", "p95 compared")
-    worst, ratio = max(ratios.items(), key=lambda item: item[1])
-    passed = ratio <= limit
-    words = f"p95 {ratio:.2g} × that of the rest {_sign(passed)} {limit:g}{_of_class(worst, ratios)}"
+    apart = {hardware: ratio for hardware, ratio in ratios.items() if ours[hardware] - theirs[hardware] >= P95_FLOOR_MS}
+    worst, ratio = max((apart or ratios).items(), key=lambda item: item[1])
+    alike = not apart and ratio > limit
+    passed = alike or ratio <= limit
+    if alike:
+        words = f"p95 {_ms(ours[worst])}, the rest {_ms(theirs[worst])}: less than {P95_FLOOR_MS:g} ms apart"
+        words += _of_class(worst, ratios)
+    else:
+        words = f"p95 {ratio:.2g} × that of the rest {_sign(passed)} {limit:g}{_of_class(worst, ratios)}"
     figures = {"ratio": ratio, "p95_ms": ours[worst], "rest_ms": theirs[worst], "limit": limit}
     return GateVerdict(gate="p95_ratio", passed=passed, words=words, figures=figures)
 
@@ -196,7 +204,7 @@ def _sum(seen: Iterable[Observation], key: str) -> float:
 
 def _answers(seen: Observation) -> float:
     """How many delays its p95 is made of."""
-    return (seen.figure("edge") or 0.0) + (seen.figure("cloud") or 0.0)
+    return seen.figure("delays") or 0.0
 
 
 def _delays(seen: Iterable[Observation]) -> dict[str, float]:
@@ -214,7 +222,7 @@ def _most_delays(seen: Iterable[Observation]) -> float:
 
 
 def _times_nothing(sides: Sides) -> bool:
-    """Whether the app goes through frames and asks no model: then no number of them gives it a delay."""
+    """Whether the app goes through frames and none has a result: then no number of them gives it a delay."""
     return _sum(sides.canaries, "frames") >= FEW_FRAMES and not _most_delays([*sides.canaries, *sides.rest])
 
 
