@@ -53,6 +53,8 @@ def test_a_failed_version_is_not_tried_again_whatever_is_wanted_meanwhile() -> N
     assert again.state is AppState.ROLLED_BACK and again.reason == "no" and again.runs == version(1)
     gone = deploy.move(again, AppState.REMOVED)
     assert deploy.retarget(gone, version(2)).state is AppState.ROLLED_BACK
+    asked = deploy.retarget(gone, version(2), gone.attempt + 1)
+    assert asked.state is AppState.PENDING and not asked.refused
     assert deploy.retarget(gone, version(3)).state is AppState.PENDING
 
 

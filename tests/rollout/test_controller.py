@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.rollout.fleet import Fleet, SimDevice
+from tests.rollout.fleet import APP, Fleet, SimDevice
 
 from marram.rollout.controller import goals
 from marram.schema.errors import Conflict, Invalid
@@ -372,6 +373,30 @@ def test_a_version_given_up_before_is_tried_again_when_it_is_deployed_again(flee
     again = fleet.settle(fleet.deploy(2, plan=QUICK).id)
     assert again.id > bad.id and again.state is RolloutState.COMPLETED
     assert set(fleet.runs().values()) == {2}
+
+
+@pytest.mark.parametrize("stages", [None, {**QUICK, "stages": ["1", "all"]}])
+def test_a_removed_app_that_was_given_up_is_tried_again_each_time_it_is_deployed(
+    fleet: Fleet, stages: dict[str, Any] | None
+) -> None:
+    """Once the app is removed its device says nothing of what it gave up, and keeps it."""
+    bad, good = fleet.add(SimDevice("bad", fate={1: "crash"})), fleet.add(SimDevice("good"))
+    fleet.deploy(1)
+    fleet.tick(4)
+    assert (bad.refused, bad.attempt) == ([1], 0)
+    for attempt in (1, 2, 3):
+        fleet.rollout.remove(APP)
+        fleet.tick(2)
+        assert (bad.state, bad.refused) == (None, [1])
+        bad.fate = {1: "crash"} if attempt < 3 else {}
+        row = fleet.deploy(1, plan=stages)
+        fleet.tick(40)
+        assert (bad.attempt, bad.refused) == (attempt, [1] if attempt < 3 else [])
+        assert fleet.row(row.id).state is not RolloutState.RUNNING
+    assert fleet.runs() == {"bad": 1, "good": 1} and good.attempt <= 3
+    # Nobody gave the next version up, and nobody is asked for more.
+    fleet.settle(fleet.deploy(2, plan=QUICK).id)
+    assert fleet.runs() == {"bad": 2, "good": 2} and bad.attempt == 3
 
 
 def test_a_window_is_waited_for(fleet: Fleet) -> None:

@@ -285,10 +285,18 @@ class _Look:
 
 
 def told(rollout: RolloutRow, known: RolloutDevice | None, seen: Observation, now_s: float) -> RolloutDevice:
-    """`seen`, told to run the version now. A version it gave up before is tried again: somebody deployed it again."""
+    """`seen`, told to run the version now. A version it gave up before is tried again: somebody deployed it again.
+
+    A device that was told to remove the app says nothing of it any more, and keeps what it gave up all the same; there
+    another attempt is asked for wherever the version is not new. It means nothing to a device that gave nothing up.
+    """
     attempt = known.attempt if known else 0
-    if rollout.version in seen.refused or (seen.version == rollout.version and seen.state is AppState.ROLLED_BACK):
-        attempt = max(attempt, seen.attempt + 1)
+    gave_up = rollout.version in seen.refused or (
+        seen.version == rollout.version and seen.state is AppState.ROLLED_BACK
+    )
+    may_have = seen.asked is not None and seen.state in (None, AppState.REMOVED)
+    if gave_up or may_have:
+        attempt = max(attempt, seen.attempt + 1, (seen.asked or 0) + 1)
     before: dict[str, Any] = {"version": seen.running or seen.version, "throttled": seen.throttled}
     if seen.version not in (None, rollout.version) and seen.state is AppState.COMMITTED:
         before["stats"] = {key: seen.stats[key] for key in _BEFORE if key in seen.stats}

@@ -15,6 +15,8 @@ class Observation:
     """One device and one app there. `version` is what it was last told to run, whose `state` this is (None: nothing).
 
     `hardware`: its class; devices of one class are alike enough to be compared. Times are the cloud's.
+    `asked`: the highest attempt the cloud ever asked of the app here, where the rollout's version was deployed before;
+    None where it is new, so that nobody can have given it up.
     """
 
     device: str
@@ -27,6 +29,7 @@ class Observation:
     running: int | None = None
     refused: tuple[int, ...] = ()
     attempt: int = 0
+    asked: int | None = None
     restarts: int = 0
     stats: dict[str, Any] = field(default_factory=dict)
     held: str | None = None
@@ -46,8 +49,8 @@ class Observation:
         return then_s is None or (self.seen_s is not None and self.seen_s > then_s)
 
 
-def observe(sighting: Sighting, app: str) -> Observation:
-    """What `sighting` says of `app`."""
+def observe(sighting: Sighting, app: str, asked: int | None = None) -> Observation:
+    """What `sighting` says of `app`; `asked`: see `Observation`."""
     said = sighting.said or {}
     spoken: dict[str, Any] = next((each for each in said.get("apps", []) if each["name"] == app), {})
     info = sighting.info
@@ -63,6 +66,7 @@ def observe(sighting: Sighting, app: str) -> Observation:
         running=spoken.get("running"),
         refused=tuple(spoken.get("refused", ())),
         attempt=spoken.get("attempt", 0),
+        asked=asked,
         restarts=spoken.get("restarts", 0),
         stats=spoken.get("stats", {}),
         held=said.get("held"),

@@ -14,7 +14,7 @@ from marram.registry import Registry
 from marram.rollout import window
 from marram.rollout.controller import told
 from marram.rollout.desire import desired_apps, holding, living
-from marram.rollout.observation import Observation, observe
+from marram.rollout.observation import Observation
 from marram.rollout.release import Releases, Resolve, Sign, no_wheels, unsigned
 from marram.rollout.rollouts import Rollouts
 from marram.schema.device import Desired, DesiredApp
@@ -84,7 +84,7 @@ class Rollout:
         state = RolloutState.COMPLETED if plan.immediate else RolloutState.RUNNING
         rollout = self._store.rollouts.start(made.name, made.version, selector, plan, state=state, now_s=now_s)
         if plan.immediate:
-            self._ask_again(rollout, [observe(each, made.name) for each in matching], now_s)
+            self._ask_again(rollout, self.rollouts.observed(rollout, matching), now_s)
         else:
             self.rollouts.advance(rollout.id, now_s)
         row = DeploymentRow(rollout.id, made.name, made.version, selector, rollout.created_s)
@@ -180,9 +180,9 @@ class Rollout:
 
     def _ask_again(self, rollout: RolloutRow, seen: list[Observation], now_s: float) -> None:
         """Devices that gave this version up before try again: somebody deployed it again."""
-        refusing = [each for each in seen if rollout.version in each.refused]
-        if refusing:
-            self._store.rollouts.save(rollout, rollout, [told(rollout, None, each, now_s) for each in refusing])
+        asked = [device for each in seen if (device := told(rollout, None, each, now_s)).attempt]
+        if asked:
+            self._store.rollouts.save(rollout, rollout, asked)
 
 
 def _chosen(plan: Plan | None, *, first: bool) -> Plan:

@@ -168,13 +168,24 @@ class Rollouts:
     def _seen(self, row: RolloutRow, sightings: list[Sighting]) -> list[Observation]:
         """All that `row` decides over: matching devices that no newer deployment of the app is for."""
         newer = [each for each in self._newer(row) if each.deployment.id > row.id]
-        return [
-            observe(each, row.app)
-            for each in sightings
-            if each.revoked_s is None
-            and matches(row.selector, each.labels)
-            and concerns(row.id, row.app, each.labels, newer)
-        ]
+        return self.observed(
+            row,
+            [
+                each
+                for each in sightings
+                if each.revoked_s is None
+                and matches(row.selector, each.labels)
+                and concerns(row.id, row.app, each.labels, newer)
+            ],
+        )
+
+    def observed(self, row: RolloutRow, sightings: list[Sighting]) -> list[Observation]:
+        """What `sightings` say of its app; where its version is not new, with how often each was asked to try again."""
+        before = [each for each in self._store.deployments.list(row.app) if each.id < row.id]
+        if all(each.version != row.version for each in before):
+            return [observe(each, row.app) for each in sightings]
+        asked = self._store.rollouts.attempts()
+        return [observe(each, row.app, asked.get(each.device, {}).get(row.app, 0)) for each in sightings]
 
     def _newer(self, row: RolloutRow) -> list[Standing]:
         return [each for each in living(self._store.rollouts.standings()) if each.deployment.app == row.app]

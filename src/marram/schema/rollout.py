@@ -88,7 +88,7 @@ class Gates(Strict):
     errors: _Share | None = 0.02
     # 95th percentile of the delay from capture to result: never above this …
     p95_ms: float | None = Field(default=None, gt=0)
-    # … nor above so many times that of the rest.
+    # … nor above so many times that of the rest; less than 10 ms more is no difference (`rollout/gates.py`).
     p95_ratio: float | None = Field(default=1.5, gt=0)
     # Difference of the mean confidence to that of the rest.
     confidence_shift: _Share | None = 0.1
