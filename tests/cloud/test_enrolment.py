@@ -109,6 +109,7 @@ def test_a_token_makes_a_device_with_its_labels(store: Store, enrolment: Enrolme
     assert joined.certificate.device == identity.device_of(pi.own) == "pi"
     row = store.certificates.get(joined.certificate.serial)
     assert row is not None and (row.device, row.expires_s) == ("pi", NOW_S + DEVICE_LIFE_S)
+    assert row.authority == store.certificates.authority() == authority.fingerprint
     assert threat_of(lambda: Pi(enrolment, authority, "pi-2").join(made.token)) is Threat.SPENT
 
 

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from marram.cloud.provision import check_kept, provision
+from marram.cli import execute
+from marram.cloud.provision import check_belong, check_kept, provision
 from marram.cloud.safe import Safe
 from marram.cloud.signing import Signing
 from marram.schema.device import DeviceInfo
-from marram.schema.errors import Missing
+from marram.schema.errors import Missing, Refused
 from marram.store import CertificateRow, Store, open_store
+from marram.trust.authority import Authority
 from marram.trust.keys import Keys
 
 
@@ -35,7 +37,8 @@ def keys(tmp_path: Path) -> Keys:
 def use(store: Store, keys: Keys) -> None:
     """A device, a signature and a secret."""
     store.devices.add("pi", {}, DeviceInfo())
-    store.certificates.add(CertificateRow("01", "pi", "k", 0.0, 1.0))
+    fingerprint = Authority.open(keys).fingerprint
+    store.certificates.add(CertificateRow("01", "pi", "k", 0.0, 1.0, authority=fingerprint))
     Signing(store, keys).open()
     Safe(store, keys).put("KEY", "hush", {})
 
@@ -54,3 +57,44 @@ def test_a_database_that_relies_on_no_key_yet_gets_them(store: Store, keys: Keys
     store.devices.add("pi", {}, DeviceInfo())  # joined before there were keys
     shutil.rmtree(keys.folder)
     check_kept(keys, store)
+
+
+@pytest.mark.parametrize(
+    ("strange", "said"),
+    [
+        (["ca.pem", "ca.key", "signing"], "ca.pem is another"),
+        (["ca.pem", "ca.key"], "ca.pem is another"),
+        (["signing"], "none of the keys in signing/"),
+    ],
+    ids=["all", "authority", "signing"],
+)
+def test_keys_of_another_cloud_are_refused(
+    store: Store, keys: Keys, tmp_path: Path, strange: list[str], said: str
+) -> None:
+    use(store, keys)
+    other = Keys(tmp_path / "other")
+    provision(other, time.time())
+    shutil.rmtree(keys.signing) if "signing" in strange else None
+    for name in strange:
+        from_there = other.folder / name
+        copy = shutil.copytree if from_there.is_dir() else shutil.copy2
+        copy(from_there, keys.folder / name)
+    for check in (check_kept, check_belong):
+        with pytest.raises(Refused, match=rf"{keys.folder}.*{said}.*do not belong together.*Restore.*To begin anew"):
+            check(keys, store)
+
+
+def test_init_makes_no_keys_beside_a_database_that_relies_on_lost_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "cloud"
+    keys = Keys(place / "keys")
+    command = ["cloud", "init", "--folder", str(place)]
+    assert execute(command) == 0
+    store = open_store(place / "marram.db")
+    use(store, keys)
+    store.close()
+    assert execute(command) == 0 and "there already" in capsys.readouterr().out
+    shutil.rmtree(keys.folder)
+    assert execute(command) == 2
+    assert "key is gone" in capsys.readouterr().err and not keys.folder.exists()

@@ -93,8 +93,10 @@ async def test_a_broker_that_is_not_there_or_refuses_is_told(tmp_path: Path, mon
     with Gatehouse(tmp_path / "gatehouse") as broker:
         provision(broker.keys, time.time())
         wrong = f"tls://{CONTROL}:wrong-password@127.0.0.1:{broker.port}"
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(Refused, match="do not belong together"):  # the database in there was made with others
             await Cloud(Settings(folder=tmp_path / "cloud", port=0, nats=wrong, keys=broker.keys.folder)).start()
+        with pytest.raises(Refused) as refused:
+            await Cloud(Settings(folder=tmp_path / "other", port=0, nats=wrong, keys=broker.keys.folder)).start()
         assert "--nats" in str(refused.value) and "wrong-password" not in str(refused.value)
 
 

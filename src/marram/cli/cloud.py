@@ -24,11 +24,12 @@ from marram.schema.units import format_duration
 try:
     from marram.cli import _root
     from marram.cloud.broker import OWN_SERVER_LIFE_S, write_configuration
-    from marram.cloud.provision import provision
+    from marram.cloud.provision import check_kept, provision
     from marram.cloud.server import Cloud
     from marram.cloud.settings import Role, Settings
     from marram.cloud.signing import make_keys
     from marram.console import Console, mount
+    from marram.store import open_store
     from marram.trust.authority import Authority
     from marram.trust.keys import Keys
 except ModuleNotFoundError as error:
@@ -145,6 +146,11 @@ def init(
     """Make the cloud's keys, once; a cloud that keeps everything in its folder does it itself."""
     settings = Settings(folder=(folder or paths.cloud()).absolute(), keys=None if keys is None else keys.absolute())
     place = Keys(settings.keys_folder)
+    database = Path(settings.database_url)
+    if keys is None and database.exists():
+        # Fresh keys beside a database that relies on lost ones would turn every device away.
+        with contextlib.closing(open_store(database)) as store:
+            check_kept(place, store)
     place.make()
     signing = make_keys(place, time.time(), root_keys=root_keys, threshold=threshold, offline=offline)
     made = provision(place, time.time())

@@ -74,7 +74,7 @@ class Enrolment:
             issued = self._issue(ask.csr, name, now_s)
             try:
                 with auditing(f"device:{name}", "device.join", name, join_token=row.id, labels=labels):
-                    if not self._store.devices.enrol(row.id, _row(issued), labels, ask.info):
+                    if not self._store.devices.enrol(row.id, self._row(issued), labels, ask.info):
                         raise self._spent(row.id, now_s)
             except Conflict:
                 if ask.name is not None:
@@ -106,7 +106,7 @@ class Enrolment:
             # Whichever is used first stays; the other one is then told as cloned.
             log.warning("%s renews its certificate for a second key: it, or a copy of it, lost the first", row.device)
         with auditing(f"device:{row.device}", "device.renew", row.device, serial=issued.serial):
-            self._store.certificates.add(_row(issued))
+            self._store.certificates.add(self._row(issued))
         return issued
 
     def _issue(self, csr: str, device: str, now_s: float) -> Issued:
@@ -115,6 +115,16 @@ class Enrolment:
         if others:
             raise Untrusted("the key is another device's", where=device, threat=Threat.CLONED)
         return issued
+
+    def _row(self, issued: Issued) -> CertificateRow:
+        return CertificateRow(
+            issued.serial,
+            issued.device,
+            issued.key_hash,
+            issued.issued_s,
+            issued.expires_s,
+            authority=self._authority.fingerprint,
+        )
 
     def _proven(self, text: str, now_s: float) -> TokenRow:
         token = parse_token(text, JOIN)
@@ -146,10 +156,6 @@ def token_view(row: TokenRow) -> TokenView:
         created_s=row.created_s,
         expires_s=row.expires_s,
     )
-
-
-def _row(issued: Issued) -> CertificateRow:
-    return CertificateRow(issued.serial, issued.device, issued.key_hash, issued.issued_s, issued.expires_s)
 
 
 def _waits(each: CertificateRow, present: CertificateRow) -> bool:

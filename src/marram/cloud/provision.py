@@ -11,7 +11,7 @@ from __future__ import annotations
 import fcntl
 
 from marram.bus.accounts import Accounts
-from marram.cloud.signing import make_keys
+from marram.cloud.signing import Signing, make_keys
 from marram.schema.errors import Missing, Refused
 from marram.schema.signed import ROOT, TIMESTAMP
 from marram.store import Store
@@ -40,7 +40,7 @@ def provision(keys: Keys, now_s: float) -> bool:
 
 
 def check_kept(keys: Keys, store: Store) -> None:
-    """That no key is gone which the database relies on. Raises Missing, which says what hangs on it."""
+    """That no key is gone which the database relies on. Raises Missing, which says what hangs on it; `check_belong`."""
     timestamp = keys.signing / f"{TIMESTAMP}.pem"
     for file, used, what in (
         (keys.ca_certificate, store.certificates.any, "devices have certificates of this authority"),
@@ -55,6 +55,36 @@ def check_kept(keys: Keys, store: Store) -> None:
                 hint=f"Restore {keys.folder} from its copy. Without one, begin anew with another --folder: "
                 "every device joins again.",
             )
+    check_belong(keys, store)
+
+
+def check_belong(keys: Keys, store: Store) -> None:
+    """That the keys that are here are those the database was made with. Raises Refused; Invalid, Missing (a key)."""
+    known = store.certificates.authority()
+    if known is not None and keys.ca_certificate.exists():
+        here = Authority.open(keys).fingerprint
+        if here != known:
+            raise _strangers(
+                keys,
+                f"the database's devices have certificates of the authority {known}, and ca.pem is another, {here}: "
+                "the two do not belong together",
+            )
+    signing = Signing(store, keys).repository
+    if signing.exists and not signing.signs():
+        raise _strangers(
+            keys,
+            "none of the keys in signing/ is among those that the database's devices trust for updates: "
+            "the two do not belong together",
+        )
+
+
+def _strangers(keys: Keys, what: str) -> Refused:
+    return Refused(
+        what,
+        where=str(keys.folder),
+        hint="Restore the keys that this database was made with from their copy. To begin anew on purpose, take an "
+        "empty database (another --folder, or --database): every device joins again.",
+    )
 
 
 def provided(keys: Keys) -> None:

@@ -26,7 +26,7 @@ from marram.cloud.fleet import Fleet
 from marram.cloud.folder import FolderLock, make_folder
 from marram.cloud.ingest import Ingest
 from marram.cloud.listeners import Listeners, bracketed, reachable
-from marram.cloud.provision import check_kept, provided, provision
+from marram.cloud.provision import check_belong, check_kept, provided, provision
 from marram.cloud.renewals import Renewals
 from marram.cloud.replicas import Key, Replicas
 from marram.cloud.settings import BrokerAddress, Role, Settings
@@ -164,6 +164,7 @@ class Cloud:
                 provision(keys, time.time())
             else:
                 provided(keys)
+                check_belong(keys, store)
             return CloudState(store, Objects(settings.objects_url), scratch, keys, settings.wheel_index)
         except BaseException:
             store.close()

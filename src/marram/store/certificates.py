@@ -35,6 +35,7 @@ class CertificateRow:
     used_s: float | None = None
     superseded_s: float | None = None
     revoked_s: float | None = None
+    authority: str | None = None  # fingerprint of who issued it
 
 
 class Certificates:
@@ -77,6 +78,12 @@ class Certificates:
         """Whether one was ever given out."""
         with self._database.read() as connection:
             return connection.execute(select(certificates.c.serial).limit(1)).first() is not None
+
+    def authority(self) -> str | None:
+        """The fingerprint of who issued the latest one; None where none was, or that is not known."""
+        query = select(certificates.c.authority).where(certificates.c.authority.is_not(None))
+        with self._database.read() as connection:
+            return connection.execute(query.order_by(certificates.c.issued_s.desc()).limit(1)).scalar()
 
     def holders(self, key_hash: str) -> set[str]:
         """The devices that ever had a certificate for this key."""
@@ -155,6 +162,7 @@ def add_certificate(connection: Connection, row: CertificateRow) -> None:
             "key_hash": row.key_hash,
             "issued_s": row.issued_s,
             "expires_s": row.expires_s,
+            "authority": row.authority,
         },
     )
 
@@ -178,4 +186,5 @@ def _certificate(row: Any) -> CertificateRow:
         row.used_s,
         row.superseded_s,
         row.revoked_s,
+        row.authority,
     )

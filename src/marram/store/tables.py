@@ -60,6 +60,8 @@ certificates = Table(
     # When another certificate of the device was first used: from then on this one is refused.
     Column("superseded_s", Float),
     Column("revoked_s", Float),
+    # The fingerprint of who issued it: a cloud that comes with another authority's keys is told so.
+    Column("authority", String(64)),
     Index("ix_certificates_device", "device"),
 )
 

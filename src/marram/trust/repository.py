@@ -136,6 +136,15 @@ class Repository:
             stored=stored,
         )
 
+    def signs(self) -> bool:
+        """Whether one of the keys here may sign online: none does where they are another cloud's. As `documents`."""
+        documents = self.documents()
+        return any(
+            keyid in self._signers
+            for role in ONLINE
+            for keyid in role_keyids(role, documents.root.signed, documents.targets.signed)
+        )
+
     # ------------------------------------------------------------ changing
 
     def create(self, root: bytes, targets: bytes) -> None:

@@ -35,6 +35,7 @@ def upgrade() -> None:
         sa.Column("used_s", sa.Float(), nullable=True),
         sa.Column("superseded_s", sa.Float(), nullable=True),
         sa.Column("revoked_s", sa.Float(), nullable=True),
+        sa.Column("authority", sa.String(length=64), nullable=True),
         sa.PrimaryKeyConstraint("serial", name=op.f("pk_certificates")),
     )
     op.create_index("ix_certificates_device", "certificates", ["device"], unique=False)
