@@ -284,6 +284,15 @@ CASES: dict[str, tuple[Case, str, str, str]] = {
         "pi runs gate 1, not 2: the device is revoked and hears nothing any more.",
         "",
     ),
+    "given up, and nothing to go back to": (
+        Case(
+            said={"version": 1, "state": "rolled_back", "reason": "it crashed", "refused": [1]},
+            decided=[(rollout(1, 1, RolloutState.COMPLETED), None)],
+        ),
+        "device_rolled_back",
+        "pi does not run gate 1: 1 was tried here and rolled back: it crashed.",
+        "marram rollout retry 1 pi",
+    ),
     "committed and not there": (
         Case(said={"version": 1, "state": "committed", "reason": "its source came to its end"}, decided=[DONE]),
         "not_running",
@@ -314,6 +323,26 @@ def test_the_story_of_a_version_that_broke_its_gate_here() -> None:
     ]
     assert answer.after == "It will not retry 2 by itself."
     assert [line.time_s for line in answer.lines] == sorted(line.time_s for line in answer.lines)
+
+
+def test_a_long_reason_is_said_whole_once_in_a_story() -> None:
+    reason = "ValueError: a handler's words go on and on, with paths, numbers and whatever else it knows of the frame"
+    journal = [each.model_copy(update={"reason": reason}) if each.reason else each for each in (n.entry for n in TRIED)]
+    case = Case(
+        said=ROLLED_BACK | {"reason": reason},
+        decided=second(
+            RolloutState.ROLLED_BACK, reached("failed", reason=reason), reason=f"failed 1 of 1: pi, {reason}",
+            ended_s=NOW_S - 5,
+        ),
+        journal=[replace(n, entry=entry) for n, entry in zip(TRIED, journal, strict=True)],
+    )  # fmt: skip
+    texts = [line.text for line in why(case.evidence()).lines]
+    begun = reason[:60].rstrip() + "…"
+    assert texts[-3:] == [
+        f"2 broke its gate: {reason}",
+        f"2 rolled back: {begun}",
+        f"rollout 2 rolled back: failed 1 of 1: pi, {begun}",
+    ]
 
 
 @pytest.mark.parametrize("off_s", [0.0, -86400.0 * 365, 7200.0, -NOW_S])

@@ -17,6 +17,8 @@ from marram.schema.why import WhyLine
 from marram.store import RolloutRow
 
 MOST_LINES = 20
+# A reason of more characters (an exception, often) is said whole once.
+_LONG = 60
 # Steps of one version that follow each other so soon stand on one line.
 _TOGETHER_S = 10.0
 _STEPS = {
@@ -71,7 +73,24 @@ def chronicle(
             lines.append(WhyLine(time_s=rollout.ended_s, text=f"rollout {number} {words}{because}"))
     # Of what comes at the same time, the cloud's decision was first.
     lines += _journal_lines(app, journal, device)
-    return sorted(lines, key=lambda line: line.time_s)[-MOST_LINES:]
+    lines = sorted(lines, key=lambda line: line.time_s)[-MOST_LINES:]
+    return _once(lines, told | {mine.reason for mine in history.values()} | {each.reason for each in rollouts.values()})
+
+
+def _once(lines: Iterable[WhyLine], reasons: Iterable[str]) -> list[WhyLine]:
+    """The lines, each long reason whole the first time and only begun after that."""
+    long = sorted({reason for reason in reasons if len(reason) > _LONG}, key=lambda reason: (len(reason), reason))
+    said: set[str] = set()
+    found = []
+    for line in lines:
+        text = line.text
+        for reason in long:
+            if reason in text and reason in said:
+                text = text.replace(reason, reason[:_LONG].rstrip() + "…")
+            elif reason in text:
+                said.add(reason)
+        found.append(line.model_copy(update={"text": text}))
+    return found
 
 
 def _journal_lines(app: str, journal: Iterable[Noted], device: Device) -> list[WhyLine]:

@@ -376,10 +376,12 @@ def _runs(evidence: Evidence) -> str:
 
 
 def _short(evidence: Evidence) -> str:
-    """`pi runs gate 2, not 3`."""
+    """`pi runs gate 2, not 3`, or `pi does not run gate 3` where it runs none."""
     meant = evidence.meant
     if meant is None:
         meant = evidence.wanted
+    if evidence.runs is None and meant is not None:
+        return f"{evidence.device.id} does not run {evidence.app} {meant}"
     return _runs(evidence) + (f", not {meant}" if meant is not None and meant != evidence.runs else "")
 
 
