@@ -55,6 +55,8 @@ def test_people_are_added_changed_and_removed(marram_: Terminal, monkeypatch: py
         (["passwd", "-"], "whose password is it?"),
         (["passwd"], "this machine's token has no password"),
         (["role", "nobody", "admin"], 'no user "nobody"'),
+        (["role", "ann", "king"], '"king" is no role. There are viewer, operator, admin.'),
+        (["add", "ann", "-", "--role", "admn"], '"admn" is no role; did you mean "admin"?'),
         (["disable", ".."], '".." names nobody'),
         (["token", "create"], "whose token is it to be?"),
         (["token", "create", "ann", "--scopes", "everything"], '"everything" is not a scope; use some of read'),

@@ -10,7 +10,7 @@ import typer
 
 from marram.cli import _show
 from marram.cli._context import Json, Token, Url, connect, print_json
-from marram.cli._options import parsed
+from marram.cli._options import one_of, parsed
 from marram.schema.errors import Invalid
 from marram.schema.people import Permission, Role
 from marram.schema.units import parse_duration
@@ -23,7 +23,10 @@ Name = Annotated[str, typer.Argument(help="The person's name.")]
 Stdin = Annotated[
     str | None, typer.Argument(metavar="[-]", help="-: read the password from standard input; else it is asked for.")
 ]
-RoleOption = Annotated[Role, typer.Option(help="viewer sees; operator also changes; admin also says who may.")]
+RoleOption = Annotated[
+    Role,
+    typer.Option(help="viewer sees; operator also changes; admin also says who may.", **one_of(Role, "role")),
+]
 # Longer than any password that is taken, so that one that is too long is told, not cut.
 _MOST_READ = 4096
 
@@ -56,7 +59,7 @@ def list_(json: Json = False, url: Url = None, token: Token = None) -> None:
 @app.command()
 def role(
     name: Name,
-    role: Annotated[Role, typer.Argument(help="viewer, operator or admin.")],
+    role: Annotated[Role, typer.Argument(help="viewer, operator or admin.", **one_of(Role, "role"))],
     url: Url = None,
     token: Token = None,
 ) -> None:
