@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +19,7 @@ from marram.edge import measuring
 from marram.edge.bundles import Bundles
 from marram.edge.choices import Choices, keeps_floor
 from marram.edge.engines import Engines
-from marram.edge.measuring import DEPLOYING, Ways, bench, measure_app
+from marram.edge.measuring import ASKED, DEPLOYING, Ways, bench, measure_app
 from marram.edge.variants import Taste, candidates, chosen, needed
 from marram.lab.attacks import models as attacks
 from marram.runtime import probe
@@ -168,6 +170,26 @@ async def test_variants_are_timed_and_one_that_falls_takes_no_other_along(tmp_pa
     assert quick.p50_ms and slow.p50_ms and quick.p50_ms < slow.p50_ms
     assert quick.p95_ms and quick.p95_ms >= quick.p50_ms and quick.load_ms
     assert quick.memory_bytes and 20_000_000 < quick.memory_bytes < 2_000_000_000
+
+
+async def test_what_a_variant_takes_is_what_it_takes_alone(tmp_path: Path) -> None:
+    """An engine loaded for one variant is none of the memory of the next."""
+    folder = folder_of(tmp_path, first=probe.tflite(), quick=probe.onnx())
+    first = variant("first", engine=Engine.LITERT)
+    (folder / CARD).write_text(dump_card(card(first, variant("quick"))))
+    (alone,) = await bench(folder, ["quick"], None, ASKED)
+    other, after = await bench(folder, ["first", "quick"], None, ASKED)
+    assert other.p50_ms and alone.memory_bytes and after.memory_bytes
+    assert after.memory_bytes < 1.05 * alone.memory_bytes
+
+
+def test_what_a_variant_does_to_its_process_is_told(tmp_path: Path) -> None:
+    tried = (
+        "import os, sys; from marram.edge.bench import _apart\n"
+        "print(_apart(lambda: None), _apart(lambda: os.kill(os.getpid(), 9)), _apart(lambda: sys.exit('no')))"
+    )
+    said = subprocess.run([sys.executable, "-c", tried], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert said.stdout.split() == ["0", "-9", "1"]
 
 
 async def test_one_that_never_ends_costs_the_budget_and_no_more(tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 It reads one JSON object from stdin (folder, variants, memory limit, seconds) and writes JSON lines to stdout: one when
 it is ready, one for each variant as soon as it is measured, so that what is known stays known where a later one takes
 this process down. It is bound as a worker is, and lives no longer than the agent that asked.
+
+Each variant is measured in a process of its own, forked from this one before any engine is loaded: what it takes in
+memory is what a worker with that variant alone would, whatever was measured before it, and starting up costs once.
 """
 
 from __future__ import annotations
@@ -12,13 +15,15 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from marram.edge import _small as _small
 
 # isort: split
-from marram.edge.process import be_second, die_with, give_back_memory, resident_bytes
+from marram.edge.process import be_second, die_with, ended, give_back_memory, resident_bytes
 from marram.runtime.bundle import Bundle
 from marram.runtime.example import example
 from marram.runtime.model import Model
@@ -43,11 +48,40 @@ def main(arguments: list[str]) -> int:
     bundle = Bundle.open(Path(asked["folder"]), partial=True)
     ends_s = time.monotonic() + float(asked["seconds"])
     say({"ready": True})
+
+    def tell(name: str, share_s: float) -> None:
+        say(measure(bundle, name, share_s, float(asked["enough_s"])))
+
     names = list(asked["variants"])
+    give_back_memory()
     for number, name in enumerate(names):
-        left_s = max(0.0, ends_s - time.monotonic())
-        say(measure(bundle, name, left_s / (len(names) - number), float(asked["enough_s"])))
+        share_s = max(0.0, ends_s - time.monotonic()) / (len(names) - number)
+        try:
+            status = _apart(partial(tell, name, share_s))
+        except OSError:  # no process to be had now: those left are not measured, and none of them is at fault
+            break
+        if status:
+            say(_fault(bundle, name, f"the process that measured it ended: {ended(status)}"))
     return 0
+
+
+def _apart(work: Callable[[], None]) -> int:
+    """Do `work` in a fork of this process. Its exit status, negative for the signal that killed it."""
+    parent = os.getpid()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            die_with(parent)
+            work()
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _fault(bundle: Bundle, name: str, fault: str) -> dict[str, Any]:
+    return {"variant": name, "accuracy": bundle.variant(name).accuracy, "fault": fault}
 
 
 def measure(bundle: Bundle, name: str, share_s: float, enough_s: float) -> dict[str, Any]:
@@ -56,7 +90,6 @@ def measure(bundle: Bundle, name: str, share_s: float, enough_s: float) -> dict[
     Its runs are timed for `enough_s`, and for as many as a median takes; all of it ends after about `share_s` (with one
     run at least, however long that is).
     """
-    document: dict[str, Any] = {"variant": name, "accuracy": bundle.variant(name).accuracy}
     _forget_peak()
     begun_s = time.monotonic()
     try:
@@ -76,11 +109,11 @@ def measure(bundle: Bundle, name: str, share_s: float, enough_s: float) -> dict[
         finally:
             model.close()
     except (MarramError, MemoryError) as error:
-        return document | {"fault": str(error)[:500] or "it takes more memory than it may"}
-    finally:
-        give_back_memory()
+        return _fault(bundle, name, str(error)[:500] or "it takes more memory than it may")
     times.sort()
-    return document | {
+    return {
+        "variant": name,
+        "accuracy": bundle.variant(name).accuracy,
         "p50_ms": round(times[len(times) // 2] * 1e3, 3),
         "p95_ms": round(times[min(len(times) - 1, int(0.95 * len(times)))] * 1e3, 3),
         "load_ms": round((loaded_s - begun_s) * 1e3, 1),

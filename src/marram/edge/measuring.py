@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from marram.edge.bundles import Bundles
 from marram.edge.choices import Choices
 from marram.edge.engines import Engines
-from marram.edge.process import kill_group, signal_name, worker_environment
+from marram.edge.process import ended, kill_group, worker_environment
 from marram.edge.sandbox import Plan, plan
 from marram.edge.state import Folder
 from marram.edge.variants import Taste, candidates, card_of, chosen, part, parts, reference_of, taste_of
@@ -154,10 +154,10 @@ async def _keep(
 async def bench(
     folder: Path, variants: Sequence[str], limit_bytes: int | None, budget: Budget, confined: Plan | None = None
 ) -> list[Measured]:
-    """Time `variants` of the bundle in `folder`, one after another, in a process of their own.
+    """Time `variants` of the bundle in `folder`, one after another, each in a process of its own (`edge/bench.py`).
 
-    A variant that takes the process down is said to, and the others are measured by another process. Those for which
-    there was no time are missing.
+    A variant that takes even the process around those down is said to, and the others are measured by another one.
+    Those for which there was no time are missing.
     """
     found: list[Measured] = []
     waiting = list(variants)
@@ -172,8 +172,8 @@ async def bench(
         if status == 0 or status is None or not waiting:
             break
         # It fell over the one that came next.
-        fell = f"killed by {signal_name(-status)}" if status < 0 else f"exit status {status}"
-        found.append(Measured(variant=waiting.pop(0), fault=f"the process that measured it ended: {fell}"))
+        fault = f"the process that measured it ended: {ended(status)}"
+        found.append(Measured(variant=waiting.pop(0), fault=fault))
     return found
 
 

@@ -92,6 +92,11 @@ def kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
+def ended(status: int) -> str:
+    """An exit status in words: `exit status 1`, for a negative one `killed by SIGKILL`."""
+    return f"killed by {signal_name(-status)}" if status < 0 else f"exit status {status}"
+
+
 def signal_name(number: int) -> str:
     """9 -> `SIGKILL`."""
     try:
