@@ -10,9 +10,10 @@ import pytest
 from tests.cli.fleet import Terminal
 from tests.rollout.fleet import APP, SimDevice, text
 
-from marram.cli import _follow, _plan
+from marram.cli import _follow, _plan, rollout
 from marram.schema.errors import Invalid
-from marram.schema.rollout import Plan
+from marram.schema.rollout import DeviceOutcome, Plan, RolloutState
+from marram.schema.rollout_view import RolloutDeviceView, RolloutView
 
 World = Callable[..., list[SimDevice]]
 
@@ -175,3 +176,15 @@ def test_what_is_typed_wrong_names_the_option(typed: _plan.Typed, words: str) ->
     with pytest.raises(Invalid) as caught:
         _plan.plan_of(typed)
     assert words in str(caught.value)
+
+
+def test_a_long_reason_is_one_line_of_the_table_of_devices(capsys: pytest.CaptureFixture[str]) -> None:
+    reason = "ValueError: " + "on and on " * 30
+    device = RolloutDeviceView(device="pi-0", stage=1, outcome=DeviceOutcome.FAILED, reason=reason)
+    view = RolloutView(
+        id=2, app=APP, version=2, state=RolloutState.ROLLED_BACK, stage=1, plan=Plan(), created_s=1.0, matching=1,
+        devices=[device],
+    )  # fmt: skip
+    rollout._show_one(view)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "on and on" in line]
+    assert line.startswith("pi-0") and line.rstrip().endswith("…")

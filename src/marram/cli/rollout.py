@@ -147,7 +147,7 @@ def _show_one(view: RolloutView) -> None:
             _show.clock(device.reached_s) if device.reached_s is not None else "–",
             took,
             says.replace("_", " ") + ("" if device.online else ", offline"),
-            _show.plain(device.reason, 200),
+            _show.plain(device.reason, 80),  # `device why` says all of it
         )
     out.print(rows)
     rest = view.matching - len(view.devices)
