@@ -11,7 +11,7 @@ from tests.edge.world import Cloud, Device
 
 from marram.edge.engines import Engines
 from marram.runtime.probe import tflite
-from marram.schema.device import AppState, DesiredApp
+from marram.schema.device import AppState, DesiredApp, ReportedApp
 from marram.schema.model import Engine, Variant
 
 ONNX = Variant(name="onnx", engine=Engine.ONNX, file="net.onnx")
@@ -88,11 +88,19 @@ async def test_an_engine_that_breaks_under_a_proven_app_is_passed_over(
 ) -> None:
     await cloud.want(app(cloud, 1))
     await device.start()
-    await cloud.until_state("ticking", AppState.COMMITTED)
+    reported = await cloud.until_state("ticking", AppState.COMMITTED)
     await device.stop()
-    spoil(spoilt, "onnxruntime", RAISES)
+    # Which of the two is faster is the machine's business: the one that it chose breaks.
+    (chosen,) = reported.chosen
+    spoil(spoilt, {"onnx": "onnxruntime", "litert": "ai_edge_litert"}[chosen.variant], RAISES)
     await device.start(PYTHONPATH=str(spoilt))
-    await cloud.until(lambda r: any(a.stats.get("frames") and "does not load here" in a.reason for a in r.apps))
+
+    def on_the_other(app: ReportedApp) -> bool:
+        # The card's first is passed over with a word; the second was only the faster one, and there is nothing to say.
+        told = "does not load here" in app.reason or chosen.variant == "litert"
+        return bool(app.stats.get("frames")) and told and [each.variant for each in app.chosen] != [chosen.variant]
+
+    await cloud.until(lambda r: any(map(on_the_other, r.apps)))
     await device.stop()
 
 
