@@ -96,6 +96,8 @@ class InsideTrustee(Questions):
                 raise Retryable("nobody wants to know any more")
             bringing = asyncio.run_coroutine_threadsafe(bring(name, most_bytes), loop)
             brought.add(bringing)
+            if given_up.is_set():  # between the look above and the line before: nobody else will end it
+                bringing.cancel()
             try:
                 return bringing.result()
             except concurrent.futures.CancelledError as error:

@@ -9,7 +9,7 @@ import asyncio
 
 from marram.edge.trustee import Metadata, Trustee
 from marram.schema.device import DesiredApp
-from marram.schema.errors import MarramError, Permanent, Untrusted
+from marram.schema.errors import MarramError, Permanent, Retryable, Untrusted
 from marram.schema.model import Manifest
 from marram.schema.units import format_size
 
@@ -52,7 +52,7 @@ class Vetting:
             except MarramError as error:
                 _tell(batch, error)
             except BaseException as error:
-                _tell(batch, Permanent(f"checking signatures failed: {error!r}"))
+                _tell(batch, Retryable(f"checking signatures failed: {error!r}"))
                 raise
 
     async def _one(self, each: tuple[DesiredApp, asyncio.Future[None]]) -> None:
