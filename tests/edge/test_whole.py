@@ -143,3 +143,15 @@ def test_what_no_wheel_is_for_is_refused_as_it_is_deployed(stage: Stage) -> None
     (place / "handler.py").write_text("def handle(event, context):\n    pass\n")
     with pytest.raises(Permanent, match=r"no wheel of not-on-the-shelf runs on cp3"):
         stage.run("deploy", place / "app.yaml", "--to", "site=here", "--no-wait")
+
+
+def test_what_a_device_has_is_known_before_its_agent_ever_ran(stage: Stage) -> None:
+    place = stage.folder / "early"
+    place.mkdir()
+    # The shelf has no wheel of it; this device needs none.
+    (place / "early.yaml").write_text(APP.replace("tiny>=2", "pytest").replace("keyed", "early"))
+    (place / "rows.csv").write_text("x\n1\n")
+    (place / "handler.py").write_text("def handle(event, context):\n    return None\n")
+    token = stage.ask("token", "create", "--labels", "site=early")
+    stage.run("edge", "join", token["join"].split()[3], token["token"], "--name", "early", who="early")
+    stage.run("deploy", place / "early.yaml", "--to", "site=early", "--no-wait")

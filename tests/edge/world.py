@@ -50,7 +50,7 @@ class Cloud:
         self.reports: list[Reported] = []
         self.stored: Counter[tuple[str, int]] = Counter()
         self.events: list[Event] = []  # each record's once, as the cloud's database has them
-        self.kinds: Counter[EventKind] = Counter()
+        self.kinds: Counter[EventKind] = Counter()  # of `events`
         self.spoil: Callable[[BlobAsk, bytes], bytes] = lambda ask, data: data
         self.asked: list[BlobAsk] = []
         # What it signs; `serve` may be another's, or spoil it.
@@ -142,8 +142,8 @@ class Cloud:
         batch = unpack_batch(message.payload)
         for record in batch:
             self.stored[(record.stream, record.sequence)] += 1
-            self.kinds[record.event.kind] += 1
             if self.stored[(record.stream, record.sequence)] == 1:
+                self.kinds[record.event.kind] += 1
                 self.events.append(record.event)
         return pack_ack(len(batch), max((r.sequence for r in batch), default=0))
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from marram.bus.http import CloudApi, check_url, fetch_authority
-from marram.edge.platform import machine
+from marram.edge.platform import described
 from marram.edge.state import Credentials, Folder, write_atomic
 from marram.schema.errors import Conflict, Invalid
 from marram.schema.units import format_size
@@ -52,7 +52,7 @@ def join(
         key = identity.new_key()
         tell("key made here, it never leaves")
         with CloudApi(url, authority=authority.decode()) as cloud:
-            about = machine()
+            about = described()
             csr = identity.request(key, name or "").decode()
             joined = cloud.join(named.text, csr, name=name, labels=labels, info=about)
         own = identity.accept(joined.certificate.encode(), key, authority, joined.device)

@@ -33,7 +33,7 @@ class Devices:
         row = {
             "id": device,
             "labels": dump(labels),
-            "info": info.model_dump_json(),
+            **_told(info),
             "joined_s": time.time() if now_s is None else now_s,
         }
         try:
@@ -51,7 +51,7 @@ class Devices:
         row = {
             "id": certificate.device,
             "labels": dump(labels),
-            "info": info.model_dump_json(),
+            **_told(info),
             "joined_s": certificate.issued_s,
         }
         try:
@@ -113,14 +113,14 @@ class Devices:
 
     def set_info(self, device: str, info: DeviceInfo) -> None:
         """What the device now says of itself; nothing is written where it said so before."""
-        said = (info.model_copy(update={"packages": {}}).model_dump_json(), dump(info.packages))
+        said = _told(info)
         with self._database.read() as connection:
             query = select(devices.c.info, devices.c.packages).where(devices.c.id == device)
-            if connection.execute(query).tuples().first() == said:
+            if connection.execute(query).tuples().first() == tuple(said.values()):
                 return
         with self._database.write() as connection:
             unchanged()  # a device says it of itself
-            connection.execute(update(devices).where(devices.c.id == device).values(info=said[0], packages=said[1]))
+            connection.execute(update(devices).where(devices.c.id == device).values(said))
 
     def platforms(self, selector: dict[str, str]) -> builtins.list[DeviceInfo]:
         """What the devices that match say of themselves, with what is installed on each (not in `Device.info`)."""
@@ -158,6 +158,11 @@ class Devices:
     def count(self) -> int:
         with self._database.read() as connection:
             return int(connection.execute(select(func.count()).select_from(devices)).scalar_one())
+
+
+def _told(info: DeviceInfo) -> dict[str, str]:
+    """What a device says of itself, as its row keeps it: apart from the rest what only the choice of wheels reads."""
+    return {"info": info.model_copy(update={"packages": {}}).model_dump_json(), "packages": dump(info.packages)}
 
 
 def taken(device: str) -> Conflict:

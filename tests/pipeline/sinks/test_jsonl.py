@@ -89,18 +89,19 @@ from marram.schema.errors import Retryable
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 sink = Jsonl(Path(sys.argv[1]))
 resource.setrlimit(resource.RLIMIT_FSIZE, (500, resource.RLIM_INFINITY))
-def write(index):
+def told(act, *arguments):
     try:
-        sink.write(Frame(index, 1.0, 0.0, reading="x" * 90))
+        act(*arguments)
     except Retryable as error:
         print(error)
 import time
 index = 0
 while not sink.lost:
-    write(index); index += 1
+    told(sink.write, Frame(index, 1.0, 0.0, reading="x" * 90)); index += 1
+    time.sleep(0.001)
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-write(9999)
-sink.close()
+told(sink.write, Frame(9999, 1.0, 0.0, reading="x" * 90))
+told(sink.close)
 """
     ran = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "r.jsonl")], capture_output=True, text=True, timeout=60, check=True
