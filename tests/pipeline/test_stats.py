@@ -73,11 +73,11 @@ def test_recent_delays_are_forgotten_and_all_are_not() -> None:
     assert stats.read()["recent_p50_ms"] is None
 
 
-def test_results_without_a_model_have_delays_and_no_place() -> None:
+def test_frames_without_a_model_have_delays_and_no_place() -> None:
     clock = Clock()
     stats = Stats(clock)
     for _ in range(20):
-        stats.answered(0.04)
+        stats.frame(0.04)
     figures = stats.read()
     assert (figures["delays"], figures["edge"], figures["cloud"]) == (20, 0, 0)
     assert figures["p95_ms"] == pytest.approx(40, rel=0.01) and figures["recent_p50_ms"] == 40

@@ -282,7 +282,7 @@ class Runner:
             self._submit(first, each)
         self._held = 0
         if headed is not None and not headed:
-            self._stats.frame()  # held back by a filter
+            self._through(frame, time.monotonic())  # held back by a filter
 
     def _drain(self, stage: Stage, following: Stage | None) -> None:
         try:
@@ -290,6 +290,7 @@ class Runner:
                 outputs = self._apply(stage.steps, frame)
                 if outputs is None:
                     continue
+                through_s = time.monotonic()
                 for each in outputs:
                     if following is not None:
                         self._submit(following, each)
@@ -298,7 +299,7 @@ class Runner:
                 if self._over:
                     continue  # counted already
                 if following is None or not outputs:
-                    self._stats.frame()
+                    self._through(frame, through_s)
         except Exception as error:  # noqa: BLE001 - supervisor of a stage: a fault of ours ends the run, and says so
             self._faults.tell("a stage of the pipeline", error)
             self._failure = self._failure or error
@@ -308,6 +309,10 @@ class Runner:
                 following.finish()
             else:
                 self._control.put(True)
+
+    def _through(self, frame: Frame, then_s: float) -> None:
+        """The frame went through every step at `then_s`, whatever came of it. Where a model is asked, that is timed."""
+        self._stats.frame(None if self._asks else then_s - frame.captured_s)
 
     def _ended(self, ticket: Ticket | None) -> None:
         """A frame failed, or the policy dropped it. Where the app stops it was given up instead: not through."""
@@ -339,8 +344,6 @@ class Runner:
     def _end(self, frame: Frame) -> None:
         if self._over:
             return
-        if not self._asks and frame.result is not None:
-            self._stats.answered(time.monotonic() - frame.captured_s)
         for sink in self._sinks:
             with self._counted("a sink"):
                 sink.write(frame)

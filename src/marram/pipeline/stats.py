@@ -10,7 +10,7 @@ Constant in memory for weeks of frames (log-spaced buckets, not lists), microsec
 | `dropped` | frames the policy gave up, and those in work when the app was stopped |
 | `skipped` | live frames replaced by a newer one before they were taken |
 | `errors`, `last_error` | inputs or frames stepped over because something failed, and the last such message |
-| `p50_ms`, `p95_ms` | delay from capture to result (policy's choices) since the start; without models: all results |
+| `p50_ms`, `p95_ms` | delay from capture to result (policy's choices) since the start; without models: of all frames |
 | `delays` | how many delays those are quantiles of |
 | `recent_p50_ms` | the same over the last 10 s |
 | `always_edge_p50_ms`, `always_cloud_p50_ms` | delay in audit blocks, None where there were none |
@@ -118,8 +118,8 @@ class Stats:
         with self._lock:
             self._shadow_skipped = reason[:300]
 
-    def frame(self) -> None:
-        """One frame went through every step."""
+    def frame(self, delay_s: float | None = None) -> None:
+        """One frame went through every step; `delay_s` after its capture, where no model's answer is what is timed."""
         now_s = self._clock()
         with self._lock:
             self._counts["frames"] += 1
@@ -130,6 +130,8 @@ class Stats:
                 self._seconds[-1][1] += 1
             else:
                 self._seconds.append([second, 1])
+            if delay_s is not None:
+                self._delay(delay_s)
 
     def placed(self, placed: Placed, *, away: bool) -> None:
         """One inference was answered; `away`: while the link or the cloud was away."""
@@ -145,11 +147,6 @@ class Stats:
                 return
             self._counts["edge" if at_edge else "cloud"] += 1
             self._delay(placed.latency_s)
-
-    def answered(self, delay_s: float) -> None:
-        """A frame of an app that asks no model left its last step with a result, `delay_s` after its capture."""
-        with self._lock:
-            self._delay(delay_s)
 
     def read(self, source: Source | None = None) -> dict[str, Any]:
         """The table but for the link, plain JSON types; `source` adds what it skipped and stepped over."""

@@ -222,7 +222,7 @@ def _most_delays(seen: Iterable[Observation]) -> float:
 
 
 def _times_nothing(sides: Sides) -> bool:
-    """Whether the app goes through frames and none has a result: then no number of them gives it a delay."""
+    """Whether its frames go through and none of them ever asks its model: then no number of them gives it a delay."""
     return _sum(sides.canaries, "frames") >= FEW_FRAMES and not _most_delays([*sides.canaries, *sides.rest])
 
 
