@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from marram.bus.http import CloudApi, check_url
+from marram.bus.http import CloudApi
+from marram.bus.http_wire import check_url
 from marram.schema.device import DeviceInfo
 from marram.schema.errors import Conflict, Invalid, MarramError, Missing, NotReady, Permanent, Refused, Retryable
 

@@ -57,7 +57,7 @@ def test_people_are_added_changed_and_removed(marram_: Terminal, monkeypatch: py
         (["role", "nobody", "admin"], 'no user "nobody"'),
         (["role", "ann", "king"], '"king" is no role. There are viewer, operator, admin.'),
         (["add", "ann", "-", "--role", "admn"], '"admn" is no role; did you mean "admin"?'),
-        (["disable", ".."], '".." names nobody'),
+        (["disable", ".."], 'there is nothing called ".."'),
         (["token", "create"], "whose token is it to be?"),
         (["token", "create", "ann", "--scopes", "everything"], '"everything" is not a scope; use some of read'),
         (["token", "create", "ann", "--ttl", "400 d"], "ttl_s"),

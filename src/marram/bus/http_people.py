@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import quote
 
-from pydantic import BaseModel, ValidationError
-
-from marram.schema.errors import Invalid
+from marram.bus.http_wire import Wire, segment, valid
 from marram.schema.people import (
     SESSION_S,
     TOKEN_S,
@@ -28,20 +23,14 @@ from marram.schema.people import (
     UserChange,
     UserView,
 )
-from marram.schema.words import field_fault
-
-if TYPE_CHECKING:
-    import httpx
-
-_T = TypeVar("_T", bound=BaseModel)
 
 
-class PeopleCalls(ABC):
+class PeopleCalls(Wire):
     """Raises what every method of `CloudApi` does; Refused where the caller may not."""
 
     def sign_in(self, name: str, password: str, *, ttl_s: float = SESSION_S) -> SessionMade:
         """A session; its token is not used by this object. Raises Refused (name or password), Retryable (too many)."""
-        return self._post("/sessions", _valid(SessionAsk, name=name, password=password, ttl_s=ttl_s), SessionMade)
+        return self._post("/sessions", valid(SessionAsk, name=name, password=password, ttl_s=ttl_s), SessionMade)
 
     def sign_out(self) -> None:
         """The token of this object is good for nothing from now on."""
@@ -53,8 +42,8 @@ class PeopleCalls(ABC):
 
     def change_own_password(self, old: str, new: str) -> None:
         """Ends all of the caller's sessions. Raises Refused (the old one), Invalid (the new one)."""
-        body = _valid(PasswordChange, old=old, new=new)
-        self._call("POST", "/me/password", content=_json(body), headers=_JSON)
+        body = valid(PasswordChange, old=old, new=new)
+        self._call("POST", "/me/password", body)
 
     def users(self) -> list[UserView]:
         """Everybody, by name."""
@@ -62,18 +51,18 @@ class PeopleCalls(ABC):
 
     def add_user(self, name: str, role: Role, password: str) -> UserView:
         """Raises Conflict (name taken), Invalid (password)."""
-        return self._post("/users", _valid(UserAsk, name=name, role=role, password=password), UserView)
+        return self._post("/users", valid(UserAsk, name=name, role=role, password=password), UserView)
 
     def change_user(
         self, name: str, *, role: Role | None = None, disabled: bool | None = None, password: str | None = None
     ) -> UserView:
         """Counts at once, for live sessions and tokens too. Raises Missing, Invalid."""
-        body = _valid(UserChange, role=role, disabled=disabled, password=password)
-        return self._one(UserView, self._call("PATCH", f"/users/{_part(name)}", content=_json(body), headers=_JSON))
+        body = valid(UserChange, role=role, disabled=disabled, password=password)
+        return self._one(UserView, self._call("PATCH", f"/users/{segment(name)}", body))
 
     def remove_user(self, name: str) -> None:
         """With their sessions and tokens. Raises Missing."""
-        self._call("DELETE", f"/users/{_part(name)}")
+        self._call("DELETE", f"/users/{segment(name)}")
 
     def create_api_token(
         self,
@@ -85,7 +74,7 @@ class PeopleCalls(ABC):
     ) -> ApiTokenMade:
         """For `owner` (None: the caller); it may never do more than its owner. Raises Refused, Missing."""
         wanted = None if scopes is None else list(scopes)
-        ask = _valid(ApiTokenAsk, name=name, owner=owner, scopes=wanted, ttl_s=ttl_s)
+        ask = valid(ApiTokenAsk, name=name, owner=owner, scopes=wanted, ttl_s=ttl_s)
         return self._post("/api-tokens", ask, ApiTokenMade)
 
     def api_tokens(self, owner: str | None = None) -> list[ApiTokenView]:
@@ -94,7 +83,7 @@ class PeopleCalls(ABC):
 
     def revoke_api_token(self, id: str) -> None:
         """Raises Missing."""
-        self._call("DELETE", f"/api-tokens/{_part(id)}")
+        self._call("DELETE", f"/api-tokens/{segment(id)}")
 
     def audit(
         self,
@@ -114,38 +103,3 @@ class PeopleCalls(ABC):
         """Whether the log is whole; `kept`: id and digest of a row, from elsewhere, that must still be there."""
         query = {} if kept is None else {"id": str(kept[0]), "digest": kept[1]}
         return self._one(AuditCheck, self._call("GET", "/audit/check", params=query))
-
-    @abstractmethod
-    def _call(self, method: str, path: str, **options: Any) -> httpx.Response: ...
-
-    @abstractmethod
-    def _post(self, path: str, body: BaseModel, reply: type[_T]) -> _T: ...
-
-    @abstractmethod
-    def _list(self, path: str, item: type[_T], **query: Any) -> list[_T]: ...
-
-    @abstractmethod
-    def _one(self, reply: type[_T], response: httpx.Response) -> _T: ...
-
-
-_JSON = {"Content-Type": "application/json"}
-
-
-def _json(body: BaseModel) -> bytes:
-    return body.model_dump_json(exclude_none=True).encode()
-
-
-def _part(text: str) -> str:
-    """A part of a path that cannot leave its place in it."""
-    if text.strip() in ("", ".", ".."):
-        raise Invalid(f'"{text}" names nobody')
-    return quote(text, safe="")
-
-
-def _valid(ask: type[_T], **fields: Any) -> _T:
-    """Build a request here, so that a wrong argument is told before anything travels. Never repeats what was given."""
-    try:
-        return ask.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise Invalid(field_fault(first, echo=False), where=".".join(str(part) for part in first["loc"])) from None

@@ -14,7 +14,8 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from marram.bus.http import CloudApi, check_url
+from marram.bus.http import CloudApi
+from marram.bus.http_wire import check_url
 from marram.schema import paths
 from marram.schema.errors import Invalid, Missing, Refused
 from marram.schema.words import file_fault

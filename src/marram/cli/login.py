@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 
 import typer
 
-from marram.bus.http import CloudApi, check_url, fetch_authority, is_local
+from marram.bus.http import CloudApi
+from marram.bus.http_wire import check_url, fetch_authority, is_local
 from marram.cli._context import Known, load, save
 from marram.schema.errors import Invalid, Refused
 from marram.trust import identity

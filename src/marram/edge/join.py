@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
-from marram.bus.http import CloudApi, check_url, fetch_authority
+from marram.bus.http import CloudApi
+from marram.bus.http_wire import check_url, fetch_authority
 from marram.edge.platform import described
 from marram.edge.state import Credentials, Folder, write_atomic
 from marram.schema.errors import Conflict, Invalid
