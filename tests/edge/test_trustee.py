@@ -16,7 +16,7 @@ import pytest
 from marram.edge.identity import IdentityFiles
 from marram.edge.state import Folder
 from marram.edge.trustee import Trustee
-from marram.edge.trustee_child import ChildTrustee
+from marram.edge.trustee_child import MODULES, ChildTrustee
 from marram.edge.trustee_inside import InsideTrustee
 from marram.schema.api import RenewAsk, Renewed
 from marram.schema.errors import Invalid, Missing, Retryable, Threat, Untrusted
@@ -188,10 +188,13 @@ async def test_no_process_outlives_its_question(world: World, hanging: Callable[
     assert not Path(f"/proc/{number}").exists()
 
 
-def test_the_question_that_a_deployment_waits_for_loads_little() -> None:
+@pytest.mark.parametrize(
+    ("question", "heavy"), [("verify", {"cryptography.x509"}), ("secrets", {"tuf", "securesystemslib"})]
+)
+def test_a_question_that_somebody_waits_for_loads_little(question: str, heavy: set[str]) -> None:
     """Its process starts for each deployment: whatever it loads stands between that and its first result."""
-    code = "import sys, marram.edge.trustee_verify; print(*sys.modules)"
+    code = f"import sys, {MODULES[question]}; print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-P", "-c", code], check=True, capture_output=True, text=True
     ).stdout.split()
-    assert not {"asyncio", "httpx", "pydantic", "ssl", "urllib3", "yaml", "cryptography.x509"} & set(loaded)
+    assert not {"asyncio", "httpx", "pydantic", "ssl", "urllib3", "yaml", *heavy} & set(loaded)

@@ -14,8 +14,8 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from marram.edge.disk import disk_fault
 from marram.edge.room import Room
-from marram.edge.state import disk_fault
 from marram.schema.errors import Invalid, Permanent, Retryable, Threat, Untrusted
 from marram.schema.model import File, Manifest
 from marram.schema.units import format_size

@@ -17,11 +17,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from marram.edge.bundles import bundle_key
+from marram.edge.disk import disk_fault
 from marram.edge.packages import installed_versions
 from marram.edge.platform import machine
 from marram.edge.process import kill_group, worker_environment
 from marram.edge.sandbox import plan
-from marram.edge.state import disk_fault
 from marram.schema.device import DesiredApp
 from marram.schema.errors import KINDS, Invalid, MarramError, Permanent, Retryable
 from marram.schema.model import Manifest

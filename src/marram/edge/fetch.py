@@ -19,8 +19,8 @@ from pathlib import Path
 from marram.bus import subjects
 from marram.bus.codec import BlobAsk, unpack_blob
 from marram.edge.bundles import Bundles
+from marram.edge.disk import disk_fault
 from marram.edge.relay import Requester
-from marram.edge.state import disk_fault
 from marram.edge.trickle import Floor
 from marram.schema.errors import MarramError, Missing, Retryable, Threat, Untrusted
 from marram.schema.model import File

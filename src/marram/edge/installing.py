@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from marram.edge.state import Folder, disk_fault
+from marram.edge.disk import disk_fault
+from marram.edge.state import Folder
 from marram.edge.unit import GROUPS, NAME, Unit
 from marram.schema.errors import Conflict, Missing, Permanent, Refused
 from marram.schema.words import file_fault

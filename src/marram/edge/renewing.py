@@ -14,8 +14,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from marram.bus.http import CloudApi
+from marram.edge.disk import disk_fault
 from marram.edge.identity import IdentityFiles
-from marram.edge.state import disk_fault, write_atomic
+from marram.edge.state import write_atomic
 from marram.schema.api import RenewAsk, Renewed
 from marram.schema.errors import Invalid, Missing
 from marram.trust import identity

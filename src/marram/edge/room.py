@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from marram.edge.state import disk_fault
+from marram.edge.disk import disk_fault
 from marram.schema.errors import Retryable
 from marram.schema.model import File
 from marram.schema.units import format_size

@@ -9,7 +9,6 @@ brings it back. Nothing here ever talks to the network, and no fault of a file h
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
@@ -23,12 +22,12 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from marram.edge.deploy import AppRecord
+from marram.edge.disk import disk_fault
 from marram.edge.identity import IdentityFiles
 from marram.schema.device import Desired
-from marram.schema.errors import Conflict, Invalid, MarramError, Missing, Permanent, Retryable
+from marram.schema.errors import Conflict, Invalid, Missing
 from marram.schema.ids import Name, check_name
 from marram.schema.model import Strict
-from marram.schema.words import file_fault
 from marram.system import files
 
 log = logging.getLogger("marram.edge")
@@ -214,13 +213,6 @@ def write_atomic(path: Path, content: bytes) -> None:
     """
     with _translated(path):
         files.write(path, content)
-
-
-def disk_fault(error: OSError, path: Path) -> MarramError:
-    """A file system's fault in our words: Retryable where the disk is full, else Permanent."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return Retryable("the disk is full", where=str(path), hint="Free some space; it goes on by itself.")
-    return Permanent(file_fault(error), where=str(path), hint="See its owner and rights.")
 
 
 @contextlib.contextmanager

@@ -23,12 +23,12 @@ from typing import Any, Protocol
 from marram.edge import blame, cgroups
 from marram.edge.agent_end import AgentEnd
 from marram.edge.before import Earlier
+from marram.edge.disk import disk_fault
 from marram.edge.logfile import LogFile
 from marram.edge.process import kill_group, resident_bytes, signal_name, worker_environment
 from marram.edge.redactor import Redactor
 from marram.edge.relay import Relay, Requester
 from marram.edge.sandbox import Plan
-from marram.edge.state import disk_fault
 from marram.schema.errors import Invalid, MarramError, Retryable
 from marram.schema.health import Health
 from marram.schema.units import format_size

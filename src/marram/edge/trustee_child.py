@@ -27,8 +27,8 @@ from marram.schema.errors import MarramError, Permanent, Retryable, Threat, Untr
 
 # All of one question; what a bad link needs for a list of a few thousand versions.
 _LONGEST_S = 900.0
-# Who answers; the others are `trustee_inside`'s.
-_MODULES = {"verify": "marram.edge.trustee_verify"}
+# Who answers what somebody waits for; the others are `trustee_inside`'s.
+MODULES = {"verify": "marram.edge.trustee_verify", "secrets": "marram.edge.trustee_secrets"}
 
 
 class Questions(ABC):
@@ -75,7 +75,7 @@ class ChildTrustee(Questions):
             ours, theirs = socket.socketpair()
             try:
                 process = await asyncio.create_subprocess_exec(
-                    sys.executable, "-P", "-m", _MODULES.get(question["t"], "marram.edge.trustee_inside"),
+                    sys.executable, "-P", "-m", MODULES.get(question["t"], "marram.edge.trustee_inside"),
                     str(theirs.fileno()), str(os.getpid()), str(self._folder),
                     stdin=asyncio.subprocess.DEVNULL, pass_fds=[theirs.fileno()],
                     env=worker_environment(os.environ), start_new_session=True,

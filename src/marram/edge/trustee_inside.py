@@ -18,12 +18,11 @@ from marram.edge.identity import IdentityFiles
 from marram.edge.renewing import Renewing
 from marram.edge.trustee import Metadata
 from marram.edge.trustee_child import Questions
+from marram.edge.trustee_secrets import secrets
 from marram.edge.trustee_verify import verify
 from marram.edge.vault import Vault
-from marram.schema.errors import Invalid, Missing, Retryable
-from marram.schema.words import file_fault
+from marram.schema.errors import Invalid, Retryable
 from marram.trust.clock import Sources
-from marram.trust.identity import device_of
 
 
 class Answers:
@@ -31,10 +30,8 @@ class Answers:
 
     def __init__(self, folder: Path, time_sources: Sources | None = None) -> None:
         self._folder = folder
-        self._identity = IdentityFiles(folder / "identity")
         self._time_sources = time_sources
-        self._vault = Vault(folder)
-        self._renewing = Renewing(self._identity, self._vault.carry)
+        self._renewing = Renewing(IdentityFiles(folder / "identity"), Vault(folder).carry)
         self._known: dict[str, Callable[[dict[str, Any], Fetch], dict[str, Any]]] = {
             "verify": self._verify,
             "renewal": self._renewal,
@@ -66,13 +63,7 @@ class Answers:
         return {}
 
     def _secrets(self, question: dict[str, Any], fetch: Fetch) -> dict[str, Any]:
-        try:
-            own = self._identity.own.read_bytes()
-        except OSError as error:
-            raise Missing(f"cannot be read: {file_fault(error)}", where=str(self._identity.own)) from error
-        if question["sealed"] is not None:
-            self._vault.take(own, device_of(own), question["sealed"])
-        return {"values": self._vault.read(own, question["names"])}
+        return secrets(self._folder, question, fetch)
 
 
 class InsideTrustee(Questions):

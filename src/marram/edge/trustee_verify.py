@@ -1,4 +1,4 @@
-"""The trustee's one question that somebody waits for: is this signed? Its process loads no more than that takes.
+"""The trustee's question before each deployment: is this signed? Its process loads no more than that takes.
 
 The other questions (`trustee_inside`) load X.509, HTTP and the schema of what the cloud says: several times as much.
 """

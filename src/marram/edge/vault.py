@@ -14,8 +14,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from marram.bus.codec import unpack_dict
-from marram.edge.state import disk_fault
+from marram.bus.packing import unpack_dict
+from marram.edge.disk import disk_fault
 from marram.schema.errors import Invalid, Untrusted
 from marram.system import files
 from marram.trust import sealing
