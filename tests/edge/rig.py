@@ -23,6 +23,7 @@ from marram.edge.relay import Requester
 from marram.edge.state import Credentials, Folder
 from marram.edge.supervisor import Cause, Exit, Life, Patience, WorkerSpec
 from marram.lab.hub import Hub
+from marram.lab.imitation import Pretence
 from marram.schema.device import AppState, Desired, DesiredApp, Reported, ReportedApp
 from marram.schema.errors import MarramError
 from marram.schema.event import EventKind
@@ -49,41 +50,22 @@ FAILS = Script(stats={"frames": 0, "errors": 50, "last_error": "division by zero
 BREAKS = Script(Exit("no such model", again=False), loads=False)
 
 
-class Played:
-    """One life of a scripted worker; see `supervisor.Life`."""
+class Played(Pretence):
+    """One life of a scripted worker."""
 
     def __init__(self, spec: WorkerSpec, script: Script, alive: list[Played]) -> None:
-        self.spec, self.script, self._alive = spec, script, alive
-        self.started_s = time.monotonic()
-        self.stats: dict[str, Any] = {}
-        self.resident_bytes, self.busy_s, self.pid = 50_000_000, 0.0, 0
-        self.verified, self.running, self.news = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self.exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
-        self._going = asyncio.Event()
-        if not spec.verify:
-            self._going.set()
+        super().__init__(spec)
+        self.script, self._alive = script, alive
+        self.resident_bytes = 50_000_000
         alive.append(self)
-        self._task = asyncio.create_task(self._play())
-
-    def go(self) -> None:
-        self._going.set()
-
-    def link(self, up: bool) -> None:
-        pass
-
-    async def stop(self) -> None:
-        if not self.exited.done():
-            self._task.cancel()
-            await asyncio.wait([self._task])
-            self.end(Exit("stopped", Cause.STOPPED))
 
     def end(self, end: Exit) -> None:
         if not self.exited.done():
             self._task.cancel()
             self._alive.remove(self)
-            self.exited.set_result(end)
+            super().end(end)
 
-    async def _play(self) -> None:
+    async def _live(self) -> None:
         await asyncio.sleep(0.1)
         if not self.script.loads:
             assert self.script.ends is not None

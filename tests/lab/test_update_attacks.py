@@ -7,12 +7,16 @@ from pathlib import Path
 import pytest
 
 from marram.lab.attacks import bundles, streams, updates
-from marram.lab.attacks.updates import APP, DOCUMENTS, OLD, Scene
+from marram.lab.attacks.outcome import attempt
+from marram.lab.attacks.updates import damage, freeze
+from marram.lab.attacks.updates.scene import APP, DOCUMENTS, OLD, YEAR_S, Scene
 
 
-@pytest.mark.parametrize("name", updates.names())
-def test_an_attack_is_refused_by_its_name(name: str, tmp_path: Path) -> None:
-    outcome = updates.mount(name, tmp_path)
+@pytest.mark.parametrize(
+    ("suite", "name"), [(kind, name) for kind, suite in updates.SUITES.items() for name in suite.names()]
+)
+def test_an_attack_is_refused_by_its_name(suite: str, name: str, tmp_path: Path) -> None:
+    outcome = updates.SUITES[suite].play(name, tmp_path)
     assert outcome.refused, outcome
 
 
@@ -25,12 +29,12 @@ def test_without_an_attacker_the_same_device_takes_the_same_version(tmp_path: Pa
 
 
 def test_signed_documents_with_a_byte_changed(tmp_path: Path) -> None:
-    outcomes = list(updates.flipped(tmp_path, 150))
+    outcomes = list(damage.flipped(tmp_path, 150))
     assert len(outcomes) == 150 and not [each for each in outcomes if not each.refused]
 
 
 def test_garbage_instead_of_signed_documents(tmp_path: Path) -> None:
-    outcomes = list(updates.garbage(tmp_path, 100))
+    outcomes = list(damage.garbage(tmp_path, 100))
     assert len(outcomes) == 100 and not [each for each in outcomes if not each.refused]
 
 
@@ -48,13 +52,13 @@ def test_paths_that_lead_out_of_a_bundle() -> None:
 
 
 def test_a_wrong_clock_is_said_to_be_one(tmp_path: Path) -> None:
-    outcome = updates.mount("a clock twenty years ahead refuses, and says that it is the clock", tmp_path)
+    outcome = freeze.SUITE.play("a clock twenty years ahead refuses, and says that it is the clock", tmp_path)
     assert "this device's clock says 2047-" in outcome.words and "days after the newest moment" in outcome.words
 
 
 @pytest.mark.parametrize("years", [-20, -1, 0])
 def test_a_clock_that_is_behind_takes_what_is_good(tmp_path: Path, years: int) -> None:
-    scene = Scene(tmp_path, skew_s=years * updates.YEAR_S)
+    scene = Scene(tmp_path, skew_s=years * YEAR_S)
     scene.meet()
     scene.publish()
     scene.device()
@@ -63,8 +67,8 @@ def test_a_clock_that_is_behind_takes_what_is_good(tmp_path: Path, years: int) -
 def test_a_clock_that_was_ahead_once_leaves_nothing_behind(tmp_path: Path) -> None:
     scene = Scene(tmp_path)
     scene.meet()
-    scene.skew_s = 20 * updates.YEAR_S
-    assert not updates.attempt("ahead", frozenset(), scene.meet).refused
+    scene.skew_s = 20 * YEAR_S
+    assert not attempt("ahead", frozenset(), scene.meet).refused
     scene.skew_s = 0
     scene.meet()
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tuf.api.metadata import Metadata, Root
 
-from marram.lab.attacks.updates import APP, DOCUMENTS, OLD, START_S, Scene
+from marram.lab.attacks.updates.scene import APP, DOCUMENTS, OLD, START_S, Scene
 from marram.lab.powercut.disk import cuts
 from marram.lab.powercut.recording import record
 from marram.schema.errors import NotReady, Retryable, Threat, Untrusted
@@ -145,7 +145,7 @@ def test_a_power_cut_at_any_write_never_loses_what_was_seen(tmp_path: Path) -> N
     program = """
         import sys
         from pathlib import Path
-        from marram.lab.attacks.updates import Scene, DOCUMENTS, APP
+        from marram.lab.attacks.updates.scene import Scene, DOCUMENTS, APP
         from marram.lab.powercut.recording import mark
         from marram.trust import signers
         folder, kept = Path(sys.argv[1]), Path(sys.argv[2])

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from marram.bus.outbox import Outbox
@@ -40,44 +41,56 @@ class Manner:
     memory_bytes: int = 100_000_000
 
 
-@dataclass(eq=False)
-class Imitation:
-    """One life. See `edge.supervisor.Life`."""
+class Pretence(ABC):
+    """A life with no process behind it, as a keeper sees one (`edge.supervisor.Life`); a subclass says how it goes."""
 
-    spec: WorkerSpec
-    manner: Manner
-    hush: Callable[[], None]
-    rests: Callable[[], bool]
-    recorded: Callable[[str, int], None]
-    started_s: float = field(default_factory=lambda: time.monotonic())
-    stats: dict[str, Any] = field(default_factory=dict)
-    resident_bytes: int = 0
-    busy_s: float = 0.0
-    pid: int = 0
-
-    def __post_init__(self) -> None:
+    def __init__(self, spec: WorkerSpec) -> None:
+        self.spec = spec
+        self.started_s = time.monotonic()
+        self.stats: dict[str, Any] = {}
+        self.resident_bytes, self.busy_s, self.pid = 0, 0.0, 0
         self.verified, self.running, self.news = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self._going = asyncio.Event()
-        if not self.spec.verify:
+        if not spec.verify:
             self._going.set()
-        self._task = asyncio.create_task(self._live(), name=f"imitation {self.spec.app}")
+        self._task = asyncio.create_task(self._live(), name=f"imitation of {spec.app}")
 
     def go(self) -> None:
         self._going.set()
 
-    def link(self, up: bool) -> None:
+    def link(self, up: bool) -> None:  # noqa: B027 - most need not know
         pass
 
     async def stop(self) -> None:
         if not self.exited.done():
             self._task.cancel()
             await asyncio.wait([self._task])
-            self._end(Exit("stopped", Cause.STOPPED))
+            self.end(Exit("stopped", Cause.STOPPED))
 
-    def _end(self, end: Exit) -> None:
+    def end(self, end: Exit) -> None:
+        """It is over, unless it was."""
         if not self.exited.done():
             self.exited.set_result(end)
+
+    @abstractmethod
+    async def _live(self) -> None:
+        """From its start; sets `verified`, waits for `_going`, sets `running`, then `news` with each new figure."""
+
+
+class Imitation(Pretence):
+    """One life. While it `rests`, it records nothing; `recorded` hears of each durable event."""
+
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        manner: Manner,
+        hush: Callable[[], None],
+        rests: Callable[[], bool],
+        recorded: Callable[[str, int], None],
+    ) -> None:
+        super().__init__(spec)
+        self.manner, self.hush, self.rests, self.recorded = manner, hush, rests, recorded
 
     async def _live(self) -> None:
         outbox: Outbox | None = None
@@ -93,14 +106,14 @@ class Imitation:
                 await asyncio.sleep(self.manner.every_s)
                 ran_s = time.monotonic() - begun_s
                 if self.manner.falls_s is not None and ran_s >= self.manner.falls_s:
-                    self._end(Exit("exit status 1: it fell, as it was told to", evidence=dict(self.stats)))
+                    self.end(Exit("exit status 1: it fell, as it was told to", evidence=dict(self.stats)))
                     return
                 if self.manner.hushes_s is not None and ran_s >= self.manner.hushes_s:
                     self.hush()
                 await self._work(outbox)
         except MarramError as error:
             cause = Cause.DISK if isinstance(error, Retryable) else Cause.CRASH
-            self._end(await asyncio.to_thread(disk.judged, Exit(f"exit status 1: {error}", cause)))
+            self.end(await asyncio.to_thread(disk.judged, Exit(f"exit status 1: {error}", cause)))
         finally:
             if outbox is not None:
                 outbox.close()

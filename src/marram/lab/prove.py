@@ -17,6 +17,7 @@ from typing import Any
 from marram.lab import fleet, offline, virtual
 from marram.lab.attacks import bundles, identities, models, updates
 from marram.lab.attacks.outcome import Outcome
+from marram.lab.attacks.updates import damage
 from marram.lab.powercut import full_disk
 from marram.lab.powercut import rehearsal as powercut
 from marram.lab.scratch import quiet, scratch
@@ -44,8 +45,8 @@ def disk(folder: Path, small: bool) -> Found:
 # Attacks of one kind, each on the real victim.
 ATTACKS: dict[str, Callable[[Path, bool], Iterable[Outcome]]] = {
     "updates": lambda folder, small: updates.mount_all(folder),
-    "signed documents flipped": lambda folder, small: updates.flipped(folder, 100 if small else 1000),
-    "garbage for documents": lambda folder, small: updates.garbage(folder, 50 if small else 500),
+    "signed documents flipped": lambda folder, small: damage.flipped(folder, 100 if small else 1000),
+    "garbage for documents": lambda folder, small: damage.garbage(folder, 50 if small else 500),
     "bundles flipped": lambda folder, small: bundles.flipped(folder, 200 if small else 2000),
     "paths": lambda folder, small: bundles.traversals(),
     "models": lambda folder, small: models.mount_all(folder),
