@@ -16,9 +16,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from marram.schema.errors import Invalid, MarramError, Missing, Refused, Threat, Untrusted
+from marram.schema.errors import Invalid, MarramError, Missing, Permanent, Refused, Threat, Untrusted
 from marram.trust import identity, pki
-from marram.trust.authority import DEVICE_LIFE_S, SERVER_LIFE_S, Authority
+from marram.trust.authority import DEVICE_LIFE_S, SERVER_LIFE_S, Authority, check_usage
 from marram.trust.keys import Keys
 
 NOW_S = 1_800_000_000.0
@@ -72,6 +72,32 @@ def test_a_missing_or_mixed_up_key_is_said(keys: Keys, tmp_path: Path, authority
 def test_a_key_without_its_certificate_is_a_start_that_was_cut_off(keys: Keys, authority: Authority) -> None:
     keys.ca_certificate.unlink()
     assert Authority.create(keys, NOW_S).fingerprint != authority.fingerprint
+
+
+def test_a_first_start_that_is_cut_off_leaves_no_authority_without_its_key(
+    keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Path] = []
+    write = keys.write
+
+    def once(file: Path, content: bytes) -> None:
+        if written:
+            raise Permanent("the power failed")
+        written.append(file)
+        write(file, content)
+
+    monkeypatch.setattr(keys, "write", once)
+    with pytest.raises(Permanent):
+        Authority.create(keys, NOW_S)
+    monkeypatch.undo()
+    assert Authority.create(keys, NOW_S).certificate_pem == keys.ca_certificate.read_bytes()
+
+
+def test_an_authority_signs_for_its_own_cloud_and_makes_no_other_authorities(authority: Authority) -> None:
+    found = pki.load_certificate(authority.certificate_pem).extensions
+    limits = found.get_extension_for_class(x509.BasicConstraints)
+    assert limits.critical and (limits.value.ca, limits.value.path_length) == (True, 0)
+    assert found.get_extension_for_class(x509.KeyUsage).value.digital_signature is False
 
 
 @pytest.mark.parametrize("make", [lambda: ec.generate_private_key(ec.SECP256R1()), ed25519.Ed25519PrivateKey.generate])
@@ -173,6 +199,36 @@ def test_a_certificate_that_names_our_authority_but_is_signed_by_another(authori
     with pytest.raises(Untrusted) as caught:
         authority.presented(pki.pem_of(forged))
     assert caught.value.threat is Threat.OTHER_CLOUD
+
+
+@pytest.mark.parametrize(
+    ("usages", "ca"),
+    [
+        ([ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH], False),
+        ([ExtendedKeyUsageOID.CLIENT_AUTH], True),
+    ],
+)
+def test_a_certificate_that_is_good_for_more_than_one_thing_is_for_nothing(
+    usages: list[x509.ObjectIdentifier], ca: bool
+) -> None:
+    key = pki.new_key()
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "pi")])
+    start = dt.datetime.fromtimestamp(NOW_S, dt.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(7)
+        .not_valid_before(start)
+        .not_valid_after(start + dt.timedelta(days=1))
+        .add_extension(x509.ExtendedKeyUsage(usages), critical=True)
+        .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    with pytest.raises(Untrusted) as caught:
+        check_usage(certificate, ExtendedKeyUsageOID.CLIENT_AUTH)
+    assert caught.value.threat is Threat.NOT_YOURS
 
 
 def test_neither_a_service_nor_a_server_is_a_device(authority: Authority) -> None:

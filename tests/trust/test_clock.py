@@ -55,9 +55,25 @@ def test_the_floor_outlives_the_process_and_the_machines_restart(tmp_path: Path)
     assert machine.clock(file).floor_s() == 2e9
 
 
+@pytest.mark.parametrize("boot", ["first", ""])
+def test_an_uptime_that_went_back_never_lowers_the_floor(tmp_path: Path, boot: str) -> None:
+    machine, file = Machine(), tmp_path / "clock"
+    machine.boot = boot
+    clock = machine.clock(file)
+    clock.saw(2e9)
+    clock.keep()
+    machine.uptime_s -= 40
+    again = machine.clock(file)
+    assert again.floor_s() == 2e9
+    machine.uptime_s += 50  # ten seconds more than when it was kept
+    assert again.floor_s() == 2e9 + 10
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b'{"floor_s": "x"}', b'{"floor_s": 1e300, "uptime_s": 1, "boot": ""}', b"[" * 100_000,
-                b'{"floor_s": -5, "uptime_s": 0, "boot": "first"}', b'{"floor_s": NaN, "uptime_s": 0, "boot": "first"}']
+                b'{"floor_s": -5, "uptime_s": 0, "boot": "first"}',
+                b'{"floor_s": 5, "uptime_s": -1e300, "boot": "first"}',
+                b'{"floor_s": NaN, "uptime_s": 0, "boot": "first"}']
 )  # fmt: skip
 def test_a_damaged_file_is_as_good_as_none(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "clock").write_bytes(content)

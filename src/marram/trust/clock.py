@@ -83,10 +83,10 @@ class Clock:
             floor_s, at_s, which = float(state["floor_s"]), float(state["uptime_s"]), str(state["boot"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return  # never taken, or damaged: the signed metadata on the disk raises it again
-        if not 0 < floor_s < 1e11:
+        if not (0 < floor_s < 1e11 and at_s >= 0):
             return
         self._floor_s, now_boot = floor_s, self._sources.boot()
-        if which and which == now_boot and at_s <= self._at_uptime_s:
+        if which == now_boot:
             self._at_uptime_s = at_s
-        elif which and now_boot and which != now_boot:
+        elif which and now_boot:
             self._at_uptime_s = 0.0  # since another start of the machine, at least all of this one has passed
