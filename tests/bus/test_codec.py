@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from marram.bus import codec
+from marram.schema.device import Reported
 from marram.schema.errors import Invalid
 from marram.schema.event import Event, EventKind, Recorded
 
@@ -145,6 +146,41 @@ def test_a_report_that_could_be_shown_to_nobody_is_invalid(stats: dict[str, Any]
     assert codec.unpack_report(_report({"fps": [{"now": 3.5}]})).apps[0].stats == {"fps": [{"now": 3.5}]}
     with pytest.raises(Invalid, match=r"deep|not a report"):
         codec.unpack_report(_report(stats))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"time_s": math.nan},
+        {"time_s": math.inf},
+        {"uptime_s": math.inf},
+        {"outbox_depth": -1},
+        {"memory_bytes": 2**64 - 1},
+        {"desired_version": 2**63},
+        {"apps": [{"name": "gate", "version": 1, "state": "rolled_back", "attempt": 2**63 - 1}]},
+        {"apps": [{"name": "gate", "version": 2**63, "state": "committed"}]},
+        {"apps": [{"name": "gate", "version": 1, "state": "committed", "refused": [-1]}]},
+        {"apps": [{"name": "gate", "version": 1, "state": "committed", "reason": "x" * 10_000}]},
+        {"info": {"cores": 2**63}},
+        {"info": {"system": "x" * 10_000}},
+        {"apps": [{"name": f"gate{n}", "version": 1, "state": "pending"} for n in range(20_000)]},
+    ],
+)
+def test_a_report_that_nobody_could_keep_or_count_on_is_invalid(said: dict[str, Any]) -> None:
+    with pytest.raises(Invalid):
+        codec.unpack_report(codec.pack(said))
+
+
+@given(st.recursive(plain, lambda inner: st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=5))
+@patient
+def test_every_report_that_is_taken_can_be_read_again(stats: object) -> None:
+    said = {"time_s": 1.0, "temperature_c": math.nan, "apps": [{"name": "a", "version": 1, "state": "pending"}]}
+    said["apps"][0]["stats"] = {"any": stats}  # type: ignore[index]
+    try:
+        taken = codec.unpack_report(codec.pack(said))
+    except Invalid:
+        return
+    Reported.model_validate_json(taken.model_dump_json())
 
 
 def test_an_acknowledgement_comes_back_as_it_was() -> None:

@@ -112,3 +112,17 @@ async def test_what_is_asked_to_be_served_is_served_without_a_deployment(
     for serve, error in ((("colors",), Missing), (("colours@9",), Missing), (("Not a name",), Invalid)):
         with pytest.raises(error):
             await Cloud(Settings(folder=tmp_path / "cloud", port=0, serve=serve)).start()
+
+
+async def test_a_look_that_fails_of_anything_is_taken_again(cloud: Cloud, until: Any) -> None:
+    replicas, looks = replicas_of(cloud), 0
+
+    def wanted() -> set[tuple[str, int]]:
+        nonlocal looks
+        looks += 1
+        raise ValueError("nobody foresaw it")
+
+    replicas._wanted = wanted
+    for number in (1, 2):
+        replicas.wake()
+        await until(lambda number=number: looks >= number)

@@ -72,3 +72,11 @@ def test_a_damaged_hold_is_none(folder: Folder) -> None:
     hold.hold(folder, None, "")
     (folder.path / hold.FILE).write_bytes(b"{")
     assert Holding(folder).words() is None
+
+
+def test_a_hold_that_no_calendar_has_holds_nothing_and_stops_no_report(folder: Folder) -> None:
+    (folder.path / hold.FILE).write_text('{"id": "x", "begun_s": 0, "for_s": 1e300}')
+    assert Holding(folder).words() is None
+    hold.hold(folder, None, "a" * 10_000)
+    words = Holding(folder).words()
+    assert words is not None and len(words) < 2000, "what the cloud takes"

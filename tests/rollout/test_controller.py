@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.rollout.fleet import APP, Fleet, SimDevice
+from tests.rollout.fleet import APP, TICK_S, Fleet, SimDevice
 
+from marram.rollout import controller
 from marram.rollout.controller import goals
 from marram.schema.errors import Conflict, Invalid
 from marram.schema.rollout import DeviceOutcome, Plan, RolloutState
+from marram.store import RolloutRow
 
 QUICK = {"soak_s": 9.0, "silence_s": 60.0}
 
@@ -333,6 +335,32 @@ def test_a_newer_one_for_the_same_devices_takes_the_place_of_one_that_runs(fleet
     assert sorted(set(fleet.wanted().values()), key=str) == [1, 2, 3] or set(fleet.wanted().values()) == {1, 3}
     assert fleet.settle(new.id).state is RolloutState.COMPLETED
     assert set(fleet.runs().values()) == {3}
+
+
+def test_one_that_cannot_be_taken_on_keeps_no_other_from_going_on(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for n in range(4):
+        fleet.add(SimDevice(f"pi-{n}", {"site": "ab"[n % 2]}))
+    fleet.deploy(1)
+    fleet.tick(4)
+    broken, sound = (fleet.deploy(n + 2, {"site": "ab"[n]}, QUICK).id for n in range(2))
+    step = controller.step
+
+    def fails(row: RolloutRow, *given: Any) -> controller.Step:
+        if row.id == broken:
+            raise OverflowError("Python int too large to convert to SQLite INTEGER")
+        return step(row, *given)
+
+    monkeypatch.setattr(controller, "step", fails)
+    for _ in range(100):
+        fleet.now_s += TICK_S
+        fleet.live()
+        fleet.steer()
+        if fleet.row(sound).state is RolloutState.COMPLETED:
+            break
+    assert fleet.row(sound).state is RolloutState.COMPLETED and fleet.row(broken).state is RolloutState.RUNNING
+    assert f"rollout {broken}" in caplog.text
 
 
 def test_a_narrower_one_decides_over_its_own_devices_only(fleet: Fleet) -> None:

@@ -32,11 +32,37 @@ def test_parse(parse: object, text: str, value: float) -> None:
     "parse", [units.parse_duration, units.parse_size, units.parse_budget, units.parse_power, units.parse_share]
 )
 @pytest.mark.parametrize(
-    "text", ["200", "", "ms", "fast", "1 parsec", "-1 s", "-3 MB", "1 MB/fortnight", None, True, [], "5 % %", "101 %"]
+    "text",
+    [
+        "200",
+        "",
+        "ms",
+        "fast",
+        "1 parsec",
+        "-1 s",
+        "-3 MB",
+        "1 MB/fortnight",
+        None,
+        True,
+        [],
+        "5 % %",
+        "101 %",
+        "1e999 s",
+        "1e999 MB",
+        "1e999 W",
+        "1e999 MB/day",
+    ],
 )
 def test_what_is_no_quantity_is_a_value_error(parse: object, text: object) -> None:
     with pytest.raises(ValueError, match=r".+"):
         parse(text)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("text", ["101000 d", "9999999999h", "1e300 s"])
+def test_a_duration_leads_to_a_moment_that_has_a_date(text: str) -> None:
+    with pytest.raises(ValueError, match="hundred years"):
+        units.parse_duration(text)
+    assert units.parse_duration("36500 d") == 36500 * 86400
 
 
 @given(st.floats(min_value=1e-5, max_value=1e5))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 
 import pytest
+from sqlalchemy import update
 
 from marram.schema.device import REPORT_INTERVAL_S, DesiredApp, DeviceInfo, DeviceState, Reported
 from marram.schema.errors import Conflict, Missing
 from marram.schema.event import Event, EventKind, Recorded
 from marram.schema.model import Input, Manifest, ModelCard, Output, Task, Variant
 from marram.store import AdminRow, Body, ModelRow, SampleFilter, Store
+from marram.store.tables import reported
 
 
 def app(name: str, version: int = 1) -> DesiredApp:
@@ -38,6 +40,16 @@ def test_a_device_is_new_then_online_then_offline(store: Store) -> None:
     assert device.reported is not None and device.reported.outbox_depth == 3
     assert store.devices.get("pi", now_s=200 + 3.1 * REPORT_INTERVAL_S).state is DeviceState.OFFLINE
     assert store.devices.get("pi", now_s=50).state is DeviceState.ONLINE  # our clock jumped back: still heard
+
+
+def test_a_report_that_nobody_can_read_any_more_hides_no_other_device(store: Store) -> None:
+    for name in ("a", "b"):
+        store.devices.add(name, {}, DeviceInfo())
+        store.states.report(name, Reported(outbox_depth=3))
+    with store.database.write() as connection:
+        connection.execute(update(reported).where(reported.c.device == "a").values(document='{"time_s":null}'))
+    assert [device.reported for device in store.devices.list()] == [None, Reported(outbox_depth=3)]
+    assert store.states.reported("a") is None
 
 
 def test_devices_are_listed_by_label(store: Store) -> None:

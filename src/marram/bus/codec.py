@@ -25,6 +25,9 @@ from marram.schema.model import TRAVERSAL
 # How deep what a device says may nest: somewhere beyond, those who read it later (JSON writers, people) give up.
 MAX_DEPTH = 64
 
+# Of what a device says of itself: a hundred apps that say all they may, and every package there is.
+MAX_REPORT_BYTES = 1_000_000
+
 
 def encode_event(event: Event) -> bytes:
     """One event, as the outbox keeps it. Raises Invalid where it holds more than plain data.
@@ -173,6 +176,8 @@ def pack_report(state: Reported) -> bytes:
 def unpack_report(message: bytes) -> Reported:
     """The inverse of `pack_report`. Raises Invalid."""
     try:
+        if len(message) > MAX_REPORT_BYTES:
+            raise Invalid(f"a report of {len(message)} bytes is more than a device has to say")
         state = Reported.model_validate(unpack_dict(message))
         for app in state.apps:
             _check_depth(app.stats)

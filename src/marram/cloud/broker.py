@@ -25,6 +25,7 @@ from marram.cloud.admission import Admission
 from marram.cloud.eviction import Evictions, Pace
 from marram.cloud.folder import make_folder
 from marram.cloud.listeners import names_of
+from marram.cloud.loops import DUE_LOOK_S, Due, for_ever
 from marram.cloud.settings import BrokerAddress, Settings
 from marram.schema.errors import MarramError, NotReady, Refused, Retryable
 from marram.store import Store
@@ -34,6 +35,9 @@ from marram.trust.keys import Keys
 log = logging.getLogger(__name__)
 
 CONNECT_S = 10.0
+_NOT_RENEWED = "the broker's certificates were not renewed"
+# Of a server certificate's life: it lives for two more turns where one fails.
+_RENEW_AT = 1 / 3
 
 
 OWN_SERVER_LIFE_S = 397 * 86_400.0
@@ -71,6 +75,7 @@ class Broker:
         self.tls = TlsFiles(self._folder / "service.pem", keys.ca_certificate)
         self.address = BrokerAddress("", CONTROL, self._accounts.password(CONTROL))
         self.admission: Admission | None = None  # in the fleet role
+        self._due = Due(SERVER_LIFE_S, _RENEW_AT)
 
     async def start(self) -> None:
         """The embedded one runs; of another one, this process has what it needs to connect.
@@ -91,7 +96,8 @@ class Broker:
             user = given.user or CONTROL
             password = given.password or self._accounts.password(CONTROL)
             self.address = BrokerAddress(given.url, user, password)
-        renewing = asyncio.create_task(self._renew(files.identity), name="broker's certificates")
+        renewals = for_ever(_NOT_RENEWED, lambda: self._renew(files.identity), DUE_LOOK_S)
+        renewing = asyncio.create_task(renewals, name="broker's certificates")
         self._closing.callback(renewing.cancel)
 
     async def stop(self) -> None:
@@ -143,11 +149,8 @@ class Broker:
             self._keys.write(server, self._authority.server_certificate(names_of(self._settings.host), now_s))
 
     async def _renew(self, server: Path) -> None:
-        while True:
-            await asyncio.sleep(SERVER_LIFE_S / 3)
-            try:
-                await asyncio.to_thread(self._certify, server)
-                if self._server is not None:
-                    await asyncio.to_thread(self._server.reload)
-            except MarramError as error:
-                log.error("the broker's certificates were not renewed: %s", error)  # they live for two more turns
+        if self._due:
+            await asyncio.to_thread(self._certify, server)
+            if self._server is not None:
+                await asyncio.to_thread(self._server.reload)
+            self._due.made()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from marram.bus import subjects
@@ -19,6 +19,7 @@ from marram.bus.accounts import ACCOUNTS
 from marram.bus.callout import Caller
 from marram.bus.client import Bus, Message
 from marram.bus.connections import Connection, Connections
+from marram.cloud.loops import for_ever
 from marram.schema.errors import Invalid, MarramError
 from marram.store import Store
 from marram.store.audit import CLOUD
@@ -26,6 +27,7 @@ from marram.store.audit import CLOUD
 log = logging.getLogger(__name__)
 
 QUEUE = "fleet"
+_UNKNOWN = "who is connected to the broker is not known now"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +69,8 @@ class Evictions:
         """From now on the broker is kept true."""
         await self._bus.subscribe(subjects.CUT, self._on_cut, QUEUE, parallel=4)
         self._tasks = [
-            asyncio.create_task(self._for_ever(self._pace.sweep_s, self.sweep), name="evictions"),
-            asyncio.create_task(self._for_ever(self._pace.look_s, self.look), name="doubles"),
+            asyncio.create_task(for_ever(_UNKNOWN, self.sweep, self._pace.sweep_s), name="evictions"),
+            asyncio.create_task(for_ever(_UNKNOWN, self.look, self._pace.look_s), name="doubles"),
         ]
 
     async def stop(self) -> None:
@@ -164,11 +166,3 @@ class Evictions:
                     )
         await self._connections.cut(stale)
         return heard
-
-    async def _for_ever(self, every_s: float, work: Callable[[], Awaitable[None]]) -> None:
-        while True:
-            try:
-                await work()
-            except MarramError as error:
-                log.info("who is connected is not known now: %s", error)
-            await asyncio.sleep(every_s)

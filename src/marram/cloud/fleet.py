@@ -23,6 +23,7 @@ from marram.bus.codec import (
     unpack,
     unpack_report,
 )
+from marram.cloud.loops import for_ever
 from marram.cloud.safe import Safe
 from marram.cloud.signing import Signing
 from marram.rollout import Rollout
@@ -58,6 +59,7 @@ class Fleet:
         self._signing = signing
         self._safe = safe
         self._allowed: dict[str, tuple[float, frozenset[str]]] = {}
+        self._told_s = float("-inf")  # when a person was last told what has to be renewed
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -67,9 +69,13 @@ class Fleet:
         await self._bus.subscribe(subjects.METADATA, self._on_metadata, QUEUE, parallel=_PARALLEL)
         await self._bus.subscribe(subjects.SECRETS, self._on_secrets, QUEUE, parallel=_PARALLEL)
         self._tasks = [
-            asyncio.create_task(self._keep_true(), name="fleet"),
-            asyncio.create_task(self._sign(), name="signatures"),
-            asyncio.create_task(self._steer(), name="rollouts"),
+            asyncio.create_task(turns, name=name)
+            for name, turns in {
+                "fleet": for_ever("desired states were not refreshed", self._keep_true, _REFRESH_S),
+                "signatures": for_ever("what devices may run could not be signed", self._sign, _REFRESH_S),
+                # A look over ten thousand devices takes a second: most of the time belongs to the reports.
+                "rollouts": for_ever("rollouts were not taken on", self._steer, _STEER_S, rest=3.0),
+            }.items()
         ]
 
     async def stop(self) -> None:
@@ -79,38 +85,20 @@ class Fleet:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _keep_true(self) -> None:
-        while True:
-            try:
-                await nudge(self._bus, await asyncio.to_thread(self._rollout.refresh))
-            except MarramError as error:
-                log.warning("desired states were not refreshed: %s", error)
-            await asyncio.sleep(_REFRESH_S)
+        await nudge(self._bus, await asyncio.to_thread(self._rollout.refresh))
 
     async def _steer(self) -> None:
         """Take rollouts on: whoever dies here, at any point, leaves it to the next look of any fleet process."""
-        while True:
-            began_s = time.monotonic()
-            try:
-                if await asyncio.to_thread(self._rollout.rollouts.advance_all):
-                    await nudge(self._bus, await asyncio.to_thread(self._rollout.refresh))
-            except MarramError as error:
-                log.warning("rollouts were not taken on: %s", error)
-            # A look over ten thousand devices takes a second: most of the time belongs to the reports.
-            await asyncio.sleep(max(_STEER_S, 3 * (time.monotonic() - began_s)))
+        if await asyncio.to_thread(self._rollout.rollouts.advance_all):
+            await self._keep_true()
 
     async def _sign(self) -> None:
         """Keep what is signed complete and from expiring; tell a person in time what only a person can renew."""
-        told_s = float("-inf")
-        while True:
-            try:
-                await asyncio.to_thread(self._signing.tend)
-                if time.monotonic() - told_s > _TELL_S:
-                    told_s = time.monotonic()
-                    for words in await asyncio.to_thread(self._signing.warnings):
-                        log.warning("%s", words)
-            except MarramError as error:
-                log.warning("what devices may run could not be signed: %s", error)
-            await asyncio.sleep(_REFRESH_S)
+        await asyncio.to_thread(self._signing.tend)
+        if time.monotonic() - self._told_s > _TELL_S:
+            self._told_s = time.monotonic()
+            for words in await asyncio.to_thread(self._signing.warnings):
+                log.warning("%s", words)
 
     async def _on_report(self, message: Message) -> bytes | None:
         device = subjects.device_of(message.subject)

@@ -19,6 +19,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from marram.cloud.door import BACKLOG, Door
+from marram.cloud.loops import DUE_LOOK_S, Due, for_ever
 from marram.cloud.threshold import replace_identity, server_context, threshold
 from marram.schema.errors import Conflict, Retryable
 from marram.trust.authority import SERVER_LIFE_S, Authority
@@ -54,13 +55,16 @@ class Listeners:
         names = names_of(self._host)
         context = server_context(folder, authority.server_certificate(names, time.time()))
 
+        due = Due(SERVER_LIFE_S, _RENEW_AT)
+
         async def renew() -> None:
-            while True:
-                await asyncio.sleep(SERVER_LIFE_S * _RENEW_AT)
+            if due:
                 replace_identity(context, folder, authority.server_certificate(names, time.time()))
+                due.made()
                 log.info("the server has a new certificate")
 
-        self._tasks.append(asyncio.create_task(renew(), name="server certificate"))
+        renewals = for_ever("the server's certificate was not renewed", renew, DUE_LOOK_S)
+        self._tasks.append(asyncio.create_task(renewals, name="server certificate"))
         plain = _Server(_config(app, http=Door))
         # The app's own start and end belong to the first; headers that proxies set count for nothing here.
         secured = _Server(_config(app, http=threshold(context), lifespan="off", proxy_headers=False))

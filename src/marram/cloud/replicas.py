@@ -23,6 +23,7 @@ from marram.cloud.replica import PASSWORD_VARIABLE, READY
 from marram.cloud.settings import BrokerAddress
 from marram.registry import Registry
 from marram.schema.errors import MarramError
+from marram.schema.words import first_line
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +110,8 @@ class Replicas:
                 wanted = await asyncio.to_thread(self._wanted)
             except MarramError as error:
                 log.warning("what to serve is not known now: %s", error)
+            except Exception:
+                log.exception("what to serve is not known now")
             else:
                 await self._adjust(wanted)
             with contextlib.suppress(TimeoutError):
@@ -142,6 +145,9 @@ class Replicas:
                 served.reason = str(error)
             except OSError as error:
                 served.reason = f"cannot start a process: {error.strerror}"
+            except Exception as error:
+                served.reason = f"{type(error).__name__}: {first_line(error)}"
+                log.exception("replica %s@%d cannot be run", served.name, served.version)
             if time.monotonic() - begin_s > _WELL_S:
                 pause_s = _FIRST_PAUSE_S
             served.state, served.pid = ReplicaState.WAITING, None

@@ -14,13 +14,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from pydantic import Field
+
 from marram.edge.state import Folder
 from marram.schema.errors import Missing
 from marram.schema.journal import Entry, What
 from marram.schema.model import Strict
+from marram.schema.units import LONGEST_S
 
 FILE = "hold.json"
 LOOK_S = 1.0
+_LONGEST_REASON = 1000
 
 
 class Held(Strict):
@@ -31,8 +35,8 @@ class Held(Strict):
 
     id: str
     reason: str = ""
-    begun_s: float
-    for_s: float | None = None
+    begun_s: float = Field(ge=0, le=10 * LONGEST_S)
+    for_s: float | None = Field(default=None, ge=0, le=LONGEST_S)
     boot: str = ""
     uptime_s: float = 0.0
     released_s: float | None = None
@@ -51,8 +55,9 @@ class Held(Strict):
     def words(self) -> str:
         """`held until 2026-03-01 12:00 UTC: line 4 is running`."""
         end_s = None if self.for_s is None else self.begun_s + self.for_s
+        reason = self.reason[:_LONGEST_REASON]
         until = "it is released" if end_s is None else time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(end_s))
-        return f"held until {until}{f': {self.reason}' if self.reason else ''}"
+        return f"held until {until}{f': {reason}' if reason else ''}"
 
 
 def hold(folder: Folder, for_s: float | None, reason: str) -> Held:

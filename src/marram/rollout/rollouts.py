@@ -16,7 +16,7 @@ from marram.rollout import controller
 from marram.rollout.controller import Step
 from marram.rollout.desire import concerns, living
 from marram.rollout.observation import Observation, observe
-from marram.schema.errors import Conflict, Missing
+from marram.schema.errors import Conflict, MarramError, Missing
 from marram.schema.ids import matches
 from marram.schema.rollout import DeviceOutcome, RolloutDevice, RolloutState
 from marram.store import OPEN, RolloutRow, Sighting, Standing, Store, auditing
@@ -52,8 +52,16 @@ class Rollouts:
             return False
         now_s = time.time() if now_s is None else now_s
         sightings = self._store.states.sightings(now_s=now_s)
-        decided = [self.advance(row.id, now_s, sightings) for row in rows]
-        return any(decided)
+        decided = False
+        for row in rows:
+            try:
+                decided |= self.advance(row.id, now_s, sightings)
+            except MarramError:
+                raise
+            except Exception:
+                # The supervisor of rollouts: what only one of them meets must not keep the others from going on.
+                log.exception("rollout %d of %s cannot be taken on; the others are", row.id, row.app)
+        return decided
 
     def advance(self, rollout: int, now_s: float, sightings: list[Sighting] | None = None) -> bool:
         """Take one rollout as far as it goes now; whether that changes what runs where. Raises Missing."""

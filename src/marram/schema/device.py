@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, FiniteFloat
 
 from marram.schema.ids import Name
 from marram.schema.model import Manifest, ModelCard, Strict
 from marram.schema.signed import PROJECT
+
+# What a device says of itself is kept, compared and shown: its numbers are such as databases, JSON and people have.
+_Count = Annotated[int, Field(ge=0, le=10**9)]
+_Bytes = Annotated[int, Field(ge=0, le=2**60)]
+_Words = Annotated[str, Field(max_length=500)]
+# More than any of ours: a device says them in a few hundred characters.
+_Reason = Annotated[str, Field(max_length=4000)]
 
 # A device reports this often, and on each change; three intervals without a word and it counts as offline.
 REPORT_INTERVAL_S = 3.0
@@ -29,16 +36,16 @@ def model_target(name: str, version: int) -> str:
 class DeviceInfo(Strict):
     """What a device says of itself when it joins."""
 
-    machine: str = ""  # x86_64, aarch64 …
-    system: str = ""
-    cores: int = 0
-    memory_bytes: int = 0
-    marram: str = ""
+    machine: _Words = ""  # x86_64, aarch64 …
+    system: _Words = ""
+    cores: _Count = 0
+    memory_bytes: _Bytes = 0
+    marram: _Words = ""
     # For which wheels are made: "3.11", and "glibc 2.36", "musl 1.2", "macos 13.0".
-    python: str = ""
-    libc: str = ""
+    python: _Words = ""
+    libc: _Words = ""
     # Its Python distributions, name (as PEP 503 writes it) to version: what it has needs no wheel.
-    packages: dict[str, str] = Field(default={}, max_length=2000)
+    packages: dict[_Words, _Words] = Field(default={}, max_length=2000)
 
 
 class DeviceState(StrEnum):
@@ -147,18 +154,18 @@ class Measured(Strict):
     variant: Name
     p50_ms: float | None = None
     p95_ms: float | None = None
-    memory_bytes: int | None = None
+    memory_bytes: _Bytes | None = None
     load_ms: float | None = None
     accuracy: float | None = None  # as the card says
-    fault: str = ""
+    fault: _Reason = ""
 
 
 class Chosen(Strict):
     """Which variant of a model the device runs, and why: its measurements, fastest first."""
 
-    model: str  # name@version
+    model: _Words  # name@version
     variant: Name
-    why: str = ""
+    why: _Reason = ""
     measured: list[Measured] = []
     measured_s: float | None = None
 
@@ -171,37 +178,37 @@ class ReportedApp(Strict):
     """
 
     name: Name
-    version: int
+    version: _Count
     state: AppState
-    reason: str = ""
-    running: int | None = None
-    back: int | None = None
-    refused: list[int] = []
-    attempt: int = 0
+    reason: _Reason = ""
+    running: _Count | None = None
+    back: _Count | None = None
+    refused: list[_Count] = []
+    attempt: _Count = 0
     chosen: list[Chosen] = []
     # Whatever the worker measured since its start, see `pipeline/stats.py`: frames, shares, delays, skips.
     stats: dict[str, Any] = {}
-    restarts: int = 0
+    restarts: _Count = 0
 
 
 class Reported(Strict):
     """What a device says it runs; sent every few seconds and on each change."""
 
-    desired_version: int = 0
-    apps: list[ReportedApp] = []
-    outbox_depth: int = 0
-    outbox_bytes: int = 0
-    dropped: int = 0
-    memory_bytes: int = 0
-    uptime_s: float = Field(default=0, ge=0)
-    time_s: float = 0
+    desired_version: _Count = 0
+    apps: Annotated[list[ReportedApp], Field(max_length=1000)] = []
+    outbox_depth: _Bytes = 0
+    outbox_bytes: _Bytes = 0
+    dropped: _Bytes = 0
+    memory_bytes: _Bytes = 0
+    uptime_s: FiniteFloat = Field(default=0, ge=0)
+    time_s: FiniteFloat = 0
     # None where the machine does not tell.
     temperature_c: float | None = None
     throttled: bool | None = None
     # A person at the device told it to change nothing for now, and why.
-    held: str | None = None
+    held: _Reason | None = None
     # How workers are kept from what is not theirs: "landlock 7: …", "none: …".
-    isolation: str = ""
+    isolation: _Reason = ""
     # What the device is now, sent where that may have changed (at its start, with a new connection).
     info: DeviceInfo | None = None
     certificate_expires_s: float | None = None

@@ -6,6 +6,7 @@ Each type parses text into a plain float or int in SI units, refuses a number wi
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -20,6 +21,8 @@ _DURATION_S = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 
 _SIZE_BYTES = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _POWER_W = {"mW": 1e-3, "W": 1.0}
 _RATE_BIT_S = {"bit/s": 1.0, "kbit/s": 1e3, "Mbit/s": 1e6, "Gbit/s": 1e9}
+# So that "now and so much" is a moment that has a date.
+LONGEST_S = 100 * 365.25 * 86400.0
 _NUMBER = re.compile(r"^\s*([+-]?\d+(?:[._]\d+)*(?:e[+-]?\d+)?)\s*(.*?)\s*$")
 
 
@@ -34,14 +37,19 @@ def _split(text: object, units: dict[str, Any], example: str) -> tuple[float, st
         raise ValueError(f'"{text}" has no unit; write {example}')
     if unit not in units:
         raise ValueError(f'"{unit}" is not a unit here; use one of {", ".join(units)}')
-    return float(number.replace("_", "")), unit
+    value = float(number.replace("_", ""))
+    if not math.isfinite(value):
+        raise ValueError(f'"{text}" is beyond any number')
+    return value, unit
 
 
 def parse_duration(text: object) -> float:
-    """`200 ms` -> 0.2 seconds. Raises ValueError on a missing or unknown unit, or a negative duration."""
+    """`200 ms` -> 0.2 seconds. Raises ValueError on a missing or unknown unit, below 0, past LONGEST_S."""
     value, unit = _split(text, _DURATION_S, _likely(str(text).strip()))
     if value < 0:
         raise ValueError(f'"{text}" is negative')
+    if value * _DURATION_S[unit] > LONGEST_S:
+        raise ValueError(f'"{text}" is more than a hundred years')
     return value * _DURATION_S[unit]
 
 

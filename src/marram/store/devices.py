@@ -8,13 +8,13 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, delete, func, insert, select, update
 
-from marram.schema.device import REPORT_INTERVAL_S, Desired, Device, DeviceInfo, DeviceState, Reported
+from marram.schema.device import REPORT_INTERVAL_S, Desired, Device, DeviceInfo, DeviceState
 from marram.schema.errors import Conflict, MarramError, Missing, Threat, Untrusted
 from marram.schema.ids import matches
 from marram.store.audit import unchanged
 from marram.store.certificates import CertificateRow, add_certificate, revoke_certificates
 from marram.store.database import Database
-from marram.store.documents import dump, load
+from marram.store.documents import dump, load, read_report
 from marram.store.tables import desired, devices, reported
 from marram.store.tokens import use_token
 
@@ -190,7 +190,7 @@ def _device(row: Any, now_s: float) -> Device:
         revoked_s=row.revoked_s,
         seen_s=row.seen_s,
         desired=Desired() if row.desired is None else Desired.model_validate_json(row.desired),
-        reported=None if row.reported is None else Reported.model_validate_json(row.reported),
+        reported=read_report(row.reported),
     )
 
 

@@ -7,6 +7,10 @@ import json
 import math
 from typing import Any
 
+from pydantic import ValidationError
+
+from marram.schema.device import Reported
+
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode  # made once: it is used for every event
 
 
@@ -21,6 +25,17 @@ def dump(document: Any) -> str:
 def load(text: str) -> Any:
     """The inverse of `dump`."""
     return json.loads(text)
+
+
+def read_report(text: str | None) -> Reported | None:
+    """What a device said, as its row has it; None where it said nothing, or what only another version of us took.
+
+    One device's row must not hide all the others; its next report takes the place of what nobody can read.
+    """
+    try:
+        return None if text is None else Reported.model_validate_json(text)
+    except ValidationError:
+        return None
 
 
 def _plain(value: Any) -> Any:

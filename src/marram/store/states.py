@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Select, select
 from marram.schema.device import Desired, DesiredApp, DeviceState, Reported
 from marram.store.database import Database
 from marram.store.devices import device_state
-from marram.store.documents import load
+from marram.store.documents import load, read_report
 from marram.store.tables import desired, devices, reported
 from marram.store.upsert import upsert
 
@@ -128,7 +128,7 @@ class States:
     def reported(self, device: str) -> Reported | None:
         with self._database.read() as connection:
             document = connection.execute(select(reported.c.document).where(reported.c.device == device)).scalar()
-        return None if document is None else Reported.model_validate_json(document)
+        return read_report(document)
 
 
 def _desire(connection: Connection, device: str, apps: list[DesiredApp], attempts: dict[str, int]) -> Desired | None:
