@@ -49,10 +49,19 @@ def test_its_key_is_for_its_owner_alone_and_made_once(keys: Keys, authority: Aut
     assert again.fingerprint == authority.fingerprint and len(authority.fingerprint) == 43
 
 
-def test_keys_that_others_may_read_are_refused(keys: Keys, authority: Authority) -> None:
-    keys.ca_key.chmod(0o644)
+@pytest.mark.parametrize("mode", [0o604, 0o640, 0o601])
+def test_keys_that_others_may_read_are_refused(keys: Keys, authority: Authority, mode: int) -> None:
+    keys.ca_key.chmod(mode)
     with pytest.raises(Refused, match="others than its owner"):
         Authority.open(keys)
+
+
+@pytest.mark.parametrize("folder", ["", "signing", "offline"])
+def test_a_folder_of_keys_that_others_may_enter_is_refused(keys: Keys, authority: Authority, folder: str) -> None:
+    assert (keys.folder / folder).stat().st_mode & 0o777 == 0o700
+    (keys.folder / folder).chmod(0o750)
+    with pytest.raises(Refused, match="others than its owner"):
+        Authority.create(keys, NOW_S)
 
 
 def test_a_missing_or_mixed_up_key_is_said(keys: Keys, tmp_path: Path, authority: Authority) -> None:
@@ -296,6 +305,56 @@ def test_a_device_cannot_pose_as_a_server_nor_a_server_as_a_device(authority: Au
         handshake(device, device)
     with pytest.raises(ssl.SSLError, match="unsuitable certificate purpose"):
         handshake(server, server)
+
+
+@pytest.mark.parametrize("kind", ["rsa-1024", "p-384"])
+def test_a_weak_or_strange_key_is_nobodys(kind: str) -> None:
+    key = WEAK[kind]()
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "pi")])
+    start = dt.datetime.fromtimestamp(NOW_S, dt.UTC)
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())  # type: ignore[attr-defined]
+    builder = builder.serial_number(7).not_valid_before(start).not_valid_after(start + dt.timedelta(days=1))
+    certificate = builder.sign(key, hashes.SHA256())  # type: ignore[arg-type]
+    private = key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())  # type: ignore[attr-defined]
+    for load, pem in ((pki.load_certificate, pki.pem_of(certificate)), (pki.load_key, private)):
+        with pytest.raises(Invalid, match="another kind than P-256 or Ed25519"):
+            load(pem)
+
+
+@pytest.mark.parametrize("twice", ["551d23", "551d0f", "551d13", "551d25"])
+def test_what_is_odd_inside_a_certificate_is_told_when_it_is_read(authority: Authority, twice: str) -> None:
+    """An extension that is there twice, or cannot be parsed: the library says so only where somebody looks at it."""
+    der = pki.load_certificate(authority.device_certificate(request_of(pki.new_key()), "pi", NOW_S).pem).public_bytes(
+        serialization.Encoding.DER
+    )
+    identifier = bytes.fromhex("551d0e")  # the subject's key identifier becomes another extension
+    assert der.count(identifier) == 1
+    odd = ssl.DER_cert_to_PEM_cert(der.replace(identifier, bytes.fromhex(twice))).encode()
+    with pytest.raises(Invalid, match="no certificate that can be read"):
+        authority.presented(odd)
+    with pytest.raises(Invalid, match="no certificate that can be read"):
+        pki.load_certificate(odd)
+
+
+def test_what_is_longer_than_any_certificate_is_not_read(authority: Authority) -> None:
+    good = authority.certificate_pem + b"\n" * (pki.MAX_PEM_BYTES - len(authority.certificate_pem))
+    assert pki.load_certificate(good)
+    request = request_of(pki.new_key())
+    for load, pem in ((pki.load_certificate, good), (pki.load_request, request.ljust(pki.MAX_PEM_BYTES))):
+        with pytest.raises(Invalid, match="no certificate or request has more"):
+            load(pem + b"\n")
+
+
+def test_whoever_has_two_names_has_none() -> None:
+    def named(*names: str) -> x509.Certificate:
+        key = pki.new_key()
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, each) for each in names])
+        start = dt.datetime.fromtimestamp(NOW_S, dt.UTC)
+        builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+        builder = builder.serial_number(7).not_valid_before(start).not_valid_after(start + dt.timedelta(days=1))
+        return builder.sign(key, hashes.SHA256())
+
+    assert [pki.common_name(named(*names)) for names in (("pi",), ("pi", "pj"), ())] == ["pi", "", ""]
 
 
 def test_every_fault_of_a_pem_is_one_of_ours(authority: Authority) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,9 @@ def test_a_proof_is_by_one_key_for_one_request(authority: Authority) -> None:
     assert not identity.proves(proof, certified(authority, identity.new_key()), csr)
     for wrong in ("", "é", "AAAA", proof[:-4], proof + "!"):
         assert not identity.proves(wrong, own, csr)
+    # What the key signed for anything else is no proof of a renewal.
+    elsewhere = base64.b64encode(pki.sign(pki.load_key(key), csr)).decode()
+    assert not identity.proves(elsewhere, own, csr)
 
 
 def test_the_cloud_of_a_token_is_known_by_its_authority(authority: Authority, other: Authority) -> None:
@@ -85,6 +89,10 @@ def test_the_cloud_of_a_token_is_known_by_its_authority(authority: Authority, ot
         with pytest.raises(Untrusted) as caught:
             identity.check_cloud(pem, authority.fingerprint)
         assert caught.value.threat is Threat.OTHER_CLOUD
+    for almost in (authority.fingerprint[:-1], authority.fingerprint[:-1] + "_", authority.fingerprint + "A", ""):
+        if almost != authority.fingerprint:
+            with pytest.raises(Untrusted):
+                identity.check_cloud(authority.certificate_pem, almost)
 
 
 def test_what_follows_the_right_certificate_is_not_believed_with_it(authority: Authority, other: Authority) -> None:

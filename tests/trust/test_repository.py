@@ -4,6 +4,9 @@ import stat
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from tuf.api.metadata import Root
 
 from marram.lab.attacks.publisher import MemoryShelf, Publisher
 from marram.schema.errors import Conflict, Invalid, Missing, Permanent, Refused
@@ -96,6 +99,39 @@ def test_of_two_that_publish_at_once_nothing_is_lost(cloud: Publisher) -> None:
     keys = {key.public_key.keyid: key for key in cloud.online.values()}
     assert Repository(racing, keys, cloud.now_s).publish({APP: b"one"})
     assert Repository(racing, keys, cloud.now_s).targets() == {APP, *(f"apps/main/other/{n}.json" for n in range(3))}
+
+
+def test_only_the_next_root_and_newer_targets_come_into_force(cloud: Publisher, time: Time) -> None:
+    """A device goes from root to root: one that was left out would shut every device out for good."""
+    present = cloud.repository.documents()
+    for version in (0, 1, 3):
+        draft = draft_of(cloud)
+        draft.renew(("root",), time.now_s)
+        assert draft.root is not None
+        draft.root.signed.version = version
+        draft.sign(cloud.root_keys)
+        with pytest.raises(Conflict, match=f"version {version} of root; version 1 is in force"):
+            cloud.repository.replace(draft.root, None)
+    with pytest.raises(Conflict, match="of targets"):
+        cloud.repository.replace(None, present.targets)
+    assert cloud.repository.documents().root.to_bytes() == present.root.to_bytes()
+
+
+def test_of_a_threshold_that_can_never_be_met_nothing_is_signed(cloud: Publisher, time: Time) -> None:
+    online = {role: key.public_key for role, key in cloud.online.items()}
+    for threshold in (0, 2):
+        with pytest.raises(Invalid, match="can never be met"):
+            repository.first_documents(cloud.root_keys, cloud.targets_key, online, threshold, time.now_s)
+
+
+def test_a_document_of_another_role_is_taken_for_none(cloud: Publisher) -> None:
+    documents = cloud.repository.documents()
+    with pytest.raises(Permanent, match="a document of the role targets where root belongs"):
+        repository.parse(Root, documents.targets.to_bytes())
+    draft = draft_of(cloud)
+    draft.present_root = documents.targets  # type: ignore[assignment]
+    with pytest.raises(Invalid, match="this is no draft"):
+        Draft.from_bytes(draft.to_bytes())
 
 
 def test_versions_go_on_after_a_backup(cloud: Publisher, time: Time) -> None:
@@ -210,3 +246,28 @@ def test_what_is_no_key_is_said_without_its_content(tmp_path: Path) -> None:
         with pytest.raises(Invalid) as caught:
             signers.load(file)
         assert "c2Vj" not in str(caught.value) and "secret" not in str(caught.value)
+
+
+def test_keys_of_another_kind_and_files_that_are_none_are_refused(tmp_path: Path) -> None:
+    key, file, public = ec.generate_private_key(ec.SECP256R1()), tmp_path / "key.pem", tmp_path / "key.pub"
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    file.write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+    file.chmod(0o600)
+    public.write_bytes(key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo))
+    with pytest.raises(Invalid, match="another kind than Ed25519"):
+        signers.load(file)
+    with pytest.raises(Invalid, match="another kind than Ed25519"):
+        signers.load_public(public)
+    good = signers.save(signers.new_signer(), tmp_path / "good.pem")
+    good.write_bytes(good.read_bytes() + b"\n" * 16_384)
+    with pytest.raises(Invalid, match="far too large"):
+        signers.load_public(good)
+
+
+def test_a_key_is_found_by_its_beginning_where_that_is_one_keys_alone() -> None:
+    assert signers.find(["abc1", "abd2"], "ABC") == "abc1"
+    for start, fault in (("ab", Invalid), ("", Invalid), ("x", Missing)):
+        with pytest.raises(fault):
+            signers.find(["abc1", "abd2"], start)
+    with pytest.raises(Invalid):
+        signers.find(["abc1"], "")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from marram.schema.errors import Invalid, Missing, Permanent, Refused, Threat, Untrusted
-from marram.trust import identity, sealing
+from marram.trust import identity, pki, sealing
 from marram.trust.authority import Authority
 from marram.trust.keys import Keys
 
@@ -67,6 +68,27 @@ def test_on_the_disk_it_opens_with_the_devices_key(keys: Keys) -> None:
     for pem, content in ((others, sealed), (own, sealed[:-1] + b"x"), (own, b"")):
         with pytest.raises(Untrusted):
             sealing.open_at_rest(pem, content)
+
+
+def test_a_new_certificate_for_the_same_key_opens_what_is_on_the_disk(keys: Keys) -> None:
+    key, authority = identity.new_key(), Authority.open(keys)
+    first, second = (
+        identity.accept(
+            authority.device_certificate(identity.request(key), "pi", now_s).pem, key, authority.certificate_pem
+        )
+        for now_s in (1_700_000_000, 1_800_000_000)
+    )
+    assert first != second and sealing.rest_id(first) == sealing.rest_id(second)
+    assert sealing.open_at_rest(second, sealing.seal_at_rest(first, b"hush")) == b"hush"
+
+
+def test_a_key_that_cannot_be_sealed_to_is_told(keys: Keys) -> None:
+    key = pki.key_pem(ed25519.Ed25519PrivateKey.generate())
+    issued = Authority.open(keys).device_certificate(identity.request(key), "pi", 1_700_000_000)
+    with pytest.raises(Invalid, match="P-256 keys only"):
+        sealing.seal_for(issued.pem, "pi", b"hush")
+    with pytest.raises(Invalid, match="P-256 keys only"):
+        sealing.open_own(key, "pi", b"sealed")
 
 
 def test_the_clouds_seal_key(tmp_path: Path) -> None:

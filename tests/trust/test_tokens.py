@@ -49,6 +49,13 @@ def test_a_cut_token_says_so() -> None:
             parse_token(cut, JOIN)
 
 
+@pytest.mark.parametrize("rest", ["é" * 40, "\ud800" * 40, "A" * 39, "A" * 41, "A" * 39 + "-", "A" * 40 + "."])
+def test_an_api_token_is_so_many_letters_and_digits(rest: str) -> None:
+    assert parse_token(f"mra1.{'A' * 40}", API)
+    with pytest.raises(Refused, match="not complete"):
+        parse_token(f"mra1.{rest}", API)
+
+
 def test_only_the_secret_proves() -> None:
     token = new_token(API)
     assert not proves(token.secret[:-1], token.secret_hash)

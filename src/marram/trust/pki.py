@@ -23,7 +23,14 @@ PublicKey: TypeAlias = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
 # A certificate, a request, a key of ours has a tenth of it.
 MAX_PEM_BYTES = 16_384
 # What the library raises on bytes that are not what they should be.
-_ODD = (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion, x509.UnsupportedGeneralNameType)
+_ODD = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
 
 
 def new_key() -> ec.EllipticCurvePrivateKey:
