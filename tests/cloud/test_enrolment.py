@@ -14,7 +14,7 @@ import pytest
 from marram.cloud.access import Access, write_context
 from marram.cloud.enrolment import Enrolled, Enrolment
 from marram.schema import paths
-from marram.schema.api import JoinAsk, RenewAsk, TokenAsk
+from marram.schema.api import JoinAsk, RenewAsk, StandingAsk, TokenAsk
 from marram.schema.errors import Conflict, Invalid, Refused, Threat, Untrusted
 from marram.store import Store, check_standing, open_store
 from marram.trust import API, JOIN, identity, new_token
@@ -249,6 +249,42 @@ def test_the_new_key_is_new_and_nobody_elses(enrolment: Enrolment, authority: Au
     other = Pi(enrolment, authority, "pi-2")
     other.join(token(enrolment))
     assert threat_of(lambda: enrolment.renew(pi.ask(other.key), "pi", NOW_S + 1)) is Threat.CLONED
+
+
+def standing(pi: Pi, signer: Pi | None = None) -> StandingAsk:
+    """What it sends to ask why it is refused."""
+    proof = identity.prove_standing((signer or pi).own)
+    return StandingAsk(certificate=identity.certificate_of(pi.own).decode(), proof=proof)
+
+
+def test_who_is_refused_may_ask_why_and_changes_nothing(enrolment: Enrolment, store: Store, pi: Pi) -> None:
+    (row,) = store.certificates.of("pi")
+    audited = len(store.audit.list())
+    enrolment.standing(standing(pi), NOW_S + 1)
+    enrolment.standing(standing(pi), row.expires_s + GRACE_S - 1)
+    ended_s = row.expires_s + GRACE_S + 1
+    assert threat_of(lambda: enrolment.standing(standing(pi), ended_s)) is Threat.EXPIRED
+    assert store.certificates.of("pi") == [row] and len(store.audit.list()) == audited
+    copy = pi.copy()
+    store.certificates.use(pi.renew(NOW_S + 2).serial)
+    assert threat_of(lambda: enrolment.standing(standing(copy), NOW_S + 3)) is Threat.CLONED
+    enrolment.standing(standing(pi), NOW_S + 3)
+    store.audit.add("cloud", "device.cloned", "pi")
+    assert threat_of(lambda: enrolment.standing(standing(pi))) is Threat.CLONED
+    store.devices.remove("pi")
+    assert threat_of(lambda: enrolment.standing(standing(pi), NOW_S + 4)) is Threat.REVOKED
+
+
+def test_why_a_device_is_refused_is_told_to_nobody_else(enrolment: Enrolment, store: Store, pi: Pi) -> None:
+    """A certificate is no secret: without its key one learns nothing, and neither proof serves for the other."""
+    other = Pi(enrolment, pi._authority, "pi-2")
+    other.join(token(enrolment))
+    store.devices.remove("pi")
+    asks = [standing(pi, other), standing(pi).model_copy(update={"proof": pi.ask().proof})]
+    for ask in asks:
+        assert threat_of(lambda ask=ask: enrolment.standing(ask)) is Threat.WRONG_KEY  # type: ignore[misc]
+    renewal = other.ask().model_copy(update={"proof": standing(other).proof})
+    assert threat_of(lambda: enrolment.renew(renewal)) is Threat.WRONG_KEY
 
 
 def test_a_clone_that_renews_is_found_out(store: Store, pi: Pi, caplog: pytest.LogCaptureFixture) -> None:

@@ -12,11 +12,13 @@ import pytest
 from marram.bus.client import Bus, Timing
 from marram.bus.tls import TlsFiles
 from marram.cloud.server import Cloud
+from marram.edge.agent import Agent, Around
 from marram.edge.join import join
 from marram.edge.renewal import Pace, Renewal
 from marram.edge.state import Credentials, Folder
 from marram.edge.trustee_inside import InsideTrustee
 from marram.schema.api import TokenAsk
+from marram.schema.device import DeviceState
 from marram.schema.errors import Threat, Untrusted
 from marram.store import CertificateRow
 from marram.trust import identity
@@ -122,6 +124,18 @@ async def test_past_its_end_it_comes_back_over_https(cloud: Cloud, pi: Device, u
     assert await pi.renewal().step() == Pace().least_s
     await pi.bus.wait_connected(30)
     assert store.certificates.get(old.serial).superseded_s is not None  # type: ignore[union-attr]
+
+
+async def test_at_a_revoked_device_one_reads_why_and_what_to_do(cloud: Cloud, pi: Device, until: Until) -> None:
+    await pi.bus.close()
+    agent = Agent(pi.folder, pi.credentials, around=Around(trustee=InsideTrustee))
+    running = asyncio.create_task(agent.run())
+    await until(lambda: cloud.state.store.devices.get("pi").state is DeviceState.ONLINE)
+    await asyncio.to_thread(cloud.state.remove_device, "pi")
+    await until(lambda: "revoked identity" in str(agent.status()["link"]))
+    assert "marram token create" in str(agent.status()["link"])
+    agent.stop()
+    await running
 
 
 async def test_a_revoked_device_renews_nowhere(cloud: Cloud, pi: Device) -> None:

@@ -33,6 +33,7 @@ from marram.schema.api import (
     SampleView,
     SecretAsk,
     SecretView,
+    StandingAsk,
     Status,
     TokenAsk,
     TokenMade,
@@ -69,6 +70,10 @@ class CloudApi(PeopleCalls):
     def renew(self, ask: RenewAsk) -> Renewed:
         """A new certificate for a device whose old one may be over; over https only. Raises Untrusted."""
         return self._post("/renew", ask, Renewed)
+
+    def standing(self, ask: StandingAsk) -> None:
+        """Whether the cloud would let the device that asks onto its broker. Raises Untrusted with the reason."""
+        self._call("POST", "/standing", ask)
 
     def create_token(self, labels: dict[str, str] | None = None, *, uses: int = 1, ttl_s: float = 3600.0) -> TokenMade:
         """A token that lets `uses` devices join within `ttl_s` seconds."""

@@ -10,11 +10,12 @@ import logging
 import time
 from dataclasses import dataclass
 
-from marram.schema.api import JoinAsk, RenewAsk, TokenAsk, TokenMade, TokenView
+from marram.cloud import eviction
+from marram.schema.api import JoinAsk, RenewAsk, StandingAsk, TokenAsk, TokenMade, TokenView
 from marram.schema.errors import Conflict, Invalid, Threat, Untrusted
 from marram.schema.ids import new_id
 from marram.schema.units import format_duration
-from marram.store import CertificateRow, Store, TokenRow, actor, auditing, check_standing
+from marram.store import AuditFilter, CertificateRow, Store, TokenRow, actor, auditing, check_standing
 from marram.trust import JOIN, new_token, parse_token, proves
 from marram.trust import identity as identities
 from marram.trust.authority import GRACE_S, Authority, Issued
@@ -91,10 +92,7 @@ class Enrolment:
         """
         now_s = time.time() if now_s is None else now_s
         shown = self._authority.presented(ask.certificate.encode())
-        if not identities.proves(ask.proof, ask.certificate.encode(), ask.csr.encode()):
-            raise Untrusted(
-                "whoever asks does not have the certificate's key", where=shown.device, threat=Threat.WRONG_KEY
-            )
+        _check_holder(shown, identities.proves(ask.proof, ask.certificate.encode(), ask.csr.encode()))
         row = check_standing(
             self._store.certificates.use(shown.serial, now_s), now_s, device=device or shown.device, grace_s=GRACE_S
         )
@@ -108,6 +106,26 @@ class Enrolment:
         with auditing(f"device:{row.device}", "device.renew", row.device, serial=issued.serial):
             self._store.certificates.add(self._row(issued))
         return issued
+
+    def standing(self, ask: StandingAsk, now_s: float | None = None) -> None:
+        """Nothing, where the broker lets in (or, after a renewal, will) whoever proves its certificate so.
+
+        Nothing changes by asking: it counts as no use. Raises Untrusted (OTHER_CLOUD, NOT_YOURS, WRONG_KEY; and only
+        to who has the key REVOKED, CLONED, EXPIRED), Invalid (the certificate).
+        """
+        now_s = time.time() if now_s is None else now_s
+        shown = self._authority.presented(ask.certificate.encode())
+        _check_holder(shown, identities.proves_standing(ask.proof, ask.certificate.encode()))
+        row = self._store.certificates.get(shown.serial)
+        check_standing(row, now_s, device=shown.device, grace_s=GRACE_S)
+        doubles = AuditFilter(action="device.cloned", target=shown.device, since_s=now_s - eviction.PACE.bar_s)
+        if self._store.audit.list(doubles, limit=1):
+            raise Untrusted(
+                "two use this identity at once, and the other was here first",
+                where=shown.device,
+                threat=Threat.CLONED,
+                hint="Find the copy, remove the device, and join it again: marram device remove.",
+            )
 
     def _issue(self, csr: str, device: str, now_s: float) -> Issued:
         issued = self._authority.device_certificate(csr.encode(), device, now_s)
@@ -156,6 +174,12 @@ def token_view(row: TokenRow) -> TokenView:
         created_s=row.created_s,
         expires_s=row.expires_s,
     )
+
+
+def _check_holder(shown: Issued, proven: bool) -> None:
+    """A certificate is no secret: who shows it has to have its key."""
+    if not proven:
+        raise Untrusted("whoever asks does not have the certificate's key", where=shown.device, threat=Threat.WRONG_KEY)
 
 
 def _waits(each: CertificateRow, present: CertificateRow) -> bool:

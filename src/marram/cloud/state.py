@@ -41,6 +41,7 @@ from marram.schema.api import (
     SampleView,
     SecretAsk,
     SecretView,
+    StandingAsk,
     Status,
     TokenAsk,
     TokenMade,
@@ -128,6 +129,9 @@ class CloudState:
 
     def renew(self, ask: RenewAsk) -> Renewed:
         return Renewed(certificate=self.enrolment.renew(ask).pem.decode())
+
+    def standing(self, ask: StandingAsk) -> None:
+        self.enrolment.standing(ask)
 
     @property
     def ca(self) -> bytes:

@@ -36,6 +36,7 @@ from marram.edge.process import resident_bytes
 from marram.edge.renewal import Renewal
 from marram.edge.sandbox import isolation
 from marram.edge.secrets import Secrets
+from marram.edge.standing import Standing
 from marram.edge.state import Credentials, Folder
 from marram.edge.status import StatusSocket
 from marram.edge.supervisor import Patience, StartLife, start_worker
@@ -153,6 +154,7 @@ class Agent:
             start=self._around.start,
         )
         self._trustee = self._around.trustee(self._folder.path)
+        self._standing = Standing(self._trustee, self._credentials.cloud)
         self._secrets = Secrets(self._folder.path, self._folder.identity.own, self._device, self._bus, self._trustee)
         self._ground.secrets, self._ground.groups = self._secrets.values, self._around.groups
         metadata = SignedMetadata(self._bus, self._device)
@@ -169,13 +171,14 @@ class Agent:
         identity, cloud = self._folder.identity, self._credentials.cloud
         renewal = Renewal(identity, self._trustee, self._bus, self._device, cloud)
         renewing = asyncio.create_task(_for_ever("renewing", renewal.run))
+        asking = asyncio.create_task(_for_ever("asking why it is refused", self._standing.run))
         journal = asyncio.create_task(_for_ever("the journal", self._write_for_ever))
         try:
             await self._stopping.wait()
             log.info("stopping")
         finally:
             measuring = [self._measuring] if self._measuring is not None else []
-            ending = [reports, renewing, *measuring, *self._running.values(), journal]
+            ending = [reports, renewing, asking, *measuring, *self._running.values(), journal]
             await asyncio.gather(*map(cancelled, ending), return_exceptions=True)
             await self._last_words()
             await cancelled(uplink)
@@ -204,7 +207,7 @@ class Agent:
         """For `marram edge status`."""
         return {
             "device": self._device,
-            "link": self._away() or self._link or "connecting",
+            "link": self._away() or self._refused() or self._link or "connecting",
             "rtt_s": self._bus.rtt_s,
             "reported": self._reported().model_dump(mode="json"),
         }
@@ -215,6 +218,10 @@ class Agent:
             return ""
         running = sum(keeper.running for keeper in self._keepers.values())
         return away(self._bus.url, self._bus.why, running, self._uplink.status(), self._outbox.limit_bytes)
+
+    def _refused(self) -> str:
+        """What is to be said of a cloud that refuses us, once it said why."""
+        return f"refused: {self._standing.why}" if self._bus.refused and self._standing.why else ""
 
     # ------------------------------------------------------------ desired
 
@@ -328,6 +335,7 @@ class Agent:
         up = state is BusState.CONNECTED
         words = f"refused: {self._bus.refused}" if self._bus.refused else "connected" if up else "down"
         self._about_told = False
+        self._standing.told(refused=state is BusState.REFUSED, connected=up)
         if words != self._link:
             log.info("the link to the cloud: %s", words)
         self._link = words

@@ -17,7 +17,7 @@ from marram.bus.http import CloudApi
 from marram.edge.disk import disk_fault
 from marram.edge.identity import IdentityFiles
 from marram.edge.state import write_atomic
-from marram.schema.api import RenewAsk, Renewed
+from marram.schema.api import RenewAsk, Renewed, StandingAsk
 from marram.schema.errors import Invalid, Missing
 from marram.trust import identity
 
@@ -67,6 +67,13 @@ class Renewing:
         ask = RenewAsk.model_validate_json(self.request())
         with CloudApi(url, authority=_read(self._files.authority).decode()) as cloud:
             self.accept(cloud.renew(ask).model_dump_json().encode())
+
+    def standing(self, url: str) -> None:
+        """Whether the cloud at `url` would let us in. Raises what `CloudApi.standing` does, Missing, Invalid."""
+        own = _read(self._files.own)
+        ask = StandingAsk(certificate=identity.certificate_of(own).decode(), proof=identity.prove_standing(own))
+        with CloudApi(url, authority=_read(self._files.authority).decode()) as cloud:
+            cloud.standing(ask)
 
     def _next_key(self, own: bytes) -> bytes:
         """The key that is to be certified: the one that was made before, where that is still to come."""

@@ -51,6 +51,13 @@ class Trustee(Protocol):
         """
         ...
 
+    async def standing(self, url: str) -> None:
+        """Ask the cloud at `url` (https://…) whether it would let this device in; nothing changes by asking.
+
+        Raises Retryable (no answer), Untrusted with the reason: another cloud, REVOKED, CLONED, EXPIRED for good.
+        """
+        ...
+
     async def secrets(self, sealed: bytes | None, names: Sequence[str]) -> dict[str, str]:
         """The values of the secrets called `names`; `sealed`: a fresh answer from `d.<id>.secrets`, kept sealed here.
 

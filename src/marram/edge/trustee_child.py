@@ -56,6 +56,10 @@ class Questions(ABC):
         """See `Trustee.renew_at`."""
         await self.ask({"t": "renew_at", "url": url}, _none)
 
+    async def standing(self, url: str) -> None:
+        """See `Trustee.standing`."""
+        await self.ask({"t": "standing", "url": url}, _none)
+
     async def secrets(self, sealed: bytes | None, names: Sequence[str]) -> dict[str, str]:
         """See `Trustee.secrets`."""
         answer = await self.ask({"t": "secrets", "sealed": sealed, "names": list(names)}, _none)

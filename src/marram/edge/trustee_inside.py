@@ -37,6 +37,7 @@ class Answers:
             "renewal": self._renewal,
             "renewed": self._renewed,
             "renew_at": self._renew_at,
+            "standing": self._standing,
             "secrets": self._secrets,
         }
 
@@ -60,6 +61,10 @@ class Answers:
 
     def _renew_at(self, question: dict[str, Any], fetch: Fetch) -> dict[str, Any]:
         self._renewing.over_https(question["url"])
+        return {}
+
+    def _standing(self, question: dict[str, Any], fetch: Fetch) -> dict[str, Any]:
+        self._renewing.standing(question["url"])
         return {}
 
     def _secrets(self, question: dict[str, Any], fetch: Fetch) -> dict[str, Any]:

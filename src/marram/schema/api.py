@@ -93,6 +93,13 @@ class Renewed(Reply):
     certificate: Pem
 
 
+class StandingAsk(Strict):
+    """A device that the broker refuses asks why: `proof`, by the key of `certificate`, that it is this device."""
+
+    certificate: Pem
+    proof: Annotated[str, StringConstraints(min_length=1, max_length=512)]
+
+
 class TokenAsk(Strict):
     """Make a join token. Devices that join with it get `labels`; their own come on top."""
 

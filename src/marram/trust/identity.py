@@ -23,6 +23,7 @@ from marram.trust.authority import SKEW_S, check_issuer, check_usage
 STAMP = "# valid"
 # What a proof signs begins with this: it can never be taken for a signature made for anything else.
 _RENEWAL = b"marram renewal 1\0"
+_STANDING = b"marram standing 1\0"
 
 
 def new_key() -> bytes:
@@ -104,12 +105,27 @@ def prove(identity_pem: bytes, csr_pem: bytes) -> str:
 
 def proves(proof: str, certificate_pem: bytes, csr_pem: bytes) -> bool:
     """Whether `proof` is what `prove` makes with the certificate's key. Raises Invalid (unreadable certificate)."""
+    return _signed(proof, certificate_pem, _RENEWAL + csr_pem)
+
+
+def prove_standing(identity_pem: bytes) -> str:
+    """That whoever asks how its certificate stands has the key: a signature, base64, good for nothing else."""
+    own = pki.pem_of(pki.load_certificate(identity_pem))
+    return base64.b64encode(pki.sign(pki.load_key(identity_pem), _STANDING + own)).decode()
+
+
+def proves_standing(proof: str, certificate_pem: bytes) -> bool:
+    """Whether `proof` is what `prove_standing` makes with the certificate's key. Raises Invalid (unreadable)."""
+    return _signed(proof, certificate_pem, _STANDING + pki.pem_of(pki.load_certificate(certificate_pem)))
+
+
+def _signed(proof: str, certificate_pem: bytes, message: bytes) -> bool:
     key = pki.supported(pki.load_certificate(certificate_pem).public_key())
     try:
         signature = base64.b64decode(proof, validate=True)
     except (binascii.Error, ValueError):
         return False
-    return pki.signed_by(key, signature, _RENEWAL + csr_pem)
+    return pki.signed_by(key, signature, message)
 
 
 def _since_s(certificate: x509.Certificate) -> float:

@@ -26,6 +26,7 @@ from marram.trust import identity
 
 OPEN = [
     ("get", "/healthz"), ("get", "/ca.pem"), ("post", "/api/v1/join"), ("post", "/api/v1/renew"),
+    ("post", "/api/v1/standing"),
     ("post", "/api/v1/sessions"), ("get", "/api/v1/metadata/{name}"),
 ]  # fmt: skip
 

@@ -380,11 +380,15 @@ def renew(served: Served, _: httpx.Client) -> httpx.Response:
     return stranger(served, "/api/v1/renew", ask)
 
 
+# Questions that need a body; they change nothing.
+ASKED = {("POST", "/api/v1/standing")}
+
+
 def state_changing() -> list[tuple[str, str]]:
     """Every such route of the API, known without a cloud behind it."""
     app = create_app(None)  # type: ignore[arg-type]
     shown = [route for route in routes(app) if route.include_in_schema]
-    return sorted((method, route.path) for route in shown for method in route.methods & STATE_CHANGING)
+    return sorted({(method, route.path) for route in shown for method in route.methods & STATE_CHANGING} - ASKED)
 
 
 @pytest.mark.parametrize(("method", "path"), state_changing())

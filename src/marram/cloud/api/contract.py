@@ -30,6 +30,7 @@ from marram.schema.api import (
     SampleView,
     SecretAsk,
     SecretView,
+    StandingAsk,
     Status,
     TokenAsk,
     TokenMade,
@@ -90,7 +91,7 @@ class State(Protocol):
         ...
 
     # Joining and renewing. `join` raises Refused (token wrong, expired), Untrusted (used up, of another cloud …),
-    # Conflict (name taken), Invalid (the signing request); `renew` Untrusted, Invalid.
+    # Conflict (name taken), Invalid (the signing request); `renew`, `standing` Untrusted, Invalid.
     @property
     def ca(self) -> bytes:
         """The certificate of this cloud's authority, PEM: no secret."""
@@ -98,6 +99,7 @@ class State(Protocol):
 
     def join(self, ask: JoinAsk) -> Joined: ...
     def renew(self, ask: RenewAsk) -> Renewed: ...
+    def standing(self, ask: StandingAsk) -> None: ...
     def create_token(self, ask: TokenAsk) -> TokenMade: ...
     def tokens(self) -> list[TokenView]: ...
     def revoke_token(self, id: str) -> None: ...

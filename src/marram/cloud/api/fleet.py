@@ -10,7 +10,7 @@ from fastapi.responses import PlainTextResponse
 
 from marram.cloud.api.guard import Cloud, address_of, failures_of, needs, needs_nothing
 from marram.cloud.api.selector import Selector, labels_of
-from marram.schema.api import JoinAsk, Joined, RenewAsk, Renewed, TokenAsk, TokenMade, TokenView
+from marram.schema.api import JoinAsk, Joined, RenewAsk, Renewed, StandingAsk, TokenAsk, TokenMade, TokenView
 from marram.schema.device import Device
 from marram.schema.errors import Refused
 from marram.schema.ids import Name, matches
@@ -47,6 +47,15 @@ def renew(ask: RenewAsk, cloud: Cloud, request: Request) -> Renewed:
     _secured(request)
     with _failures(request):
         return cloud.renew(ask)
+
+
+@open_router.post("/standing", status_code=204)
+@needs_nothing
+def standing(ask: StandingAsk, cloud: Cloud, request: Request) -> None:
+    """Why the broker refuses a device, for that device: by proof of its key, and changing nothing. Over HTTPS only."""
+    _secured(request)
+    with _failures(request):
+        cloud.standing(ask)
 
 
 def _secured(request: Request) -> None:

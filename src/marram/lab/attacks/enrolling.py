@@ -16,7 +16,7 @@ from marram.edge.platform import machine
 from marram.edge.renewing import Renewing
 from marram.lab.attacks.impostor import Impostor
 from marram.lab.attacks.scene import Identity, Scene, Suite
-from marram.schema.api import RenewAsk, Renewed
+from marram.schema.api import RenewAsk, Renewed, StandingAsk
 from marram.schema.errors import MarramError, Permanent, Threat, Untrusted
 from marram.store import TokenRow
 from marram.trust import JOIN, identity, new_token, pki
@@ -210,6 +210,13 @@ def _renew(scene: Scene, ask: RenewAsk) -> None:
 @SUITE.attack("renewing: another device's certificate, without its key", Threat.WRONG_KEY)
 def _without_key(scene: Scene) -> None:
     _renew(scene, scene.victim.ask(signer=scene.thief.own))
+
+
+@SUITE.attack("renewing: asking why another device is refused, without its key", Threat.WRONG_KEY)
+def _anothers_standing(scene: Scene) -> None:
+    certificate = identity.certificate_of(scene.victim.own).decode()
+    with scene.api() as cloud:
+        cloud.standing(StandingAsk(certificate=certificate, proof=identity.prove_standing(scene.thief.own)))
 
 
 @SUITE.attack("renewing: a proof that was made for another request", Threat.WRONG_KEY)
