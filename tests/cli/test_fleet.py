@@ -12,9 +12,10 @@ import pytest
 from tests.cli.fleet import Terminal
 from tests.cloud.api.serving import result, sample
 
-from marram.cli import _show
+from marram.cli import _show, results
 from marram.schema import paths
 from marram.schema.api import EventView
+from marram.schema.device import Chosen, Measured
 from marram.schema.event import Event, EventKind
 
 # ---------------------------------------------------------------- which cloud
@@ -213,6 +214,16 @@ def test_every_kind_of_event_is_one_harmless_line(kind: EventKind) -> None:
         text = _show.plain(_show.answer(event)).plain
         assert text.isprintable()
     assert _show.clock(float("inf")) == "inf" and _show.clock(1e30) == "1e+30"
+
+
+def test_nothing_else_that_a_device_said_of_itself_moves_the_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    evil = "\x1b[2J\x9b2J\u202e\n"
+    _show.print_chosen(Chosen(model=evil, variant="fp32", why=evil, measured=[Measured(variant="fp32", fault=evil)]))
+    event = EventView(id=1, device="d", app=evil, kind=EventKind.RESULT, time_s=0, data={"label": evil})
+    line = results._line(event).plain
+    assert line.isprintable()
+    shown = capsys.readouterr().out
+    assert shown and all(part.isprintable() for part in shown.splitlines()) and len(shown.splitlines()) == 3
 
 
 def test_an_event_is_said_in_words() -> None:

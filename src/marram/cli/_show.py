@@ -135,7 +135,7 @@ def _result_words(result: dict[str, Any]) -> list[str]:
 def print_chosen(chosen: Chosen, indent: str = "") -> None:
     """A model's variants as they were measured on a device, the one that runs marked."""
     out = console()
-    out.print(Text(indent).append(f"{chosen.model}  ").append_text(plain(chosen.variant)).append(f"  ({chosen.why})"))
+    out.print(Text.assemble(indent, plain(chosen.model), "  ", chosen.variant, "  (", plain(chosen.why, 1000), ")"))
     if not chosen.measured:
         return
     rows = table("", "variant", ">p50", ">p95", ">load", ">memory", ">accuracy", "")

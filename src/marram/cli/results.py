@@ -119,7 +119,7 @@ def _line(event: EventView) -> Text:
         "  ",
         (f"{event.device:<12}", "cyan"),
         "  ",
-        f"{event.app:<14}",
+        _show.plain(f"{event.app:<14}", 63),
         "  ",
         (f"{event.kind.value:<10}", _STYLES.get(event.kind.value, "")),
         "  ",

@@ -55,7 +55,7 @@ def list_(
             str(item.id),
             _show.clock(item.time_s),
             item.device,
-            item.app,
+            _show.plain(item.app, 63),
             _show.plain(item.reason, 60),
             _show.plain(f"{answer} {confidence}".strip() or "–", 60),
             _show.plain(item.label or "–", 60),

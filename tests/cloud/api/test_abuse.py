@@ -117,6 +117,17 @@ def test_garbage_is_invalid(shared: Served, body: bytes) -> None:
     assert fault(answer).error.kind == "invalid"
 
 
+@pytest.mark.parametrize(("method", "path", "body"), [
+    ("POST", "/api/v1/join", '{"token": "t", "name": "\\ud800", "csr": "c"}'),
+    ("POST", "/api/v1/users", '{"name": "\\ud800", "role": "viewer", "password": "x"}'),
+    ("POST", "/api/v1/tokens", '{"\\ud800": 1}'),
+])  # fmt: skip
+def test_half_a_character_is_invalid_and_told_of(shared: Served, method: str, path: str, body: str) -> None:
+    headers = {"Authorization": f"Bearer {shared.token}", "Content-Type": "application/json"}
+    answer = httpx.request(method, shared.url + path, content=body, headers=headers, trust_env=False)
+    assert fault(answer).error.kind in ("invalid", "refused") and answer.status_code < 500
+
+
 def test_a_body_that_does_not_call_itself_json_is_told_so(shared: Served) -> None:
     headers = {"Authorization": f"Bearer {shared.token}"}
     answer = httpx.post(f"{shared.url}/api/v1/tokens", content=b"{}", headers=headers, trust_env=False)

@@ -135,6 +135,11 @@ class Supervisor:
         try:
             await self._app(scope, receive, noted)
         except Exception as error:
+            if not begun and isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+                # JSON can spell halves of characters, which neither a message nor a database takes.
+                halved = Invalid("what was sent holds half a character, which is no text")
+                await reply(halved)(scope, receive, send)
+                return
             _log.exception("%s %s failed", scope["method"], scope["path"])
             if begun:
                 raise  # half an answer is out: only a broken connection still tells that it is not whole
