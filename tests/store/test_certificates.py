@@ -79,7 +79,7 @@ def test_the_name_of_a_revoked_device_is_kept_from_others(store: Store) -> None:
     token(store, 3)
     assert enrol(store, "pi", "a")
     store.devices.revoke("pi", 60.0)
-    assert store.devices.get("pi").revoked_s == 60.0
+    assert store.devices.get("pi").revoked_s == 60.0 and store.devices.admissible() == set()
     with pytest.raises(Untrusted) as caught:
         enrol(store, "pi", "b")
     assert caught.value.threat is Threat.REVOKED
@@ -145,3 +145,30 @@ def test_certificates_that_nobody_uses_do_not_pile_up(store: Store) -> None:
     for each in range(20):
         store.certificates.add(certificate(f"x{each}", issued_s=60.0 + each))
     assert {row.serial for row in store.certificates.of("pi")} == {"a", *(f"x{each}" for each in range(12, 20))}
+
+
+def test_what_tells_a_copy_or_a_thief_is_never_forgotten(store: Store) -> None:
+    """Certificates that were superseded or revoked unused stay, however many come after them."""
+    token(store, 2)
+    enrol(store, "pi", "a")
+    store.certificates.add(certificate("copied", issued_s=51.0))
+    store.certificates.use("a", 52.0)
+    for each in range(20):
+        store.certificates.add(certificate(f"x{each}", issued_s=60.0 + each))
+    assert threat_of(store.certificates.use("copied", 90.0), 90.0) is Threat.CLONED
+    store.certificates.add(certificate("stolen", issued_s=91.0))
+    store.devices.remove("pi")
+    enrol(store, "pi", "b")
+    for each in range(20):
+        store.certificates.add(certificate(f"y{each}", issued_s=100.0 + each))
+    assert threat_of(store.certificates.use("stolen", 200.0), 200.0) is Threat.REVOKED
+
+
+def test_one_device_s_certificates_are_nobody_elses(store: Store) -> None:
+    token(store, 2)
+    enrol(store, "pi", "a")
+    enrol(store, "pj", "b")
+    store.certificates.use("a", 51.0)
+    store.devices.revoke("pi", 52.0)
+    assert check_standing(store.certificates.use("b", 53.0), 53.0).device == "pj"
+    assert store.devices.admissible() == {"pj"}

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 
 import pytest
+from sqlalchemy import text
 
 from marram.schema.errors import Conflict, Missing
 from marram.schema.people import Permission, Role
-from marram.store import AdminRow, Store
+from marram.store import AdminRow, Store, auditing
 
 
 def token(id: str, owner: str | None, **more: object) -> AdminRow:
@@ -44,6 +45,40 @@ def test_a_token_stands_with_what_its_owner_is(store: Store) -> None:
     assert held["hers"].token.scopes == {Permission.READ, Permission.LABEL} and held["machine"].token.scopes is None
     with pytest.raises(Missing):
         store.admins.add(token("x", "nobody"))
+
+
+def test_a_scope_that_is_not_known_and_a_token_without_any_allow_nothing(store: Store) -> None:
+    store.users.add("ann", Role.ADMIN, "hash")
+    store.admins.add(token("newer", "ann", scopes=frozenset({Permission.READ})))
+    store.admins.add(token("none", "ann", scopes=frozenset()))
+    with store.database.write() as connection:
+        connection.execute(text("UPDATE admins SET scopes = '[\"fly\"]' WHERE id = 'newer'"))
+    assert {each.token.id: each.token.scopes for each in store.admins.held()} == {
+        "newer": frozenset(),
+        "none": frozenset(),
+    }
+
+
+def test_a_token_that_is_revoked_again_leaves_one_row(store: Store) -> None:
+    store.admins.add(token("x", None))
+    for _ in range(2):
+        with auditing("user:ann", "token.revoke", "x"):
+            store.admins.revoke("x")
+    (row,) = store.audit.list()
+    assert row.detail == {"owner": None, "name": "x"}
+
+
+def test_a_role_that_was_changed_meanwhile_is_left_alone(store: Store) -> None:
+    store.users.add("ann", Role.VIEWER, "hash")
+    with auditing("user:bob", "user.change", "ann", role="admin"):
+        store.users.change("ann", role=Role.ADMIN, only=Role.VIEWER)
+    assert store.audit.list()[-1].detail == {"role": "admin", "was": "viewer"}
+    with pytest.raises(Conflict, match="was made admin meanwhile"):
+        store.users.change("ann", disabled=True, only=Role.VIEWER)
+    with pytest.raises(Missing):
+        store.users.remove("ann", Role.VIEWER)
+    assert store.users.get("ann").disabled is False
+    store.users.remove("ann", Role.ADMIN)
 
 
 def test_sessions_end_with_a_new_password_and_beyond_so_many(store: Store) -> None:

@@ -172,8 +172,10 @@ def test_a_draft_travels_and_comes_into_force(time: Time) -> None:
         with pytest.raises(Refused):
             copy.check()
         copies.append(Draft.from_bytes(copy.to_bytes()))
-    whole = merged(copies)
-    whole.check()
+    paper_again = [copy.to_bytes() for copy in copies]
+    for order in (copies, [Draft.from_bytes(each) for each in reversed(paper_again)]):
+        whole = merged(order)  # in whatever order they come back
+        whole.check()
     cloud.repository.replace(whole.root, whole.targets)
     assert cloud.repository.documents().root.signed.version == 2
     with pytest.raises(Conflict, match="version 2 is in force by now"):
@@ -186,6 +188,53 @@ def test_a_strangers_key_counts_for_nothing(cloud: Publisher, time: Time) -> Non
     assert draft.sign([signers.new_signer(), cloud.targets_key]) == 0
     with pytest.raises(Refused):
         draft.check()
+
+
+def test_a_change_of_root_keys_is_signed_by_the_old_ones_and_by_the_new(cloud: Publisher, time: Time) -> None:
+    old, new = cloud.root_keys[0], signers.new_signer()
+    draft = draft_of(cloud)
+    draft.replace_key("root", old.public_key.keyid, new.public_key, time.now_s)
+    for signer, lacking in ((old, "new root keys"), (new, "present root keys")):
+        copy = Draft.from_bytes(draft.to_bytes())
+        assert copy.sign([signer]) == 1
+        with pytest.raises(Refused, match=lacking):
+            copy.check()
+        assert len(copy.missing()) == 1
+    assert draft.sign([old, new]) == 2
+    draft.check()
+    cloud.repository.replace(draft.root, None)
+
+
+def test_a_change_of_targets_keys_is_signed_by_the_new_ones(cloud: Publisher, time: Time) -> None:
+    new = signers.new_signer()
+    draft = draft_of(cloud)
+    draft.replace_key("targets", cloud.targets_key.public_key.keyid, new.public_key, time.now_s)
+    draft.sign([*cloud.root_keys, cloud.targets_key])
+    with pytest.raises(Refused, match="targets needs 1 more of the targets keys"):
+        draft.check()
+    assert draft.sign([new]) == 1
+    draft.check()
+    cloud.repository.replace(draft.root, draft.targets)
+    assert cloud.repository.publish({APP: b"one"})
+
+
+def test_what_was_signed_before_another_change_is_not_signed_any_more(cloud: Publisher, time: Time) -> None:
+    draft = draft_of(cloud)
+    draft.renew(("root", "targets"), time.now_s)
+    draft.sign([*cloud.root_keys, cloud.targets_key])
+    draft.check()
+    draft.renew(("root", "targets"), time.now_s)
+    assert draft.root and draft.targets and not draft.root.signatures and not draft.targets.signatures
+
+
+def test_drafts_of_different_changes_are_not_put_together(cloud: Publisher, time: Time) -> None:
+    one, other, targets = draft_of(cloud), draft_of(cloud), draft_of(cloud)
+    one.renew(("root",), time.now_s)
+    other.renew(("root",), time.now_s + 1)
+    targets.renew(("targets",), time.now_s)
+    for pair in ((one, other), (one, targets), (targets, one)):
+        with pytest.raises(Invalid, match="different changes"):
+            merged(pair)
 
 
 def test_what_a_draft_changes_is_told_from_its_documents(cloud: Publisher, time: Time) -> None:
@@ -208,6 +257,12 @@ def test_a_draft_that_would_lock_everybody_out_is_refused(cloud: Publisher, time
         draft.add_key("root", cloud.root_keys[0].public_key, time.now_s)
     with pytest.raises(Missing):
         draft.remove_key("targets", only, time.now_s)
+    with pytest.raises(Invalid, match="0 of them cannot be asked for"):
+        draft.set_threshold("root", 0, time.now_s)
+    with pytest.raises(Invalid, match="snapshot is signed by the cloud itself"):
+        draft.set_threshold("snapshot", 1, time.now_s)
+    with pytest.raises(Invalid, match="the draft changes nothing"):
+        draft_of(cloud).check()
 
 
 @pytest.mark.parametrize(
@@ -216,6 +271,14 @@ def test_a_draft_that_would_lock_everybody_out_is_refused(cloud: Publisher, time
 def test_what_is_no_draft_is_refused(content: bytes) -> None:
     with pytest.raises(Invalid, match="this is no draft"):
         Draft.from_bytes(content)
+
+
+def test_a_draft_of_another_format_or_far_too_large_is_refused(cloud: Publisher) -> None:
+    good = draft_of(cloud).to_bytes()
+    assert Draft.from_bytes(good)
+    for content in (good.replace(b"root draft 1", b"root draft 2"), good + b" " * 2_000_000):
+        with pytest.raises(Invalid, match="this is no draft"):
+            Draft.from_bytes(content)
 
 
 # ---------------------------------------------------------------- key files

@@ -110,7 +110,7 @@ def auditing(actor: str, action: str, target: str, **detail: Any) -> Iterator[Ac
 def noted(**detail: Any) -> None:
     """Add what is only known inside the transaction (a version that was given, what was there before) to the act."""
     act = _act.get()
-    if act is not None and not act.recorded:
+    if act is not None:
         act.detail.update(detail)
 
 
