@@ -9,7 +9,7 @@ import pytest
 
 from marram.bus.codec import MAX_MESSAGE_BYTES
 from marram.edge.relay import Relay
-from marram.schema.errors import MarramError, NotReady, Retryable
+from marram.schema.errors import Invalid, MarramError, NotReady, Refused, Retryable
 
 
 class Requests:
@@ -77,3 +77,14 @@ async def test_with_the_link_down_nothing_is_asked_and_the_worker_told_at_once()
     ask(relay, 1, b"x")
     assert [(m["id"], m["kind"]) for m in said.messages] == [(1, NotReady.kind)]
     assert bus.asked == 0
+
+
+async def test_what_is_no_question_is_nonsense_and_keeps_nothing() -> None:
+    bus, said = Requests(), Said()
+    relay = Relay(bus, said, [("big", 1)])  # type: ignore[arg-type]
+    for number in (bytes(MAX_MESSAGE_BYTES), "1", None, [1], True):
+        with pytest.raises(Invalid):
+            relay.ask({"t": "probe", "id": number, "size": 1})
+    for model, version in ((["big"], 1), ({}, 1), ("big", {}), ("big", True), ("small", 1)):
+        relay.ask({"t": "infer", "id": 7, "model": model, "version": version, "payload": b"x"})
+    assert [m["kind"] for m in said.messages] == [Refused.kind] * 5 and bus.asked == 0

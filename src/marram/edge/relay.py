@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from marram.bus import subjects
 from marram.bus.codec import MAX_MESSAGE_BYTES
 from marram.edge.agent_end import AgentEnd
-from marram.schema.errors import MarramError, NotReady, Refused, Retryable
+from marram.schema.errors import Invalid, MarramError, NotReady, Refused, Retryable
 
 _MOST_ASKED = 64
 _MOST_BYTES = 4 * MAX_MESSAGE_BYTES
@@ -38,8 +38,10 @@ class Relay:
         self._bytes = 0
 
     def ask(self, message: dict[str, Any]) -> None:
-        """Take one `infer` or `probe`; its answer goes back over the channel, in any order."""
+        """Take one `infer` or `probe`; its answer goes back over the channel, in any order. Raises Invalid (nonsense)."""
         number = message.get("id")
+        if type(number) is not int:  # it is kept until the answer comes, and goes back with it
+            raise Invalid("a question to the cloud without a number")
         try:
             subject, payload, timeout_s = self._request(message)
             if not self._bus.connected:
@@ -75,7 +77,8 @@ class Relay:
                 timeout_s,
             )
         model, version, payload = message.get("model"), message.get("version"), message.get("payload")
-        if not isinstance(payload, bytes) or (model, version) not in self._allowed:
+        names = isinstance(model, str) and type(version) is int  # what else there is cannot even be looked up
+        if not names or not isinstance(payload, bytes) or (model, version) not in self._allowed:
             raise Refused(f"this app does not name {model!r:.80} version {version!r:.20} for the cloud")
         assert isinstance(model, str) and isinstance(version, int)
         return subjects.infer(model, version), payload, timeout_s
