@@ -38,7 +38,7 @@ class Relay:
         self._bytes = 0
 
     def ask(self, message: dict[str, Any]) -> None:
-        """Take one `infer` or `probe`; its answer goes back over the channel, in any order. Raises Invalid (nonsense)."""
+        """Take one `infer` or `probe`; its answer goes back over the channel, in any order. Raises Invalid."""
         number = message.get("id")
         if type(number) is not int:  # it is kept until the answer comes, and goes back with it
             raise Invalid("a question to the cloud without a number")
