@@ -73,3 +73,24 @@ def test_a_fault_of_our_own_shows_no_traceback(
     log = Path(shown.rsplit(" ", 1)[1].strip())
     assert "Traceback" in log.read_text()
     log.unlink()
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("token create --uses 0", "--uses: input should be greater than or equal to 1"),
+        ("token create --usess 2", "no such option: --usess; did you mean --uses?"),
+        ("results tail --kind smoke", "--kind: 'smoke' is not one of"),
+        ("edge join", "URL: is missing"),
+        ("cloud root rotate tmestamp", '"tmestamp" is no role; did you mean "timestamp"? There are root,'),
+        ("cloud root renew all", '"all" is no document. There are both, root, targets.'),
+    ],
+)
+def test_a_line_that_makes_no_sense_is_answered_in_one_line(
+    typed: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert marram.cli.execute(typed.split()) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(said) and told.count("\n") == 1
+    command = typed.partition(" --")[0]
+    assert f"marram {command} --help says what it takes." in told or " is no " in told

@@ -16,21 +16,25 @@ from rich.console import Console
 from typer.main import get_command
 
 from marram import __version__
-from marram.last_resort import ended
+from marram.last_resort import FAULT, ended
+from marram.schema.errors import Invalid
+
+# What typer raises for a line that it cannot take; it has no public name of its own.
+_Usage: Any = typer.BadParameter.__base__
 
 COMMANDS: dict[str, str] = {
     "demo": "See it all work: real models, three devices, three links, a cut.",
     "run": "Run an app right here, with no cloud and no set-up.",
     "app": "Check app files; print their JSON Schema.",
     "runtime": "Show which engines and accelerators this machine has.",
-    "model": "Build, add and list models.",
+    "model": "Build, add, list and tag models; where they come from.",
     "cloud": "Start the cloud: broker, database, API, console, replicas.",
     "login": "Sign in to a cloud on another machine.",
     "edge": "Join this machine to a cloud as a device, and run it.",
     "user": "People, their roles and API tokens.",
     "audit": "Who changed what; whether anybody changed that.",
     "token": "Make tokens that let devices join.",
-    "device": "List devices, show one.",
+    "device": "List devices, show one, ask why it runs what it runs.",
     "secret": "Passwords and keys for apps, sealed.",
     "deploy": "Put an app on devices.",
     "rollout": "Follow and steer how versions come to devices.",
@@ -64,12 +68,35 @@ def _dispatch(arguments: list[str]) -> int:
     else:
         command, name, rest = _overview(), "marram", arguments
     try:
-        status: Any = command(args=rest, prog_name=name)
+        status: Any = command(args=rest, prog_name=name, standalone_mode=False)
+    except _Usage as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # the help is printed by now
+            return FAULT
+        raise _misused(error, name) from error
+    except typer.Abort:
+        print("Nothing was done.", file=sys.stderr)
+        return 1
     except SystemExit as end:
         if isinstance(end.__context__, BrokenPipeError):
             raise end.__context__ from None  # rich and typer make a fault of it; see `ended`
         status = end.code
     return status if isinstance(status, int) else 0
+
+
+def _misused(error: Any, command: str) -> Invalid:
+    """Our one line for an option or argument that typer refuses: its frame of six lines names no next step."""
+    option = getattr(error, "param", None)
+    where = None
+    if option is not None:
+        typed = option.param_type_name == "option"
+        where = max(option.opts, key=len) if typed else (option.metavar or option.name or "").upper()
+    what = str(error.message).removeprefix("Value error, ").rstrip(".") or "is missing"
+    near = " or ".join(sorted(getattr(error, "possibilities", None) or ()))
+    return Invalid(
+        what[:1].lower() + what[1:] + (f"; did you mean {near}?" if near else ""),
+        where=where,
+        hint=f"{error.ctx.command_path if error.ctx is not None else command} --help says what it takes.",
+    )
 
 
 def _completing() -> list[str]:

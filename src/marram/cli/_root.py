@@ -20,6 +20,7 @@ from typing import Annotated
 import typer
 
 from marram.cli import _show
+from marram.cli._options import one_of
 from marram.cloud.settings import Settings
 from marram.cloud.signing import Signing
 from marram.schema import paths
@@ -125,7 +126,7 @@ def status(folder: Folder = None, database: Database = None, keys: KeysFolder = 
 
 @app.command()
 def renew(
-    which: Annotated[Which, typer.Argument(help="both, root or targets.")] = Which.BOTH,
+    which: Annotated[Which, typer.Argument(help="both, root or targets.", **one_of(Which, "document"))] = Which.BOTH,
     to: To = None,
     key: KeyFiles = None,
     passphrase_file: PassphraseFile = None,
@@ -142,7 +143,7 @@ def renew(
 
 @app.command()
 def rotate(
-    role: Annotated[Role, typer.Argument(help="Whose key: root, targets, main, snapshot or timestamp.")],
+    role: Annotated[Role, typer.Argument(help="Whose key.", **one_of(Role, "role"))],
     old: Annotated[
         str, typer.Option(help="How the id of the key to replace begins; needed where there are several.")
     ] = "",
@@ -182,7 +183,7 @@ def rotate(
 @app.command("add-key")
 def add_key(
     public: Annotated[Path, typer.Argument(help="The new key's public half (.pub).")],
-    role: Annotated[Role, typer.Option(help="What it may sign.")] = Role.ROOT,
+    role: Annotated[Role, typer.Option(help="What it may sign.", **one_of(Role, "role"))] = Role.ROOT,
     to: To = None,
     key: KeyFiles = None,
     passphrase_file: PassphraseFile = None,
@@ -200,7 +201,7 @@ def add_key(
 @app.command("remove-key")
 def remove_key(
     keyid: Annotated[str, typer.Argument(help="How its id begins.")],
-    role: Annotated[Role, typer.Option(help="What it may no longer sign.")] = Role.ROOT,
+    role: Annotated[Role, typer.Option(help="What it may no longer sign.", **one_of(Role, "role"))] = Role.ROOT,
     to: To = None,
     key: KeyFiles = None,
     passphrase_file: PassphraseFile = None,
@@ -218,7 +219,7 @@ def remove_key(
 @app.command()
 def threshold(
     count: Annotated[int, typer.Argument(help="How many keys must sign.", min=1, max=16)],
-    role: Annotated[Role, typer.Option(help="root or targets.")] = Role.ROOT,
+    role: Annotated[Role, typer.Option(help="root or targets.", **one_of(Role, "role"))] = Role.ROOT,
     to: To = None,
     key: KeyFiles = None,
     passphrase_file: PassphraseFile = None,
