@@ -157,6 +157,13 @@ def test_a_wrong_expired_or_revoked_token_is_refused(store: Store, enrolment: En
     assert store.devices.count() == 0
 
 
+def test_a_spent_token_tells_nobody_which_names_are_taken(store: Store, enrolment: Enrolment, pi: Pi) -> None:
+    spent = token(enrolment)
+    enrolment.join(JoinAsk(token=spent, csr=csr(), name="pi-2"))
+    assert threat_of(lambda: enrolment.join(JoinAsk(token=spent, csr=csr(), name="pi"))) is Threat.SPENT
+    assert [row.target for row in store.audit.list() if row.action == "device.join"] == ["pi", "pi-2"]
+
+
 def test_many_who_race_with_one_token_make_one_device(store: Store, enrolment: Enrolment, authority: Authority) -> None:
     text = token(enrolment)
     devices = [Pi(enrolment, authority, f"pi-{number}") for number in range(8)]
@@ -177,6 +184,7 @@ def test_many_who_race_with_one_token_make_one_device(store: Store, enrolment: E
         thread.join()
     assert outcomes.count(Threat.SPENT) == 7
     assert store.devices.count() == 1
+    assert [row.action for row in store.audit.list()].count("device.join") == 1
 
 
 def test_a_key_joins_once(enrolment: Enrolment, authority: Authority, pi: Pi) -> None:

@@ -6,16 +6,18 @@ import threading
 import time
 import unicodedata
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from argon2 import PasswordHasher
+from argon2.exceptions import VerificationError
 
 from marram.cloud.access import MOST_SESSIONS, Access, Caller
 from marram.cloud.passwords import MEMORY_KIB, PASSES, Passwords, chosen
 from marram.cloud.people import People, WrongPassword
-from marram.schema.errors import Conflict, Invalid, Missing, Refused
+from marram.schema.errors import Conflict, Invalid, Missing, Refused, Retryable
 from marram.schema.people import ApiTokenAsk, Permission, Role, SessionAsk, UserAsk, UserChange
 from marram.store import Store, open_store
 
@@ -75,7 +77,8 @@ def test_the_same_password_typed_on_another_keyboard_is_the_same() -> None:
 @pytest.mark.parametrize(
     "password",
     ["", "sh0rter", "a" * 40, "abcabcabcabc", "x" * 257, "ﷺ" * 200, "tab\tin the middle", "nul\x00in the middle",
-     "19840512198405", "password12345678", "Ann-1234567890", "\ud800" + "unpaired half"],
+     "19840512198405", "password12345678", "Ann-1234567890", "\ud800" + "unpaired half",
+     "a\u0301" + "e\u0301" + "i\u0301" + "o\u0301" + "u\u0301" + "yz", "elevenlette", "zero\uffffwidth and more"],
 )  # fmt: skip
 def test_a_poor_password_is_refused_without_being_repeated(password: str) -> None:
     with pytest.raises(Invalid) as caught:
@@ -83,7 +86,10 @@ def test_a_poor_password_is_refused_without_being_repeated(password: str) -> Non
     assert password == "" or password not in str(caught.value)
 
 
-@pytest.mark.parametrize("password", [WORDS, "x9!Kq" * 51, "密码必须足够长才行啊对不对", "🐎 a horse of 🐎"])
+@pytest.mark.parametrize(
+    "password",
+    [WORDS, "x9!Kq" * 51, "x9!Kq" * 51 + "y", "twelveletter", "密码必须足够长才行啊对不对", "🐎 a horse of 🐎"],
+)
 def test_a_good_password_is_taken(password: str) -> None:
     passwords = Passwords(8, 1)
     kept = passwords.hash(chosen(password, "ann"))
@@ -99,6 +105,22 @@ def test_what_nobody_could_have_chosen_is_wrong_and_cheap(given: str) -> None:
 @pytest.mark.parametrize("kept", ["", "nonsense", "$argon2id$v=19$m=8,t=1,p=1$x$y", "h" * 64])
 def test_a_damaged_hash_lets_nobody_in(kept: str) -> None:
     assert not Passwords(8, 1).proves(WORDS, kept)
+
+
+def test_without_memory_to_look_nobody_is_told_that_a_password_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    passwords = Passwords(8, 1)
+    kept = passwords.hash(WORDS)
+
+    def fails(*_: Any) -> bool:
+        raise VerificationError("Memory allocation error")
+
+    monkeypatch.setattr(PasswordHasher, "verify", fails)
+    with pytest.raises(Retryable, match="memory to look at a password"):
+        passwords.proves(WORDS, kept)
+
+
+def test_nobody_has_the_password_of_nobody() -> None:
+    assert not Passwords(8, 1).proves("nobody has this password", None)
 
 
 def test_hashes_are_made_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,6 +253,80 @@ def test_a_change_counts_at_once_for_live_sessions_and_tokens(
     assert may(program) is None and may(limited) is None
 
 
+def test_what_was_read_before_a_change_is_not_remembered_after_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.add("ann", Role.ADMIN)
+    live = world.people.sign_in(SessionAsk(name="ann", password=WORDS)).token
+    held = world.store.admins.held
+
+    def meanwhile() -> Any:
+        found = held()
+        monkeypatch.undo()
+        world.people.remove(world.machine, "ann")
+        return found
+
+    world.access.forget()
+    monkeypatch.setattr(world.access._admins, "held", meanwhile)
+    world.access.caller(live)
+    assert world.access.caller(live) is None
+
+
+def test_while_the_database_is_away_who_was_let_in_still_is(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.add("ann", Role.VIEWER)
+    live = world.people.sign_in(SessionAsk(name="ann", password=WORDS)).token
+
+    def away() -> Any:
+        raise Retryable("the database is away")
+
+    other = Access(world.store)
+    assert other.caller(live) is not None
+    monkeypatch.setattr("marram.cloud.access._CACHE_S", 0.0)
+    monkeypatch.setattr(other._admins, "held", away)
+    assert other.caller(live) is not None
+    with pytest.raises(Retryable):
+        Access(world.store).caller(live)
+
+
+def test_a_scope_narrows_what_a_machines_token_may(world: World) -> None:
+    token, _ = world.access.add("a script", None, scopes=frozenset({Permission.READ}))
+    caller = world.access.caller(token.text)
+    assert caller is not None and caller.is_machine and caller.permissions == {Permission.READ}
+
+
+def test_each_act_leaves_one_row_that_says_whose_it_was(world: World) -> None:
+    world.add("ann", Role.OPERATOR)
+    ann = world.session("ann")
+    made = world.people.create_token(ann, ApiTokenAsk(name="x", ttl_s=3600.0))
+    assert made.expires_s is not None and made.expires_s < time.time() + 3700
+    world.people.revoke_token(ann, made.id)
+    world.people.change(world.machine, "ann", UserChange(disabled=False))
+    world.access.end(ann)
+    world.people.remove(world.machine, "ann")
+    session = world.access.caller(world.access.machine_session().text)
+    assert session is not None and session.expires_s is not None and session.session
+    world.access.end(session)
+    rows = [(row.actor, row.action, row.target) for row in world.store.audit.list()]
+    assert rows == [
+        ("cloud", "token.create", "this machine"),
+        ("machine", "user.add", "ann"),
+        ("user:ann", "session.open", "ann"),
+        ("user:ann", "session.open", "ann"),
+        ("user:ann", "token.create", "ann"),
+        ("cloud", "token.revoke", made.id),  # as whoever the API says is acting
+        ("machine", "user.change", "ann"),
+        ("user:ann", "session.close", "ann"),
+        ("machine", "user.remove", "ann"),
+        ("machine", "session.open", "machine"),
+        ("machine", "session.close", "machine"),
+    ]
+
+
+def test_a_token_is_no_session_to_sign_out_of(world: World) -> None:
+    with pytest.raises(Refused, match="is not a session"):
+        world.access.end(world.machine)
+
+
 def test_a_namesake_gets_nothing_of_who_had_the_name_before(world: World) -> None:
     program = world.token(world.add("ann", Role.ADMIN))
     world.people.remove(world.machine, "ann")
@@ -297,6 +393,36 @@ def test_people_alone_is_no_way_to_everything(world: World) -> None:
     world.people.remove(clerk, "vic")
 
 
+def test_nobody_makes_a_token_for_one_who_may_do_more(world: World) -> None:
+    world.add("root", Role.ADMIN)
+    world.add("vic", Role.VIEWER)
+    clerk = Caller("user:c", "c", frozenset({Permission.PEOPLE, Permission.READ}), "t", "c", session=True)
+    with pytest.raises(Refused, match="may not make a token for root, who is admin"):
+        world.people.create_token(clerk, ApiTokenAsk(name="x", owner="root"))
+    assert world.people.create_token(clerk, ApiTokenAsk(name="x", owner="vic")).owner == "vic"
+    orphan, _ = world.access.add("x", "vic")
+    world.store.users.remove("vic")
+    nobody = replace(clerk, permissions=frozenset({Permission.READ}))
+    with pytest.raises((Refused, Missing)):
+        world.people.revoke_token(nobody, orphan.id)
+
+
+def test_a_role_that_changed_while_people_decide_is_left_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    admin = world.add("root", Role.ADMIN)
+    clerk = world.access.caller(world.token(admin, Permission.PEOPLE, Permission.READ))
+    assert clerk is not None
+    world.add("ann", Role.VIEWER)
+    before = world.store.users.get("ann")
+    world.people.change(world.machine, "ann", UserChange(role=Role.ADMIN))
+    monkeypatch.setattr(world.people._users, "get", lambda name: before)  # as it was when it was looked at
+    with pytest.raises(Conflict, match="was made admin meanwhile"):
+        world.people.change(clerk, "ann", UserChange(password="another horse, another battery"))
+    with pytest.raises(Missing):
+        world.people.remove(clerk, "ann")
+    monkeypatch.undo()
+    assert world.session("ann").role is Role.ADMIN
+
+
 def test_a_role_that_changed_while_it_was_decided_about_is_left_alone(world: World) -> None:
     world.add("ann", Role.VIEWER)
     row = world.store.users.get("ann")
@@ -317,6 +443,7 @@ def test_a_person_sees_and_revokes_their_own_tokens_only(world: World) -> None:
     ids = {row.owner: row.id for row in world.store.admins.list() if not row.session}
     with pytest.raises(Refused):
         world.people.revoke_token(ann, ids["bob"])
+    assert world.access.caller(mine) is not None
     world.people.revoke_token(ann, ids["ann"])
     assert world.access.caller(mine) is None and world.access.caller(others) is not None
 

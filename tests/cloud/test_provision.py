@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,6 +52,30 @@ def test_a_key_that_was_lost_is_named_and_not_replaced(store: Store, keys: Keys,
     shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
     with pytest.raises(Missing, match=rf"{keys.folder}.*key is gone.*Restore"):
         check_kept(keys, store)
+
+
+def test_of_those_that_start_at_once_on_a_new_folder_one_makes_the_keys(tmp_path: Path) -> None:
+    keys, made, ready = Keys(tmp_path / "new"), list[bool](), threading.Barrier(4)
+
+    def start() -> None:
+        ready.wait()
+        made.append(provision(keys, time.time()))
+
+    threads = [threading.Thread(target=start) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(made) == [False, False, False, True]
+    assert Authority.open(keys) and len(list(keys.signing.glob("*.pem"))) == 3
+
+
+def test_what_is_there_is_never_replaced(keys: Keys) -> None:
+    def content() -> dict[Path, bytes]:
+        return {file: file.read_bytes() for file in keys.folder.rglob("*") if file.is_file()}
+
+    before = content()
+    assert not provision(keys, time.time()) and content() == before
 
 
 def test_a_database_that_relies_on_no_key_yet_gets_them(store: Store, keys: Keys) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 
 from marram.bus.codec import unpack
 from marram.cloud.safe import Safe
@@ -15,7 +17,7 @@ from marram.schema.device import DesiredApp, DeviceInfo
 from marram.schema.errors import Missing, Threat, Untrusted
 from marram.schema.model import Manifest
 from marram.store import CertificateRow, Store, open_store
-from marram.trust import identity, sealing
+from marram.trust import identity, pki, sealing
 from marram.trust.authority import Authority, Issued
 from marram.trust.keys import Keys
 
@@ -80,6 +82,42 @@ def test_a_change_has_another_version_also_after_a_removal(site: Site) -> None:
     assert site.safe.versions("pi", apps) == {}
     with pytest.raises(Missing, match="marram secret list"):
         site.safe.remove("KEY")
+
+
+def test_a_name_that_comes_back_has_a_version_that_no_device_knows(site: Site) -> None:
+    secrets = site.store.secrets
+    first = secrets.set("KEY", {}, str, now_s=1_800_000_000.0)
+    again = secrets.set("KEY", {}, str, now_s=1_800_000_000.5)
+    assert again.version == first.version + 1
+    secrets.remove("KEY")
+    back = secrets.set("KEY", {}, str, now_s=1_800_000_010.0)
+    assert back.version > again.version and back.sealed == str(back.version)
+
+
+def test_a_device_that_is_not_there_gets_nothing(site: Site) -> None:
+    site.safe.put("KEY", "hush", {})
+    site.device("pi", {}, "KEY")
+    apps = site.store.states.desired("pi").apps
+    assert site.safe.versions("pi", apps) and site.safe.versions("pj", apps) == {}
+
+
+def test_a_certificate_that_was_made_up_around_a_serial_number_opens_nothing(site: Site) -> None:
+    site.safe.put("KEY", "hush", {})
+    own = x509.load_pem_x509_certificate(identity.certificate_of(site.device("pi", {}, "KEY")))
+    key = pki.new_key()
+    forged = (
+        x509.CertificateBuilder()
+        .subject_name(own.subject)
+        .issuer_name(own.issuer)
+        .public_key(key.public_key())
+        .serial_number(own.serial_number)
+        .not_valid_before(own.not_valid_before_utc)
+        .not_valid_after(own.not_valid_after_utc)
+        .sign(key, hashes.SHA256())
+    )
+    with pytest.raises(Untrusted) as fault:
+        site.safe.sealed_for("pi", pki.pem_of(forged))
+    assert fault.value.threat is Threat.WRONG_KEY
 
 
 def test_only_with_the_devices_own_certificate(site: Site) -> None:

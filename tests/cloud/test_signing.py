@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from marram.cloud.signing import Signing, make_keys
-from marram.schema.device import DesiredApp, DeviceInfo
+from marram.schema.device import DesiredApp, DeviceInfo, ModelRef, model_target
 from marram.schema.errors import Invalid, Missing
-from marram.schema.model import File, Manifest
-from marram.store import Store, open_store
+from marram.schema.model import File, Input, Manifest, ModelCard, Output, Task, Variant
+from marram.store import ModelRow, Store, open_store
+from marram.trust import signers
 from marram.trust.clock import Clock
 from marram.trust.keys import Keys
 from marram.trust.repository import DAY_S
@@ -99,6 +100,42 @@ def test_what_no_device_needs_is_taken_off(signing: Signing, store: Store) -> No
     store.states.desire("pi-1", [apps[0]])  # a roll-back to something old
     assert signing.tidy() == {apps[2].target}
     assert apps[0].target in signing.repository.targets()
+
+
+def test_what_would_expire_is_signed_anew(store: Store, keys: Keys) -> None:
+    now_s = time.time()
+    signing = Signing(store, keys, lambda: now_s)
+    signing.open()
+    now_s += 0.6 * DAY_S
+    signing.tend()
+    assert signing.repository.expires_s()["timestamp"] > now_s + 0.9 * DAY_S
+
+
+def test_a_key_that_comes_while_the_cloud_runs_is_used(signing: Signing, keys: Keys) -> None:
+    before = signing.repository
+    assert signing.repository is before
+    signers.save(signers.new_signer(), signers.free_name(keys.signing, "snapshot"))
+    assert signing.repository is not before and signing.repository is signing.repository
+
+
+def test_a_model_that_a_device_runs_stays_signed(signing: Signing, store: Store) -> None:
+    card = ModelCard(
+        model="net", task=Task.CLASSIFICATION, input=Input(size=[8, 8]), output=Output(form="softmax"),
+        variants=[Variant(name="a", engine="reference", file="m.npz")], licence="MIT", source="here",
+    )  # fmt: skip
+    for number in range(1, 15):
+        store.models.add(ModelRow("net", number, f"{number:064d}", card, FILES))
+        signing.sign_model("net", number)
+    app = DesiredApp(name="gate", version=0, files=FILES, models=[ModelRef(name="net", version=1, manifest=FILES)])
+    app = store.apps.add(app, "a" * 64).app
+    signing.sign(app)
+    store.devices.add("pi-1", {}, DeviceInfo())
+    store.states.desire("pi-1", [app])
+    signing.tidy()
+    models = {target for target in signing.repository.targets() if target.startswith("models/")}
+    assert models == {model_target("net", number) for number in (1, *range(5, 15))}
+    signed = [row.target for row in store.audit.list() if row.action == "update.sign"]
+    assert signed == [*(model_target("net", number) for number in range(1, 15)), app.target]
 
 
 def test_a_person_is_told_in_time(store: Store, keys: Keys) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -162,6 +163,15 @@ def test_what_tells_a_copy_or_a_thief_is_never_forgotten(store: Store) -> None:
     for each in range(20):
         store.certificates.add(certificate(f"y{each}", issued_s=100.0 + each))
     assert threat_of(store.certificates.use("stolen", 200.0), 200.0) is Threat.REVOKED
+
+
+def test_the_latest_authority_is_whose_cloud_it_is(store: Store) -> None:
+    assert store.certificates.authority() is None and not store.certificates.any()
+    store.certificates.add(certificate("a", issued_s=50.0))
+    assert store.certificates.authority() is None and store.certificates.any()
+    for serial, issued_s, authority in (("b", 70.0, "new"), ("c", 60.0, "old")):
+        store.certificates.add(replace(certificate(serial, issued_s=issued_s), authority=authority))
+    assert store.certificates.authority() == "new"
 
 
 def test_one_device_s_certificates_are_nobody_elses(store: Store) -> None:
