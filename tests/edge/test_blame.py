@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from marram.edge import blame
+from marram.system import files
 
 SEPARATE = ["unshare", "--mount", "--propagation", "private"]
 if os.geteuid() != 0:
@@ -110,6 +112,34 @@ def test_a_disk_with_room_is_not_full(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("fault", "full"),
+    [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EROFS, True), (errno.EACCES, False)],
+    ids=["no space", "quota", "read-only", "closed"],
+)
+def test_what_a_write_that_fails_says_of_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: int, full: bool
+) -> None:
+    def fails(place: Path, content: bytes) -> None:
+        raise OSError(fault, os.strerror(fault))
+
+    monkeypatch.setattr(files, "write", fails)
+    assert blame.full(tmp_path / "outbox.db", tmp_path) is full
+
+
+def test_the_outboxs_disk_counts_and_that_of_the_work_and_nothing_is_left_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox, work = tmp_path / "outbox" / "outbox.db", tmp_path / "work"
+    outbox.parent.mkdir()
+    work.mkdir()
+    assert not blame.full(outbox, work)
+    assert not any(outbox.parent.iterdir()) and not any(work.iterdir())
+    for place in (outbox.parent, work):
+        monkeypatch.setattr(blame, "_free_bytes", lambda each, place=place: 0 if each == place else 1 << 40)
+        assert blame.full(outbox, work)
+
+
 def test_what_an_app_wrote_is_counted_by_blocks_and_files(tmp_path: Path) -> None:
     work, outbox = tmp_path / "work", tmp_path / "outbox" / "outbox.db"
     assert blame.written_bytes(outbox, work) == 0
@@ -118,6 +148,7 @@ def test_what_an_app_wrote_is_counted_by_blocks_and_files(tmp_path: Path) -> Non
     outbox.write_bytes(bytes(1_000_000))  # bounded by itself, and not the app's
     (outbox.parent / "outbox.db-wal").write_bytes(bytes(1_000_000))
     before = blame.written_bytes(outbox, work)
+    assert before < 100_000
     (work / "deep" / "er" / "file").write_bytes(bytes(100_000))
     (work / "loop").symlink_to(work)
     (work / "empty").touch()
@@ -126,3 +157,28 @@ def test_what_an_app_wrote_is_counted_by_blocks_and_files(tmp_path: Path) -> Non
     with (work / "sparse").open("wb") as file:
         file.truncate(1 << 30)
     assert blame.written_bytes(outbox, work) - before <= 200_000
+
+
+def test_only_what_was_written_since_its_start_is_the_apps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blame, "ROOM_BYTES", 100_000)
+    monkeypatch.setattr(blame, "_free_bytes", lambda _: 40_000)
+    work, outbox = tmp_path / "work", tmp_path / "outbox" / "outbox.db"
+    work.mkdir()
+    outbox.parent.mkdir()
+    (work / "old").write_bytes(bytes(200_000))
+    before = blame.written_bytes(outbox, work)
+    assert not blame.filled_itself(outbox, work, before)
+    (work / "new").write_bytes(bytes(50_000))
+    assert not blame.filled_itself(outbox, work, before), "without it there would be too little room all the same"
+    (work / "more").write_bytes(bytes(20_000))
+    assert blame.filled_itself(outbox, work, before)
+
+
+def test_empty_files_count_and_counting_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, outbox = tmp_path / "work", tmp_path / "outbox" / "outbox.db"
+    work.mkdir()
+    for number in range(10):
+        (work / str(number)).touch()
+    assert blame.written_bytes(outbox, work) == 10 * 4096
+    monkeypatch.setattr(blame, "_MOST_FILES", 3)
+    assert blame.written_bytes(outbox, work) == 3 * 4096

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from marram.edge import deploy
 from marram.edge.deploy import AppRecord
 from marram.schema.device import TRANSITIONS, AppState, DesiredApp
+from marram.schema.journal import What
 from marram.schema.model import Manifest
 
 
@@ -146,6 +147,75 @@ def test_what_finished_stays_finished_until_another_is_proven() -> None:
     for state in WAY:
         trying = deploy.move(trying, state)
     assert trying.runs == version(2) and not trying.finished
+
+
+def test_a_version_begins_with_nothing_of_the_one_before() -> None:
+    record = deploy.retarget(committed(1), version(2))
+    for state in WAY:
+        record = deploy.move(record, state)
+    record = deploy.breached(deploy.launched(record), 5)
+    trying = deploy.tried(deploy.begun(deploy.retarget(record, version(3)), 100))
+    assert (trying.falls, trying.breaches) == (1, 1), "what is proven runs meanwhile, and its falls are its own"
+    other = deploy.retarget(trying, version(4))
+    assert (other.tries, other.held_bytes) == (0, None)
+    for state in WAY:
+        trying = deploy.move(trying, state)
+    assert (trying.falls, trying.breaches, trying.tries) == (0, 0, 0)
+    fallen = deploy.fell_back(deploy.breached(deploy.launched(trying), 5), "it fell")
+    assert (fallen.falls, fallen.breaches) == (0, 0)
+
+
+def test_another_document_of_the_same_version_is_tried_and_is_nothing_to_go_back_to() -> None:
+    record = committed(2)
+    other = version(2).model_copy(update={"secrets": ["pin"]})
+    record = deploy.retarget(record, other)
+    assert record.state is AppState.PENDING and record.runs == version(2)
+    for state in WAY:
+        record = deploy.move(record, state)
+    assert record.runs == other and record.previous is None
+    # Given up, it takes what runs not along; and what is known to be given up is told once.
+    failed = deploy.move(deploy.retarget(record, version(2)), AppState.ROLLED_BACK, "no")
+    assert failed.runs == other and failed.refusal(2) is None
+    given_up = refused(2)
+    assert deploy.retarget(given_up, other).serial == given_up.serial
+
+
+def test_what_is_removed_leaves_nothing_to_go_back_to() -> None:
+    record = deploy.retarget(deploy.finished(committed(1)), version(2))
+    for state in WAY:
+        record = deploy.move(record, state)
+    gone = deploy.move(deploy.finished(record), AppState.REMOVED)
+    assert gone.kept == [] and gone.previous is None and gone.runs is None
+    again = deploy.retarget(gone, version(3))
+    assert not again.finished and not again.previous_finished
+
+
+def test_hangs_and_breaches_in_a_row_give_a_proven_version_up() -> None:
+    record = deploy.retarget(committed(1), version(2))
+    for state in WAY:
+        record = deploy.move(record, state)
+    for _ in range(deploy.MAX_BREACHES):
+        assert not record.failing
+        record = deploy.breached(record, 5)
+    assert record.failing
+
+
+def test_a_line_is_told_at_the_time_it_was_written() -> None:
+    record = deploy.stamped(deploy.retarget(None, version(1)), 10.0)
+    record = deploy.stamped(deploy.move(record, AppState.FETCHED), 20.0)
+    assert [entry.time_s for entry in record.journal] == [10.0, 20.0]
+
+
+def test_what_is_remembered_is_bounded_and_the_oldest_is_forgotten() -> None:
+    record = committed(1)
+    for number in range(2, deploy.MOST_REFUSED + 4):
+        record = deploy.move(deploy.retarget(record, version(number)), AppState.ROLLED_BACK, "no")
+    last = deploy.MOST_REFUSED + 3
+    assert [each.version for each in record.refused] == list(range(last - deploy.MOST_REFUSED + 1, last + 1))
+    for _ in range(deploy.MOST_UNTOLD):
+        record = deploy.wrote(record, What.RESTART, 1)
+    record = deploy.wrote(record, What.RESTART, 1)
+    assert len(record.journal) == deploy.MOST_UNTOLD and record.journal[-1].serial == record.serial
 
 
 def test_tries_are_bounded() -> None:

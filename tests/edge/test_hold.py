@@ -64,8 +64,22 @@ def test_over_a_reboot_by_the_wall_clock(folder: Folder, monkeypatch: pytest.Mon
     hold.hold(folder, 100, "")
     boot = "two"
     assert Holding(folder).words() == "held until 2027-01-15 08:01 UTC"
-    wall_s += 100
+    wall_s -= 1e9
+    held = hold.read(folder)
+    assert held is not None and held.left_s() == 100, "a clock that goes back makes no hold longer"
+    wall_s += 1e9 + 100
     assert Holding(folder).words() is None
+
+
+def test_a_hold_in_the_place_of_another_is_seen_whatever_its_size(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1000.0)
+    monkeypatch.setattr(hold, "_uptime_s", lambda: 5.0)
+    holding = Holding(folder)
+    for reason in ("line 4 runs", "line 5 runs"):
+        hold.hold(folder, None, reason)
+        assert holding.words() == f"held until it is released: {reason}"
 
 
 def test_a_damaged_hold_is_none(folder: Folder) -> None:

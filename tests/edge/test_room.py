@@ -37,6 +37,12 @@ def test_what_is_kept_free_for_the_outbox_is_not_fetched_into(tmp_path: Path, mo
         bundles.room.take([model])
     bundles.partial(model).write_bytes(b"x")  # what is here of it already needs no more room
     bundles.room.take([model])
+    # Nothing to fetch is nothing that a full disk could stop.
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    bundles.room.take([model])
+    here = file("cd", 1)
+    bundles.partial(here).write_bytes(b"x")
+    bundles.room.take([here])
 
 
 @pytest.mark.parametrize("allocate", [fallocate, cannot], ids=["beyond its end", "in a file beside it"])
@@ -69,13 +75,14 @@ def test_two_that_do_not_fit_together_are_not_both_taken(small_disk: Path) -> No
         Room(small_disk, 100_000).take([first])
 
 
-def test_a_disk_that_fills_while_it_is_taken_keeps_nothing_of_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("full", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_disk_that_fills_while_it_is_taken_keeps_nothing_of_it(tmp_path: Path, full: int) -> None:
     calls = []
 
     def second_fails(descriptor: int, offset: int, length: int) -> None:
         calls.append(length)
         if len(calls) == 2:
-            raise OSError(errno.ENOSPC, "full")
+            raise OSError(full, "full")
         fallocate(descriptor, offset, length)
 
     room = Room(tmp_path, 0, allocate=second_fails)

@@ -334,6 +334,27 @@ def test_neighbours_stay_and_links_are_passed_over(tmp_path: Path) -> None:
     assert not {"way", "closed", "link"} & _seen(rules)
 
 
+def test_a_rule_for_a_link_opens_nothing_behind_it(tmp_path: Path) -> None:
+    """Who may write where a rule points could otherwise lead it to what is closed."""
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "closed" / "file").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "closed")
+    code = f"""
+closed = landlock.everything_but({{{str(tmp_path / "closed")!r}: 0}})
+landlock.restrict([*closed, ({str(tmp_path / "link")!r}, landlock.READ)])
+try:
+    open("closed/file")
+except PermissionError:
+    print("refused")
+"""
+    ended = _at(landlock.abi(), code, tmp_path)
+    assert (ended.stdout, ended.stderr) == ("refused\n", "")
+
+
+def test_signals_and_abstract_sockets_are_kept_in_since_version_6() -> None:
+    assert [landlock.scopes(version) for version in (5, 6, 7)] == [False, True, True]
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else: no limit on tasks holds for root")
 def test_a_fork_bomb_comes_to_its_end(tmp_path: Path) -> None:
     site = Site(tmp_path / "device")

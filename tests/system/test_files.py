@@ -41,6 +41,15 @@ def test_a_write_that_fails_leaves_the_old_content_and_nothing_else(
     assert list(tmp_path.iterdir()) == [place]
 
 
+def test_a_system_that_writes_less_than_asked_for_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, content: whole(descriptor, bytes(content)[:3]))
+    files.write(tmp_path / "record", b"0123456789")
+    assert (tmp_path / "record").read_bytes() == b"0123456789"
+
+
 def test_a_reader_never_sees_a_mixture(tmp_path: Path) -> None:
     """The writer is killed in the middle of its work, again and again: what lies there is one of what it wrote."""
     place = tmp_path / "record"
@@ -63,6 +72,7 @@ def test_a_reader_never_sees_a_mixture(tmp_path: Path) -> None:
 
 def test_one_process_holds_a_file_and_is_named_to_the_others(tmp_path: Path) -> None:
     place = tmp_path / "lock"
+    place.write_text("12345678901\n")  # a longer number than any, of a holder that is gone
     code = (
         "import sys, pathlib; from marram.system.files import hold\n"
         "hold(pathlib.Path(sys.argv[1]), ValueError); print('held', flush=True); sys.stdin.read()\n"
@@ -72,8 +82,10 @@ def test_one_process_holds_a_file_and_is_named_to_the_others(tmp_path: Path) -> 
     ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
+        open_files = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - names alone
         with pytest.raises(Conflict, match=f"process {holder.pid} has it"):
             files.hold(place, lambda pid: Conflict(f"process {pid} has it"))
+        assert len(os.listdir("/proc/self/fd")) == open_files  # noqa: PTH208 - names alone
         holder.kill()
     os.close(files.hold(place, Conflict))  # what its holder's death left behind holds nobody up
     with pytest.raises(FileNotFoundError):

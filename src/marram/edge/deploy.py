@@ -202,7 +202,7 @@ def begun(record: AppRecord, held_bytes: int) -> AppRecord:
 
 def tried(record: AppRecord) -> AppRecord:
     """The record with one more start counted; save it before starting."""
-    return _with(record, tries=record.tries + 1, ran=record.tries > 0 or record.ran)
+    return _with(record, tries=record.tries + 1)
 
 
 def untried(record: AppRecord) -> AppRecord:
