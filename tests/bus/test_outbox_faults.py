@@ -161,6 +161,36 @@ def test_a_corrupt_file_is_moved_aside_and_told(tmp_path: Path, how: str, caplog
     outbox.close()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "DROP TABLE events",
+        "DROP TABLE meta",
+        "DROP TABLE once",
+        "DROP TABLE totals",
+        "ALTER TABLE events RENAME COLUMN record TO other",
+        "DROP TABLE events; CREATE VIEW events AS SELECT 1 AS sequence, 1 AS worth, 1 AS bytes, x'00' AS record",
+        "CREATE TRIGGER no BEFORE INSERT ON events BEGIN SELECT RAISE(ABORT, 'never again'); END",
+        "UPDATE meta SET value = 'x' WHERE key = 'stream'",
+    ],
+)
+def test_tables_that_an_app_has_changed_are_as_good_as_a_corrupt_file(tmp_path: Path, change: str) -> None:
+    """It may write beside the agent; what it spoils must not keep all others from being heard."""
+    path = tmp_path / "outbox.db"
+    agent, worker = Outbox(path), Outbox(path)
+    worker.append([event(n) for n in range(5)])
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.executescript(change)
+    for outbox in (agent, worker):
+        outbox.append([event(6)])
+        outbox.close()
+    agent = Outbox(path)
+    agent.append([event(7)])
+    agent.append_once("journal", [(1, event(8))])
+    assert numbers_of_results(agent)[-2:] == [7, 8] and 8 <= len(agent.stream) <= 64
+    agent.close()
+
+
 def test_a_file_that_spoils_while_it_is_open_is_replaced_for_everybody(tmp_path: Path) -> None:
     path = tmp_path / "outbox.db"
     agent, worker = Outbox(path), Outbox(path)

@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 from marram.bus import progress as marks
 from marram.bus import totals
 from marram.bus.codec import decode_event, encode_event, pack_encoded
+from marram.bus.damage import is_damaged
 from marram.bus.progress import Progress
 from marram.bus.totals import NUMBERS
 from marram.schema.errors import Conflict, Invalid, MarramError, Permanent, Refused, Retryable
@@ -339,7 +340,7 @@ class Outbox:
             try:
                 return self._transaction(work)
             except sqlite3.DatabaseError as error:
-                if not _is_corrupt(error):
+                if not is_damaged(error):
                     raise self._fault(error) from error
                 self._set_aside(error)
             try:
@@ -354,7 +355,7 @@ class Outbox:
                 try:
                     return work(self._database)
                 except sqlite3.DatabaseError as error:
-                    if not _is_corrupt(error):
+                    if not is_damaged(error):
                         raise self._fault(error) from error
         return self._guarded(work)
 
@@ -418,6 +419,8 @@ class Outbox:
             database.executemany("INSERT OR IGNORE INTO totals (worth) VALUES (?)", [(n,) for n in NUMBERS.values()])
             about = dict(database.execute("SELECT key, value FROM meta"))
             database.execute("COMMIT")
+            if not 8 <= len(about["stream"]) <= 64:
+                raise sqlite3.DatabaseError("malformed: its stream has no name of ours")
             if about["format"] != "1":
                 raise Conflict(f"of format {about['format']}: a newer Marram made it", where=str(self.path))
         except BaseException:
@@ -491,10 +494,3 @@ def encode(event: Event) -> bytes:
 def _last_sequence(database: sqlite3.Connection) -> int:
     row = database.execute("SELECT seq FROM sqlite_sequence WHERE name = 'events'").fetchone()
     return int(row[0]) if row else 0
-
-
-def _is_corrupt(error: sqlite3.DatabaseError) -> bool:
-    code = getattr(error, "sqlite_errorcode", None)
-    if code is None:
-        return "malformed" in str(error)
-    return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
