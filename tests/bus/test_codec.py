@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from marram.bus import codec
+from marram.bus.packing import MAX_MESSAGE_BYTES
 from marram.schema.device import Reported
 from marram.schema.errors import Invalid
 from marram.schema.event import Event, EventKind, Recorded
@@ -61,6 +62,22 @@ def test_garbage_is_invalid_and_nothing_else(garbage: bytes) -> None:
     ):  # fmt: skip
         with pytest.raises(Invalid):
             decode(garbage)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        msgpack.packb(msgpack.ExtType(5, b"x")),
+        msgpack.packb([msgpack.ExtType(5, b"x")]),
+        msgpack.packb({1: 2}),
+        b"\x91" * 5000,
+        codec.pack(b"x" * (2 * MAX_MESSAGE_BYTES)),
+    ],
+    ids=["extension", "extension inside", "key that is no text", "deep", "large"],
+)
+def test_what_is_no_message_of_ours_is_not_unpacked(message: bytes) -> None:
+    with pytest.raises(Invalid, match="not a message of ours"):
+        codec.unpack(message)
 
 
 @patient

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ import pytest
 from marram.bus.callout import Caller
 from marram.bus.connections import Connection, Connections
 from marram.cloud.eviction import Evictions
+from marram.schema.device import DeviceInfo
 from marram.schema.errors import Retryable
 from marram.store import Store, open_store
 
@@ -21,19 +22,29 @@ class Broker(Connections):
         self.present: list[Connection] = []
         self.asked: Callable[[], None] = lambda: None
         self.questions = 0
+        self.silent: set[str] = set()
+        self.ended: list[str] = []
+
+    async def all(self) -> list[Connection]:
+        return self.present
 
     async def of(self, user: str) -> list[Connection]:
+        def said(each: Connection) -> int:
+            return 0 if each.name in self.silent else self.questions
+
         self.questions += 1
         answer = [
-            Connection(each.user, each.name, each.address, each.server, each.id, each.since, self.questions)
+            Connection(each.user, each.name, each.address, each.server, each.id, each.since, said(each))
             for each in self.present
             if each.user == user
         ]
         self.asked()
         return answer
 
-    async def cut(self, connections: object) -> int:
-        return 0
+    async def cut(self, connections: Iterable[Connection]) -> int:
+        names = [each.name for each in connections]
+        self.ended += names
+        return len(names)
 
     def add(self, name: str) -> None:
         number = len(self.present)
@@ -112,3 +123,63 @@ async def test_who_is_there_once_is_soon_asked_after_no_more(evictions: Eviction
     for _ in range(5):
         await evictions.look()
     assert broker.questions == 2
+
+
+async def test_of_two_that_speak_the_first_stays_and_it_is_written_down(
+    evictions: Evictions, broker: Broker, barred: list[str], store: Store
+) -> None:
+    for name in ("first", "copy"):
+        let_in(evictions, broker, name)
+    await evictions.look()
+    assert broker.ended == [], "who speaks is known from the second look on"
+    await evictions.look()
+    assert (broker.ended, barred) == (["copy"], ["copy"])
+    assert [(row.action, row.target) for row in store.audit.list()] == [("device.cloned", "pi")]
+
+
+async def test_an_end_that_says_nothing_gives_way_and_is_no_double(
+    evictions: Evictions, broker: Broker, barred: list[str]
+) -> None:
+    for name in ("dead", "alive"):
+        let_in(evictions, broker, name)
+    broker.silent = {"dead"}
+    await evictions.look()
+    await evictions.look()
+    assert (broker.ended, barred) == (["dead"], [])
+
+
+async def test_where_nobody_speaks_nobody_is_cut(evictions: Evictions, broker: Broker, barred: list[str]) -> None:
+    for name in ("one", "two"):
+        let_in(evictions, broker, name)
+    broker.silent = {"one", "two"}
+    for _ in range(3):
+        await evictions.look()
+    assert (broker.ended, barred) == ([], [])
+
+
+async def test_older_connections_of_one_process_are_cut(
+    evictions: Evictions, broker: Broker, barred: list[str]
+) -> None:
+    for _ in range(2):
+        let_in(evictions, broker, "same")
+    await evictions.look()
+    assert (broker.ended, barred) == (["same"], [])
+
+
+async def test_who_is_not_in_the_store_is_cut_and_the_clouds_own_are_not(
+    evictions: Evictions, broker: Broker, store: Store
+) -> None:
+    for user in ("pi", "gone", "never", "CONTROL", "CALLOUT"):
+        broker.present.append(Connection(user, f"process of {user}", "10.0.0.1", "server", 1, "", 0))
+    for device in ("pi", "gone"):
+        store.devices.add(device, {}, DeviceInfo())
+    store.devices.revoke("gone")
+    await evictions.sweep()
+    assert sorted(broker.ended) == ["process of gone", "process of never"]
+
+
+async def test_a_first_use_ends_the_others_and_not_itself(evictions: Evictions, broker: Broker) -> None:
+    for name in ("old", "new"):
+        broker.add(name)
+    await evictions._superseded(Caller((), "pi", "new", "10.0.0.1", "server", 1))
+    assert broker.ended == ["old"]

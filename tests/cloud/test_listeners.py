@@ -7,17 +7,20 @@ import ssl
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
 from fastapi import FastAPI, Request
 
+from marram.cloud import listeners as listeners_module
+from marram.cloud import loops
 from marram.cloud import threshold as thresholds
 from marram.cloud.listeners import Listeners, names_of
 from marram.cloud.threshold import replace_identity, server_context
 from marram.schema.errors import Conflict
 from marram.trust import identity
-from marram.trust.authority import Authority
+from marram.trust.authority import SERVER_LIFE_S, Authority
 from marram.trust.keys import Keys
 
 
@@ -158,6 +161,29 @@ async def test_a_renewed_server_certificate_is_shown_from_the_next_handshake_on(
         replace_identity(context, world.folder, world.authority.server_certificate(["two"], time.time()))
         assert await shown() != before
     assert not list(world.folder.glob("identity-*")), "its key is on the disk in passing only"
+
+
+async def test_the_listeners_certificate_is_renewed_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listeners_module, "DUE_LOOK_S", 0.01)
+    world = World(tmp_path)
+    await world.open()
+
+    async def shown() -> bytes:
+        _, writer = await asyncio.open_connection("127.0.0.1", world.port, ssl=world.context())
+        secured: ssl.SSLObject = writer.get_extra_info("ssl_object")
+        writer.close()
+        return secured.getpeercert(True) or b""
+
+    try:
+        before = await shown()
+        later = SimpleNamespace(time=lambda: time.time() + 0.6 * SERVER_LIFE_S, monotonic=time.monotonic)
+        monkeypatch.setattr(loops, "time", later)
+        async with asyncio.timeout(60):
+            while await shown() == before:
+                await asyncio.sleep(0.02)
+    finally:
+        monkeypatch.undo()
+        await world.listeners.stop()
 
 
 async def test_a_taken_port_names_its_option(world: World) -> None:
