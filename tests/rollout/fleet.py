@@ -40,7 +40,8 @@ def version_of(desired: Desired) -> int | None:
 
 @dataclass
 class SimDevice:
-    """One device. `fate`: what becomes of a version here: good, crash (rolls back), silent, late_crash, slow, hot."""
+    """One device. `fate`: what becomes of a version here: good, crash (rolls back), silent, late_crash, slow, hot,
+    full (waits for room)."""
 
     name: str
     labels: dict[str, str] = field(default_factory=dict)
@@ -81,7 +82,9 @@ class SimDevice:
             else:
                 self.state, self.reason = AppState.PENDING, ""
         self.age += 1
-        if self.state is AppState.PENDING and self.held is None and self.age >= self.takes:
+        if self.state is AppState.PENDING and self._fate() == "full":
+            self.reason = "the disk is too full: 20 MB to fetch, 5 MB free"
+        elif self.state is AppState.PENDING and self.held is None and self.age >= self.takes:
             self._end()
         elif self.state is AppState.COMMITTED and self._fate() == "late_crash" and self.age == self.takes + 2:
             self.restarts += 1
@@ -158,8 +161,11 @@ class Fleet:
                 if not device.online or device.gone:
                     continue
                 desired = told.get(device.name, Desired())
+                before = device.report(desired.version, self.now_s)
                 device.live(version_of(desired), desired.attempts.get(APP, 0))
-                if device.gone:
+                if device.gone:  # what it should run was the answer to a report, its last one
+                    said = before.model_dump_json()
+                    upsert(connection, reported, {"device": device.name, "seen_s": self.now_s, "document": said})
                     continue
                 said = device.report(desired.version, self.now_s).model_dump_json()
                 upsert(connection, reported, {"device": device.name, "seen_s": self.now_s, "document": said})

@@ -191,10 +191,45 @@ CASES: dict[str, tuple[Case, str, str, str]] = {
         "does not believe what it was sent (freeze: the timestamp expired 3 days ago)",
         "marram device show pi",
     ),
+    "untrusted, since a person has to renew what is signed": (
+        Case(
+            said=PENDING | {"reason": "freeze: what the cloud signed as root expired 3 days ago (2026-01-02)"},
+            decided=second(mine=reached()),
+        ),
+        "untrusted",
+        "does not believe what it was sent (freeze: what the cloud signed as root expired 3 days ago",
+        "marram cloud root renew",
+    ),
+    "halted after it was reached": (
+        Case(
+            decided=second(RolloutState.HALTED, mine=reached("committed"), reason="p95 212 ms > 150 ms"),
+            said={"version": 2, "state": "committed", "running": 2},
+        ),
+        "halted",
+        "pi runs gate 2, and rollout 2, which brought it, was halted in stage 2 of 3 (10%: 5 of 48 devices): p95",
+        "marram rollout promote 2",
+    ),
+    "a reason with a full stop": (
+        Case(said=ROLLED_BACK | {"reason": "no such file: t.csv."}, decided=second(mine=reached()), journal=TRIED),
+        "device_rolled_back",
+        "2 was tried here and rolled back: no such file: t.csv.",
+        "marram rollout retry 2 pi",
+    ),
     "its own gate": (
         Case(said=ROLLED_BACK | {"reason": "p95 212 ms > 150 ms"}, decided=second(mine=reached()), journal=TRIED),
         "device_rolled_back",
         "pi runs gate 1, not 2: 2 was tried here and rolled back: p95 212 ms > 150 ms.",
+        "marram rollout retry 2 pi",
+    ),
+    "its own gate, and offline since": (
+        Case(
+            said=ROLLED_BACK | {"reason": "it crashed"},
+            decided=[DONE, (rollout(2, 2, RolloutState.COMPLETED), reached("failed"))],
+            journal=TRIED,
+            device=OFFLINE,
+        ),
+        "device_rolled_back",
+        "2 was tried here and rolled back: it crashed.",
         "marram rollout retry 2 pi",
     ),
     "its own gate, and the rollout with it": (
@@ -299,6 +334,82 @@ CASES: dict[str, tuple[Case, str, str, str]] = {
         "which is committed there but does not run: its source came to its end.",
         "marram device show pi",
     ),
+    "revoked, and taken off": (
+        Case(
+            device=OFFLINE | {"revoked_s": NOW_S - 10},
+            decided=[DONE, (DeploymentRow(2, "gate", None, {}, NOW_S), None)],
+        ),
+        "revoked",
+        "pi runs gate 1: the device is revoked and hears nothing any more.",
+        "",
+    ),
+    "in its window": (
+        Case(decided=second(plan=Plan.model_validate({"window": {"hours": "07:00-09:00"}}))),
+        "stage",
+        "it is in stage 2 of 3",
+        "marram rollout show 2",
+    ),
+    "given up before it was reached, though after it was deployed": (
+        Case(
+            said=ROLLED_BACK,
+            decided=second(mine=reached()),
+            journal=[noted(1, What.MOVED, NOW_S - 500, version=2, to=AppState.ROLLED_BACK)],
+        ),
+        "blocked",
+        "2 was given up here before this deployment.",
+        "marram rollout retry 2 pi",
+    ),
+    "rolled back before it came here, although it was considered": (
+        Case(decided=second(RolloutState.ROLLED_BACK, reached("waiting", reached_s=None), reason="failed 1 of 1: po")),
+        "rollout_rolled_back",
+        "rollout 2 was rolled back before it came here, in stage 2: failed 1 of 1: po.",
+        "marram rollout show 2",
+    ),
+    "rolled back, and the device has not heard of it": (
+        Case(
+            said={"version": 2, "state": "committed", "running": 2},
+            decided=second(RolloutState.ROLLED_BACK, reached("committed"), reason="failed 1 of 2: po"),
+        ),
+        "told",
+        "it was told just now, and has not begun.",
+        "",
+    ),
+    "held, and runs what it should": (
+        Case(decided=[DONE], reported={"held": "held until noon"}),
+        "as_it_should",
+        "pi runs gate 1, as rollout 1 says.",
+        "",
+    ),
+    "runs it, though it was last told another": (
+        Case(said=PENDING, decided=[DONE]),
+        "as_it_should",
+        "pi runs gate 1, as rollout 1 says.",
+        "",
+    ),
+    "the version before it still holds for others": (
+        Case(said={"version": 2, "state": "committed", "running": 2}, decided=second(mine=reached("committed"))),
+        "as_it_should",
+        "pi runs gate 2, as rollout 2 says.",
+        "",
+    ),
+    "another deployment is for others": (
+        Case(
+            said={"version": 2, "state": "committed", "running": 2},
+            decided=[
+                (rollout(1, 1, RolloutState.COMPLETED, {"site": "y"}), None),
+                (rollout(2, 2, RolloutState.COMPLETED, {"site": "x"}), None),
+            ],
+        ),
+        "as_it_should",
+        "pi runs gate 2, as rollout 2 says.",
+        "",
+    ),
+    "a newer one was superseded before it came here": (
+        Case(decided=[DONE, (rollout(2, 2, RolloutState.SUPERSEDED, {"site": "x"}), None)]),
+        "as_it_should",
+        "pi runs gate 1, as rollout 1 says.",
+        "",
+    ),
 }
 
 
@@ -392,3 +503,57 @@ def test_an_entry_that_came_twice_is_told_once_and_a_new_outbox_goes_on_after_th
 def test_what_is_wrong_with_the_device_itself_comes_first(device: dict[str, Any], words: str) -> None:
     said, next = about_device(Case(device=device).evidence().device, NOW_S)
     assert words in said and bool(said) == bool(words) == bool(next)
+
+
+def story(*journal: Noted, **more: Any) -> list[str]:
+    return [line.text for line in why(replace(Case(), journal=list(journal), **more).evidence()).lines]
+
+
+def moved(sequence: int, to: AppState, version: int = 2, after_s: float = 0.0, **told: Any) -> Noted:
+    return noted(sequence, What.MOVED, NOW_S - 10, version=version, to=to, time_s=NOW_S - 100 + after_s, **told)
+
+
+def test_steps_of_one_version_stand_on_one_line_and_what_is_news_on_its_own() -> None:
+    assert story(
+        moved(1, AppState.PENDING),
+        moved(2, AppState.FETCHED),
+        moved(3, AppState.FETCHED, 3),
+        moved(4, AppState.PENDING, 3),
+    ) == ["told to run 2, fetched", "fetched", "told to run 3"]
+    assert story(moved(1, AppState.PROVISIONAL), moved(2, AppState.ROLLED_BACK, reason="it fell")) == [
+        "started on trial",
+        "2 rolled back: it fell",
+    ]
+    assert story(moved(1, AppState.FETCHED), moved(2, AppState.VERIFIED, after_s=11)) == ["fetched", "verified"]
+    again = moved(1, AppState.COMMITTED, 1, **{"from": AppState.PENDING})
+    first = moved(1, AppState.COMMITTED, 1, **{"from": AppState.PROVISIONAL})
+    assert (story(again), story(first)) == (["back on 1"], ["committed"])
+
+
+def test_what_is_no_news_has_no_line() -> None:
+    assert story(noted(1, What.GATE, NOW_S, version=2, evidence={"passed": True}, reason="frames 30")) == []
+    # A rollout that ended before it came here is no part of this device's story.
+    nothing = reached("waiting", reached_s=None)
+    assert story(decided=second(RolloutState.ROLLED_BACK, nothing, reason="po", ended_s=NOW_S - 5)) == []
+    # What the device says itself is not told again as what the rollout makes of it.
+    own = reached("failed", reason="it fell", ended_s=NOW_S - 5)
+    silent = reached("silent", reason="said nothing", ended_s=NOW_S - 5)
+    fell = moved(1, AppState.ROLLED_BACK, reason="it fell")
+    assert story(fell, decided=second(mine=own)) == ["2 rolled back: it fell", "rollout 2, stage 2, reached it: gate 2"]
+    assert story(decided=second(mine=silent))[-1] == "rollout 2 counts it as silent: said nothing"
+
+
+def test_of_a_long_story_the_end_is_told() -> None:
+    journal = [moved(number, AppState.ROLLED_BACK, number, number) for number in range(1, 31)]
+    assert story(*journal) == [f"{number} rolled back" for number in range(11, 31)]
+
+
+def test_a_clock_that_was_set_back_leaves_the_order_of_the_lines() -> None:
+    journal = [
+        noted(1, What.MOVED, NOW_S - 40, version=2, to=AppState.PENDING, time_s=NOW_S - 45),
+        noted(2, What.MOVED, NOW_S - 30, version=2, to=AppState.FETCHED, time_s=NOW_S - 3600),
+    ]
+    assert [time_s for time_s, _ in timed(journal, Case().evidence().device)] == [NOW_S - 45, NOW_S - 45]
+    # An outbox that was made anew, whatever it is called, goes on after the one before.
+    old, new = replace(journal[0], stream="z"), replace(journal[1], stream="a", sequence=1)
+    assert [entry.serial for _, entry in timed([new, old], Case().evidence().device)] == [1, 2]

@@ -5,8 +5,9 @@ of them, and two may run at once. Level-triggered: a step looks at all there is,
 must never reach more devices than the stage says, nor be held open by a device that says nothing.
 
 A device counts as reached once it is told to run the version. An offline or held one is not told yet: it does not stop
-anybody, and is reached when it comes. Whoever was reached and then says nothing for `silence_s`, or does not come to an
-end with the version, has failed.
+anybody, and is reached when it comes. Nor is one that went away before it could hear of it: what a device should run is
+the answer to its report, so of one that has not reported since, nothing is known against the version. Whoever heard of
+it and then says nothing for `silence_s`, or does not come to an end with the version, has failed.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ class _Look:
         late_s = rollout.stage_s + self.plan.silence_s
         self.awaited = [d for d in self.reached if (d.reached_s or 0.0) <= late_s]
         self.soak_end_s = self._soak_end_s()
-        self.soaked = bool(self.reached) and not self._coming() and now_s >= self.soak_end_s
+        self.soaked = not self._coming() and now_s >= self.soak_end_s
 
     # ------------------------------------------------------------ one device
 
@@ -139,11 +140,12 @@ class _Look:
         if device.outcome is DeviceOutcome.SILENT:
             return device
         if seen.held is not None and seen.state in (None, AppState.COMMITTED, AppState.ROLLED_BACK, AppState.REMOVED):
-            # A person at the device was quicker: it goes on as it was, and counts as not reached.
-            waiting = {"outcome": DeviceOutcome.WAITING, "stage": 0, "reached_s": None, "reason": seen.held}
-            return device.model_copy(update=waiting)
+            # A person at the device was quicker: it goes on as it was.
+            return _not_reached(device, seen.held)
         if seen.held is None and self.now_s - (device.reached_s or 0.0) > self.plan.silence_s:
-            return self._ended(device, DeviceOutcome.SILENT, self._stuck(device, seen))
+            if not seen.heard_after(device.reached_s):
+                return _not_reached(device, "went away before it could hear of it")
+            return self._ended(device, DeviceOutcome.SILENT, self._stuck(seen))
         return device
 
     def _committed(self, device: RolloutDevice, seen: Observation, speaks: bool) -> RolloutDevice:
@@ -170,13 +172,14 @@ class _Look:
     def _ended(self, device: RolloutDevice, outcome: DeviceOutcome, reason: str) -> RolloutDevice:
         return device.model_copy(update={"outcome": outcome, "ended_s": self.now_s, "reason": reason})
 
-    def _stuck(self, device: RolloutDevice, seen: Observation) -> str:
+    def _stuck(self, seen: Observation) -> str:
         limit = format_duration(self.plan.silence_s)
-        if not seen.heard_after(device.reached_s):
-            return f"said nothing since it was reached, for {limit}"
+        known = ""
         if seen.version == self.rollout.version and seen.state is not None:
-            return f"came to no end in {limit}: {seen.state.value}{f', {seen.reason}' if seen.reason else ''}"
-        return f"did not begin in {limit}"
+            known = f": {seen.state.value}{f', {seen.reason}' if seen.reason else ''}"
+        if not seen.online:
+            return f"heard of it, and said nothing more within {limit}{known}"
+        return f"came to no end in {limit}{known}" if known else f"did not begin in {limit}"
 
     # ------------------------------------------------------------ all of them
 
@@ -279,9 +282,19 @@ class _Look:
         stage = self.rollout.stage
         if stage >= len(self.plan.stages):
             row = replace(self.rollout, state=RolloutState.COMPLETED, verdict=verdict, ended_s=self.now_s)
+            self._ask_again()
             return Step(row, verdict, list(self.changes.values()), ["completed"])
         row = replace(self.rollout, stage=stage + 1, stage_s=self.now_s, verdict=verdict)
         return Step(row, verdict, list(self.changes.values()), [f"stage {stage} passed"])
+
+    def _ask_again(self) -> None:
+        """It holds for all from now on: whoever could not be reached and gave it up before tries it again, too."""
+        reached = {device.device for device in self.reached}
+        for name, each in self.seen.items():
+            known = self.known.get(name)
+            later = told(self.rollout, known, each, self.now_s)
+            if name not in reached and later.attempt > (known.attempt if known else 0):
+                self.changes[name] = _not_reached(later, known.reason if known else "")
 
 
 def told(rollout: RolloutRow, known: RolloutDevice | None, seen: Observation, now_s: float) -> RolloutDevice:
@@ -308,6 +321,12 @@ def told(rollout: RolloutRow, known: RolloutDevice | None, seen: Observation, no
         attempt=attempt,
         evidence={"before": before},
     )
+
+
+def _not_reached(device: RolloutDevice, reason: str) -> RolloutDevice:
+    """It goes on as it was, and is reached when it can be."""
+    waiting = {"outcome": DeviceOutcome.WAITING, "stage": 0, "reached_s": None, "reason": reason}
+    return device.model_copy(update=waiting)
 
 
 def _as_before(device: RolloutDevice, seen: Observation) -> Observation:

@@ -2,8 +2,9 @@
 
 A rollout is a deployment with a plan. It reaches the devices of one stage after another; each device it has reached
 should run the new version, every other one goes on with what held for it before. Between stages stand the gates, which
-compare the devices it reached with the rest. A device that says nothing for `silence_s` counts as failed: a silent one
-must never hold a rollout open. All of it is kept in the store, so whoever runs the controller may die at any point.
+compare the devices it reached with the rest. A device that heard of it and says nothing for `silence_s` counts as
+failed: a silent one must never hold a rollout open. All of it is kept in the store, so whoever runs the controller may
+die at any point.
 """
 
 from __future__ import annotations
@@ -82,8 +83,9 @@ class Gates(Strict):
 
     # Devices whose new version crashed, hung, outgrew its memory or was rolled back by themselves.
     failures: _Share | None = 0.0
-    # Devices that said nothing for the plan's `silence_s`.
-    silent: _Share | None = 0.0
+    # Devices that heard of it and said nothing for the plan's `silence_s`, or came to no end. Below a hundred devices
+    # one is too many; of a thousand some are always switched off while they are at work.
+    silent: _Share | None = 0.01
     # Frames that failed, over what the rest have.
     errors: _Share | None = 0.02
     # 95th percentile of the delay from capture to result: never above this …
