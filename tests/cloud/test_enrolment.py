@@ -161,6 +161,9 @@ def test_a_spent_token_tells_nobody_which_names_are_taken(store: Store, enrolmen
     spent = token(enrolment)
     enrolment.join(JoinAsk(token=spent, csr=csr(), name="pi-2"))
     assert threat_of(lambda: enrolment.join(JoinAsk(token=spent, csr=csr(), name="pi"))) is Threat.SPENT
+    stale = token(enrolment, ttl_s=60.0)
+    late_s = time.time() + 100
+    assert threat_of(lambda: enrolment.join(JoinAsk(token=stale, csr=csr(), name="pi"), late_s)) is Threat.STALE
     assert [row.target for row in store.audit.list() if row.action == "device.join"] == ["pi", "pi-2"]
 
 
@@ -204,6 +207,7 @@ def test_a_renewed_certificate_takes_the_old_ones_place(store: Store, pi: Pi) ->
     old.renew(NOW_S + 20 * DAY_S)
     store.certificates.use(issued.serial)
     pi.renew(NOW_S + 21 * DAY_S)
+    assert [(row.actor, row.action) for row in store.audit.list()][-1] == ("device:pi", "device.renew")
 
 
 def test_asked_again_for_the_same_key_it_answers_again(enrolment: Enrolment, store: Store, pi: Pi) -> None:

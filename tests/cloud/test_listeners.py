@@ -77,6 +77,11 @@ async def test_one_app_behind_both_and_no_header_says_who_asks(world: World) -> 
         assert (await client.get(world.listeners.url)).json()["scheme"] == "http"
 
 
+async def test_the_limit_of_connections_holds_for_both_together(world: World) -> None:
+    plain, secured = world.listeners._servers
+    assert plain.server_state is secured.server_state
+
+
 async def test_bodies_arrive_whole_also_with_the_end_of_the_handshake(world: World) -> None:
     """A client may send its request with its last handshake message: nothing of it is lost."""
     body = b"x" * 300_000

@@ -20,7 +20,7 @@ from marram.store import ModelRow, Store, open_store
 from marram.trust import signers
 from marram.trust.clock import Clock
 from marram.trust.keys import Keys
-from marram.trust.repository import DAY_S
+from marram.trust.repository import DAY_S, Repository
 from marram.trust.verifier import Verifier
 
 FILES = Manifest(files=[File(path="app.yaml", sha256="a" * 64, size_bytes=5)])
@@ -109,6 +109,13 @@ def test_what_would_expire_is_signed_anew(store: Store, keys: Keys) -> None:
     now_s += 0.6 * DAY_S
     signing.tend()
     assert signing.repository.expires_s()["timestamp"] > now_s + 0.9 * DAY_S
+
+
+def test_of_two_that_begin_at_once_one_does(signing: Signing, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = signing.root()
+    monkeypatch.setattr(Repository, "exists", False)  # as it was when both looked
+    signing.open()
+    assert signing.root() == root
 
 
 def test_a_key_that_comes_while_the_cloud_runs_is_used(signing: Signing, keys: Keys) -> None:

@@ -180,5 +180,7 @@ def test_one_device_s_certificates_are_nobody_elses(store: Store) -> None:
     enrol(store, "pj", "b")
     store.certificates.use("a", 51.0)
     store.devices.revoke("pi", 52.0)
+    store.devices.revoke("pi", 60.0)
+    assert store.certificates.of("pi")[0].revoked_s == 52.0, "since when it is no good stays known"
     assert check_standing(store.certificates.use("b", 53.0), 53.0).device == "pj"
     assert store.devices.admissible() == {"pj"}

@@ -27,6 +27,7 @@ def test_a_person_is_kept_changed_and_removed(store: Store) -> None:
         with pytest.raises(Missing, match='did you mean "ann"'):
             change()
     store.users.rehash("ann", "old", "wrong")
+    assert store.users.get("ann").password_hash == "hash", "it was changed meanwhile"
     store.users.rehash("ann", "hash", "new")
     assert store.users.get("ann").password_hash == "new"
     store.users.remove("ann")

@@ -218,6 +218,24 @@ def test_a_change_of_targets_keys_is_signed_by_the_new_ones(cloud: Publisher, ti
     assert cloud.repository.publish({APP: b"one"})
 
 
+@pytest.mark.parametrize("role", ["main", "snapshot", "timestamp"])
+def test_with_an_online_key_all_that_it_signed_is_signed_anew(cloud: Publisher, time: Time, role: str) -> None:
+    cloud.repository.publish({APP: b"one"})
+    old, new = cloud.online[role], signers.new_signer()
+    draft = draft_of(cloud)
+    draft.replace_key(role, old.public_key.keyid, new.public_key, time.now_s)
+    draft.sign([*cloud.root_keys, cloud.targets_key])
+    draft.check()
+    cloud.online[role] = new
+    cloud.repository.replace(draft.root, draft.targets)
+    documents = cloud.repository.documents()
+    for each, signer in cloud.online.items():
+        assert set(documents.of(each).signatures) == {signer.public_key.keyid}
+        delegator = documents.targets.signed if each == "main" else documents.root.signed
+        delegator.verify_delegate(each, documents.of(each).signed_bytes, documents.of(each).signatures)
+    assert cloud.repository.targets() == {APP}
+
+
 def test_what_was_signed_before_another_change_is_not_signed_any_more(cloud: Publisher, time: Time) -> None:
     draft = draft_of(cloud)
     draft.renew(("root", "targets"), time.now_s)

@@ -71,6 +71,15 @@ def test_damage_on_the_devices_disk_is_fetched_again(tmp_path: Path) -> None:
             assert path.read_bytes() != damage
 
 
+def test_what_somebody_else_left_in_the_folder_is_in_nobodys_way(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    scene.meet()
+    for name in ("odd.root.json", "²³.root.json", f"{'9' * 5000}.root.json"[-200:]):
+        (tmp_path / "trust" / "root_history" / name).write_bytes(b"{}")
+    scene.publish()
+    scene.device()
+
+
 def test_a_root_it_joined_with_that_is_damaged_says_so(tmp_path: Path) -> None:
     scene = Scene(tmp_path)
     with pytest.raises(Untrusted, match=r"joined with is damaged.*marram edge join") as caught:
