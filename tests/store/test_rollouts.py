@@ -65,15 +65,21 @@ def test_a_newer_one_ends_those_it_covers_and_no_other(store: Store) -> None:
 
 def test_what_holds_for_whom(store: Store) -> None:
     old = store.deployments.add("gate", 1, {})
+    # Whom a superseded one had reached goes on with it, until a newer one comes there.
+    over = store.rollouts.start("gate", 3, {}, Plan())
+    store.rollouts.save(over, replace(over, state=RolloutState.SUPERSEDED), [device("pi")])
+    given_up = store.rollouts.start("gate", 4, {"site": "x"}, Plan())
+    store.rollouts.save(given_up, replace(given_up, state=RolloutState.ABORTED), [device("pi")])
     running = store.rollouts.start("gate", 2, {}, Plan())
     store.rollouts.save(running, running, [device("pi"), device("po", DeviceOutcome.WAITING)])
     dead = store.rollouts.start("lamp", 1, {}, Plan())
     store.rollouts.save(dead, replace(dead, state=RolloutState.ROLLED_BACK), [device("pi")])
     done = store.rollouts.start("lamp", 2, {}, Plan(), state=RolloutState.COMPLETED)
     found = {each.deployment.id: each for each in store.rollouts.standings()}
-    assert list(found) == [done.id, running.id, old.id]
+    assert list(found) == [done.id, running.id, over.id, old.id]
     holds = {id: (each.holds_for("pi"), each.holds_for("po")) for id, each in found.items()}
-    assert holds == {done.id: (True, True), running.id: (True, False), old.id: (True, True)}
+    reached_one = (True, False)
+    assert holds == {done.id: (True, True), running.id: reached_one, over.id: reached_one, old.id: (True, True)}
 
 
 def test_attempts_are_the_most_that_anybody_asked_for(store: Store) -> None:

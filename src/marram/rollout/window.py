@@ -32,7 +32,7 @@ def is_open(window: Window | None, now_s: float) -> bool:
         inside = begin <= minute < end or end == minute == 23 * 60 + 59
     else:
         inside = minute >= begin or minute < end
-        if minute < end and minute < begin:
+        if minute < end:
             day = local - timedelta(days=1)
     return inside and (not window.days or _DAYS[day.weekday()] in window.days)
 
