@@ -133,6 +133,12 @@ def about_device(device: Device, now_s: float) -> tuple[str, str]:
 # ---------------------------------------------------------------- the causes, first that fits
 
 
+def _revoked(evidence: Evidence) -> _Answer | None:
+    if evidence.device.revoked_s is None:
+        return None
+    return _Answer("revoked", f"{_short(evidence)}: the device is revoked and hears nothing any more.")
+
+
 def _never_deployed(evidence: Evidence) -> _Answer | None:
     if evidence.newest is not None or evidence.held_by is not None:
         return None
@@ -152,12 +158,6 @@ def _removed(evidence: Evidence) -> _Answer | None:
     who = _selector(held.selector)
     gone = "" if evidence.runs is None else f"; {evidence.runs} still runs there until it hears of it"
     return _Answer("removed", f"{_runs(evidence)}: it was taken off {who}{gone}.", next="")
-
-
-def _revoked(evidence: Evidence) -> _Answer | None:
-    if evidence.device.revoked_s is None:
-        return None
-    return _Answer("revoked", f"{_short(evidence)}: the device is revoked and hears nothing any more.")
 
 
 def _not_reached(evidence: Evidence) -> _Answer | None:
@@ -351,9 +351,9 @@ def _as_it_should(evidence: Evidence) -> _Answer:
 
 
 _CAUSES: list[Callable[[Evidence], _Answer | None]] = [
+    _revoked,
     _never_deployed,
     _removed,
-    _revoked,
     _not_reached,
     _taken_back,
     _held_there,
