@@ -102,6 +102,8 @@ class Rig:
         self.health = ""
         # Raised whenever a device asks whether an app is signed.
         self.doubt: MarramError | None = None
+        # How often one asked.
+        self.asked = 0
         # Raised whenever a device starts a worker.
         self.unable: MarramError | None = None
 
@@ -135,6 +137,7 @@ class Rig:
             return Played(spec, self.scripts.get(spec.version, GOOD), alive)
 
         async def verify(app: DesiredApp) -> None:
+            self.asked += 1
             if self.doubt is not None:
                 raise self.doubt
 

@@ -4,7 +4,8 @@ import asyncio
 import hashlib
 import os
 import random
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,18 @@ async def test_files_come_whole(cloud: Cloud, bus: Bus, bundles: Bundles) -> Non
     assert sum(ask.length for ask in cloud.asked) == sum(map(len, files.values()))
 
 
+async def test_the_room_taken_shrinks_before_bytes_are_written(
+    cloud: Cloud, bus: Bus, bundles: Bundles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = cloud.manifest({"model": os.urandom(300_000)})
+    used: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        bundles.room, "use", lambda file, offset: used.append((offset, bundles.partial(file).stat().st_size))
+    )
+    await fetch(bus, bundles, manifest)
+    assert used[-1][0] == 300_000 and all(offset > here for offset, here in used)
+
+
 async def test_it_goes_on_where_a_cut_left_off(cloud: Cloud, bus: Bus, bundles: Bundles) -> None:
     body = os.urandom(300_000)
     manifest = cloud.manifest({"model": body})
@@ -91,7 +104,7 @@ async def test_a_partial_file_that_a_power_cut_spoiled_is_fetched_anew(
     manifest = cloud.manifest({"model": body})
     for spoiled in (bytes(50_000), body + b"more", bytes(100_000)):
         bundles.partial(manifest.files[0]).write_bytes(spoiled)
-        await fetch(bus, bundles, manifest)
+        assert await fetch(bus, bundles, manifest) == [""], "they are our own: nobody is suspected, nothing waited for"
         assert content(bundles, manifest) == {"model": body}
         bundles.sweep([])
 
@@ -167,6 +180,36 @@ async def test_two_apps_that_want_one_file_fetch_it_once(cloud: Cloud, bus: Bus,
     async with asyncio.timeout(LONG_S):
         await asyncio.gather(*(fetcher.fetch(manifest.files, lambda _: None) for _ in range(3)))
     assert sum(ask.length for ask in cloud.asked) == len(body)
+
+
+async def test_cancelled_while_room_is_taken_it_is_given_back(
+    bundles: Bundles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = File(path="model", sha256="ab" * 32, size_bytes=1_000_000)
+    loop, released = asyncio.get_running_loop(), asyncio.Event()
+    taking, goes_on = threading.Event(), threading.Event()
+    take, release = bundles.room.take, bundles.room.release
+
+    def slowly(files: Sequence[File]) -> None:
+        taking.set()
+        goes_on.wait(LONG_S)
+        take(files)
+
+    def gave_back(files: Sequence[File]) -> None:
+        release(files)
+        loop.call_soon_threadsafe(released.set)
+
+    monkeypatch.setattr(bundles.room, "take", slowly)
+    monkeypatch.setattr(bundles.room, "release", gave_back)
+    fetching = asyncio.create_task(Fetcher(None, bundles, DEVICE).fetch([file], print))  # type: ignore[arg-type]
+    await asyncio.to_thread(taking.wait, LONG_S)
+    fetching.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await fetching
+    goes_on.set()
+    async with asyncio.timeout(LONG_S):
+        await released.wait()
+    assert bundles.partial(file).stat().st_blocks == 0
 
 
 async def test_cancelled_at_once_it_leaves_what_came(cloud: Cloud, bus: Bus, bundles: Bundles) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from marram.edge.notify import Notifier
 from marram.edge.state import Credentials, Folder
 from marram.edge.unit import NAME, Unit
 from marram.schema.errors import Conflict, Missing, Permanent, Refused
+from marram.system import files
 
 needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
 # The most that `systemd-analyze security` may say (10: everything open); docs/devices.md has the figure.
@@ -99,6 +101,7 @@ def test_it_moves_the_device_and_has_systemd_keep_it(machine: Machine, tmp_path:
     assert place.stat().st_mode & 0o777 == 0o700
     assert f"--folder {place}\n" in machine.unit
     assert "User=nobody\nSupplementaryGroups=video gpio\n" in machine.unit
+    assert (tmp_path / "etc/systemd/system" / NAME).stat().st_mode & 0o777 == 0o644
     assert machine.calls.read_text().splitlines() == [
         "systemctl daemon-reload", f"systemctl enable --now {NAME}", f"systemctl restart {NAME}",
     ]  # fmt: skip
@@ -110,6 +113,58 @@ def test_it_moves_the_device_and_has_systemd_keep_it(machine: Machine, tmp_path:
     assert Folder(place).joined()
     with pytest.raises(Missing, match=r"no marram-edge\.service is installed here"):
         installing.uninstall(machine.host)
+
+
+def test_onto_another_file_system_it_is_whole_there_before_the_old_one_goes(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Power may fail at any moment of it: one of the two is the device, whole."""
+    place, source = tmp_path / "var/edge", machine.device.path
+    arriving = tmp_path / "var/.edge.arriving"
+    arriving.mkdir(parents=True)
+    (arriving / "stale").touch()  # of an earlier try
+    done: list[tuple[str, Path]] = []
+    rename, rmtree, sync = Path.rename, shutil.rmtree, files.sync
+
+    def renamed(self: Path, target: Path) -> Path:
+        if self == source:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        done.append(("rename", target))
+        return rename(self, target)
+
+    def removed(path: Path, **options: bool) -> None:
+        done.append(("remove", path))
+        rmtree(path, **options)
+
+    def synced(path: Path) -> None:
+        done.append(("sync", path))
+        sync(path)
+
+    monkeypatch.setattr(Path, "rename", renamed)
+    monkeypatch.setattr(shutil, "rmtree", removed)
+    monkeypatch.setattr(files, "sync", synced)
+    names = {each.relative_to(source) for each in source.rglob("*") if each.name not in ("agent.lock", "bundles")}
+    installing.install(machine.host, machine.device, place, "nobody")
+    arrived = done.index(("rename", place))
+    before = {path for what, path in done[:arrived] if what == "sync"}
+    assert {arriving, *(arriving / name for name in names)} <= before
+    assert done[arrived + 1 : arrived + 3] == [("sync", place.parent), ("remove", source)]
+    assert Folder(place).joined() and not source.exists() and not (place / "stale").exists()
+
+
+def test_what_a_link_leads_to_is_given_to_nobody(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An app may have left a link in its working folder, to what is not the device's."""
+    given: dict[str, bool] = {}
+
+    def chown(place: Path, user: int, group: int, *, follow_symlinks: bool) -> None:
+        given[place.name] = follow_symlinks
+
+    monkeypatch.setattr(os, "chown", chown)
+    (machine.device.path / "shadow").symlink_to("/etc/shadow")
+    installing.install(machine.host, machine.device, tmp_path / "edge", "nobody")
+    assert given["shadow"] is False and given["edge"] is False
 
 
 def test_it_makes_the_user(machine: Machine, tmp_path: Path) -> None:

@@ -13,12 +13,15 @@ from typing import Any
 import pytest
 from tests.edge.world import Cloud, Device, gone, ticking
 
+from marram.edge import deploy
 from marram.edge import keeper as module
 from marram.edge.deploy import MAX_TRIES, AppRecord
 from marram.edge.keeper import Keeper
 from marram.edge.state import Folder
 from marram.edge.supervisor import Exit, WorkerSpec
 from marram.schema.device import AppState, DesiredApp
+from marram.schema.errors import Retryable
+from marram.schema.journal import What
 from marram.schema.model import Manifest
 
 APP = DesiredApp(name="gate", version=3, files=Manifest(files=[]))
@@ -81,6 +84,45 @@ async def test_a_version_on_trial_is_counted_on_disk_before_each_start_and_given
     kept = folder.records()["gate"]
     assert kept.state is AppState.ROLLED_BACK
     assert kept.reason == f"it failed {MAX_TRIES} times in a row; last: killed by SIGKILL"
+
+
+async def test_a_start_of_a_proven_version_is_counted_on_disk_before_it_begins(folder: Folder) -> None:
+    """One that takes the whole device down, each time, gives way all the same."""
+    before = APP.model_copy(update={"version": 2})
+    keeper = keeper_of(AppRecord(target=APP, state=AppState.COMMITTED, committed=APP, previous=before), folder)
+    counted: list[int] = []
+
+    async def prepared(_: DesiredApp, *, proven: bool) -> None:
+        assert proven
+
+    async def started(_: object) -> None:
+        counted.append(folder.records()["gate"].falls)
+
+    keeper._prepared, keeper._started = prepared, started
+    for _ in range(2):
+        await keeper._again(APP)
+    assert counted == [1, 2]
+
+
+async def test_what_a_full_disk_refused_is_told_to_nobody_before_it_is_saved(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line that the cloud has and the disk has not would be another line after a cut."""
+    record = AppRecord(target=APP, state=AppState.COMMITTED, committed=APP, id="a")
+    keeper = keeper_of(record, folder)
+
+    def full(_: AppRecord) -> None:
+        raise Retryable("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "save_record", full)
+        keeper._keep(deploy.wrote(record, What.RESTART, 3))
+    assert keeper.lines() == []
+    keeper._bringing = keeper._keep_running = None  # nothing but saving
+    monkeypatch.setattr(keeper, "_start_steady", lambda: None)
+    await keeper._advance()
+    (line,) = keeper.lines()
+    assert folder.records()["gate"].journal == [line]
 
 
 async def test_even_a_frozen_worker_ends_with_its_agent(cloud: Cloud, device: Device) -> None:

@@ -18,6 +18,7 @@ from marram.edge import hold
 from marram.edge.bundles import Bundles
 from marram.edge.ground import Ground
 from marram.edge.journal import Journal
+from marram.edge.room import Room
 from marram.edge.state import Folder
 from marram.edge.supervisor import Cause, Exit
 from marram.lab import virtual
@@ -235,6 +236,23 @@ def test_a_hold_changes_nothing_but_what_fails_goes_back(tmp_path: Path, monkeyp
     told = [(e.what, e.reason) for e in rig.journal() if e.what in (What.HOLD, What.RELEASE)]
     assert [what for what, _ in told] == [What.HOLD, What.RELEASE, What.HOLD, What.RELEASE]
     assert "line 4 runs" in told[0][1] and told[3][1] == "its time was over"
+
+
+def test_a_hold_that_begins_while_a_version_is_brought_starts_nothing(tmp_path: Path) -> None:
+    async def work(rig: Rig) -> None:
+        await with_first(rig)
+        rig.doubt = NotReady("no connection to the broker")
+        rig.want(rig.app(2))
+        await rig.until(lambda app: app.reason == "no connection to the broker")
+        hold.hold(rig.folder("pi-1"), None, "line 4 runs")
+        rig.doubt = None
+        told = await rig.until(lambda app: "line 4 runs" in app.reason and app.state is AppState.FETCHED)
+        await asyncio.sleep(60)
+        assert told.running == 1 and 2 not in rig.starts["pi-1"]
+        hold.release(rig.folder("pi-1"))
+        await rig.until_state(COMMITTED, 2)
+
+    play(tmp_path, work)
 
 
 def test_five_agents_live_in_one_process(tmp_path: Path) -> None:
@@ -458,6 +476,39 @@ def test_a_trial_goes_on_after_a_reboot_without_a_link(tmp_path: Path, state: Ap
     play(tmp_path, work)
 
 
+def test_what_is_proven_starts_without_a_link_and_runs_while_a_trial_waits_for_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise Retryable("the disk is too full")
+
+    async def work(rig: Rig) -> None:
+        await with_first(rig)
+        await rig.stop()
+        rig.doubt = NotReady("no connection to the broker")
+        await rig.start()
+        await rig.until(lambda app: app.running == 1)
+        rig.doubt = None
+        rig.want(rig.app(2))
+        await rig.until_state(COMMITTED, 2)
+        await rig.stop()
+        # On trial when the device went down; and what it needs is gone since.
+        folder = rig.folder("pi-1")
+        record = folder.records()["gate"]
+        trying = {"state": AppState.PROVISIONAL, "committed": rig.app(1), "previous": None, "tries": 1}
+        folder.save_record(record.model_copy(update=trying))
+        (data,) = (file for file in rig.app(2).files.files if file not in rig.app(1).files.files)
+        (folder.path / "blobs" / data.sha256).unlink()
+        with monkeypatch.context() as patch:
+            patch.setattr(Room, "take", full)
+            await rig.start()
+            told = await rig.until(lambda app: app.running == 1)
+            assert told.state is AppState.PROVISIONAL and "too full" in told.reason
+        await rig.until_state(COMMITTED, 2)
+
+    play(tmp_path, work)
+
+
 def test_what_nobody_vouched_for_waits_after_a_reboot_too(tmp_path: Path) -> None:
     async def work(rig: Rig) -> None:
         rig.doubt = NotReady("no connection to the broker")
@@ -468,6 +519,20 @@ def test_what_nobody_vouched_for_waits_after_a_reboot_too(tmp_path: Path) -> Non
             assert rig.told().state is PENDING  # type: ignore[union-attr]
             await rig.stop()
         assert rig.fetched == 0 and "pi-1" not in rig.starts
+
+    play(tmp_path, work)
+
+
+def test_what_is_not_believed_is_asked_for_ever_more_rarely(tmp_path: Path) -> None:
+    """Each time may cost the link all of the metadata."""
+
+    async def work(rig: Rig) -> None:
+        rig.report_every_s = 60.0
+        rig.doubt = Untrusted("nobody signed it", threat=Threat.UNSIGNED)
+        rig.want(rig.app(1))
+        await rig.start()
+        await asyncio.sleep(6 * 3600)
+        assert 36 <= rig.asked < 60
 
     play(tmp_path, work)
 

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from marram.bus.codec import pack
+from marram.edge.renewing import Renewing
 from marram.edge.secrets import Secrets
 from marram.edge.state import Folder
 from marram.edge.trustee_inside import InsideTrustee
 from marram.edge.vault import Vault
+from marram.schema.api import RenewAsk, Renewed
 from marram.schema.errors import Invalid, NotReady, Retryable, Threat, Untrusted
 from marram.trust import identity, sealing
 from marram.trust.authority import Authority
@@ -69,7 +71,7 @@ def test_only_the_devices_key_opens_what_it_took(site: Site) -> None:
     assert vault.read(site.identity, ["A", "C"]) == {"A": "hush"}
     (file,) = (site.device.path / "secrets").iterdir()
     assert b"hush" not in file.read_bytes()
-    assert file.stat().st_mode & 0o777 == 0o600
+    assert file.stat().st_mode & 0o777 == 0o600 and file.parent.stat().st_mode & 0o777 == 0o700
     assert vault.read(site.made(), ["A"]) == {}
     with pytest.raises(Untrusted) as fault:
         vault.take(site.made(), "pi", site.sealed(A=(9, "x")))
@@ -94,6 +96,17 @@ def test_a_renewal_loses_none_wherever_it_is_cut(site: Site, cut: str) -> None:
     vault.tidy(own)
     assert len(list((site.device.path / "secrets").iterdir())) == 1
     assert vault.read(own, ["A"]) == {"A": "hush"}
+
+
+def test_a_renewal_carries_them_before_the_new_key_is_the_devices(site: Site) -> None:
+    """After it, a cut between the two would leave a key that opens nothing."""
+    own, seen = site.device.identity, list[bytes]()
+    own.authority.write_bytes(site.authority.certificate_pem)
+    renewing = Renewing(own, lambda old, new: seen.append(own.own.read_bytes()))
+    csr = RenewAsk.model_validate_json(renewing.request()).csr
+    issued = site.authority.device_certificate(csr.encode(), "pi", NOW_S)
+    renewing.accept(Renewed(certificate=issued.pem.decode()).model_dump_json().encode())
+    assert seen == [site.identity] and own.own.read_bytes() != site.identity
 
 
 def test_one_that_was_damaged_is_as_good_as_none(site: Site) -> None:

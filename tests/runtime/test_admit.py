@@ -9,6 +9,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from marram.lab.attacks import models as attacks
 from marram.lab.attacks.models import MODEL_ATTACKS, ModelAttack
 from marram.runtime import probe
-from marram.runtime.admit import admit, admit_bundle, parent
+from marram.runtime.admit import admit, admit_bundle, archives, parent
 from marram.runtime.admit import child as admitting
 from marram.runtime.admit.archives import look_into
 from marram.runtime.admit.pickles import is_pickle
@@ -231,6 +232,70 @@ def test_words_are_no_pickle(text: str) -> None:
 def test_no_real_file_is_taken_for_an_attack(shared_data: Path) -> None:
     for file in sorted((shared_data / "models").iterdir()) + sorted((shared_data / "models_tiny").iterdir()):
         look_into(file, file.name, text=file.suffix == ".txt")
+
+
+@pytest.mark.parametrize("bits", [0x1, 0x40, 0x2000], ids=["encrypted", "strongly", "names masked"])
+def test_what_a_scanner_would_pass_over_and_a_loader_read_is_refused(bits: int, tmp_path: Path) -> None:
+    body = attacks._zipped({"net/weights": b"weights"})
+    (tmp_path / "file").write_bytes(body)
+    look_into(tmp_path / "file", "net.pt2")
+    listed = body.index(b"PK\x01\x02") + 8  # its flags, where a scanner looks
+    (tmp_path / "file").write_bytes(body[:listed] + bits.to_bytes(2, "little") + body[listed + 2 :])
+    with pytest.raises(Untrusted, match="marked as encrypted"):
+        look_into(tmp_path / "file", "net.pt2")
+
+
+def test_a_large_member_is_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not match its checksum is another thing to whoever does not look at that."""
+    monkeypatch.setattr(archives, "_MOST_NESTED_BYTES", 1000)
+    monkeypatch.setattr(archives, "_HEAD_BYTES", 512)
+    body = attacks._zipped({"net/weights": b"w" * 10_000})
+    (tmp_path / "file").write_bytes(body)
+    look_into(tmp_path / "file", "net.pt2")
+    (tmp_path / "file").write_bytes(body.replace(b"w" * 10_000, b"w" * 9_999 + b"x"))
+    with pytest.raises(Untrusted, match="cannot be looked into"):
+        look_into(tmp_path / "file", "net.pt2")
+
+
+@pytest.mark.parametrize(
+    ("kind", "threat"), [(tarfile.LNKTYPE, Threat.TRAVERSAL), (tarfile.SYMTYPE, Threat.TRAVERSAL), (None, Threat.BOMB)]
+)
+def test_links_and_masses_in_a_tar_archive_are_refused(
+    kind: bytes | None, threat: Threat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archives, "_MOST_MEMBERS", 3)
+    with tarfile.open(tmp_path / "file", "w", format=tarfile.USTAR_FORMAT) as archive:
+        for number in range(2 if kind else 6):
+            member = tarfile.TarInfo(f"net/{number}")
+            if kind and number:
+                member.type, member.linkname = kind, "net/0"
+            archive.addfile(member)
+    with pytest.raises(Untrusted) as refused:
+        look_into(tmp_path / "file", "net.bin")
+    assert refused.value.threat is threat
+
+
+def test_only_an_exported_programs_example_inputs_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(attacks._zipped({"net/data/sample_inputs/x": pickle.dumps({"a": 1})}))
+    with pytest.raises(Untrusted, match="pickle"):
+        look_into(tmp_path / "file", "net.pt2")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_two_members_of_one_name_are_refused_whatever_they_are(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "file", "w") as archive:
+        for body in (b"weights", b"others"):
+            archive.writestr("net/weights", body)
+    with pytest.raises(Untrusted, match="two members of one name"):
+        look_into(tmp_path / "file", "net.pt2")
+
+
+@pytest.mark.parametrize("name", ["net.pkl", "net.PT", "deep/net.joblib"])
+def test_what_is_named_as_a_pickle_is_refused_whatever_is_in_it(name: str, tmp_path: Path) -> None:
+    """A loader goes by the name; what this one finds there is not for us to guess."""
+    (tmp_path / "file").write_bytes(b"weights")
+    with pytest.raises(Untrusted, match="named as a pickle"):
+        look_into(tmp_path / "file", name)
 
 
 def test_weights_are_no_pickle_wherever_they_begin() -> None:

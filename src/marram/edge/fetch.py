@@ -148,11 +148,7 @@ class Fetcher:
         partial = self._bundles.partial(file)
         fd = _open(partial)
         try:
-            offset = os.fstat(fd).st_size
-            if offset > file.size_bytes:
-                os.ftruncate(fd, 0)
-                offset = 0
-            await self._pipeline(file, fd, offset)
+            await self._pipeline(file, fd, os.fstat(fd).st_size)
         except OSError as error:
             raise disk_fault(error, partial) from error
         finally:
