@@ -24,6 +24,7 @@ Constant in memory for weeks of frames (log-spaced buckets, not lists), microsec
 | `shadow_skipped` | why it is not asked, "" where it is |
 | `samples`, `alerts` | samples kept, alerts raised (not their end) |
 | `over_budget` | samples not kept because the budget of their `keep` step was spent |
+| `repeated` | pictures not kept because the very same one was kept before |
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ RECENT_S = 10
 COUNTED = (
     "frames", "edge", "cloud", "dropped", "skipped", "errors", "audit_edge_frames", "audit_cloud_frames", "timeouts",
     "answered_while_away", "samples", "alerts", "over_budget", "confidence_frames", "shadow_frames",
-    "shadow_disagreements", "delays",
+    "shadow_disagreements", "delays", "repeated",
 )  # fmt: skip
 
 

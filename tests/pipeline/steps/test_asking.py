@@ -13,7 +13,7 @@ from PIL import Image as Pillow
 
 from marram.pipeline.contract import Frame, Step
 from marram.pipeline.steps.keep import TokenBucket, encode_jpeg
-from marram.schema.errors import Invalid
+from marram.schema.errors import Invalid, Permanent
 from marram.schema.event import EventKind
 from marram.schema.model import Task
 from marram.schema.result import Result
@@ -108,12 +108,40 @@ def test_a_reading_that_does_not_fit_is_counted_not_sent(last_step: Make, heard:
 
 
 def test_keep_stays_within_its_budget(last_step: Make, heard: Any) -> None:
-    size = len(encode_jpeg(photo()))
-    step = last_step(CAMERA + f"raw: allowed\nsteps: [{{keep: 'true', budget: {3 * size + 10} B/day}}]")
-    for _ in range(5):
-        assert len(list(step(frame(0.9, image=photo())))) == 1
+    shots = [np.full((60, 80, 3), 40 * number, np.uint8) for number in range(5)]
+    sizes = [len(encode_jpeg(shot)) for shot in shots]
+    step = last_step(CAMERA + f"raw: allowed\nsteps: [{{keep: 'true', budget: {sum(sizes[:3])} B/day}}]")
+    for shot in shots:
+        assert len(list(step(frame(0.9, image=shot)))) == 1
     assert len(heard.events) == 3
     assert heard.counts == {"over_budget": 2}
+
+
+def test_keep_takes_the_very_same_picture_once(last_step: Make, heard: Any) -> None:
+    """A folder that is repeated, or what stands still before a camera, fills neither budget nor training."""
+    first, second = (np.full((60, 80, 3), shade, np.uint8) for shade in (40, 80))
+    step = last_step(CAMERA + "raw: allowed\nsteps: [{keep: 'true', budget: 1 MB/day}]")
+    for shot in (first, second, first, first, second):
+        assert len(list(step(frame(0.9, image=shot)))) == 1
+    assert [event.body for event in heard.events] == [encode_jpeg(first), encode_jpeg(second)]
+    assert heard.counts == {"repeated": 3}
+
+
+def test_a_picture_that_could_not_be_recorded_is_kept_when_it_comes_again(last_step: Make, heard: Any) -> None:
+    step = last_step(CAMERA + "raw: allowed\nsteps: [{keep: 'true'}]")
+    heard.full = True
+    with pytest.raises(Permanent):
+        list(step(frame(0.9, image=photo())))
+    heard.full = False
+    list(step(frame(0.9, image=photo())))
+    assert len(heard.events) == 1
+
+
+def test_equal_readings_are_each_a_case_of_its_own(last_step: Make, heard: Any) -> None:
+    step = last_step(SERIES + "raw: allowed\nsteps: [{keep: 'true'}]")
+    for _ in range(3):
+        list(step(frame(None, reading={"t": [1.5]})))
+    assert len(heard.events) == 3
 
 
 def test_a_budget_fills_again_to_a_day_and_no_more() -> None:

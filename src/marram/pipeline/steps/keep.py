@@ -6,12 +6,18 @@ before all others), `allowed` lets everything pass. What is not marked as redact
 
 `budget: 50 MB/day` is a token bucket (RFC 2697, one rate): it fills at 50 MB a day and holds at most one day's worth,
 so a quiet day may be followed by a burst of two days' worth at most. It starts full, and at each start of the app anew.
+
+A picture is kept once: what stands still before a camera, or comes round again, teaches nothing a second time, and
+would take the budget, the link and whoever labels away from what is new. So it goes by content, for the latest few
+thousand kept; readings have no such memory, since equal ones are many and each is a case of its own.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -30,6 +36,8 @@ from marram.schema.units import format_size
 MAX_SAMPLE_BYTES = 3_000_000
 _QUALITIES = (90, 75, 55)
 _DAY_S = 86_400
+# Pictures that are known again: half a megabyte at most.
+_REMEMBERED = 4096
 
 
 def make_step(spec: KeepStep, context: StepContext) -> Step:
@@ -74,6 +82,7 @@ class Keep:
         self._condition = condition
         self._budget = budget
         self._context = context
+        self._kept: OrderedDict[bytes, None] = OrderedDict()  # digests of pictures, the one seen last at the end
 
     def __call__(self, frame: Frame) -> Iterable[Frame]:
         if self._condition(frame):
@@ -91,6 +100,11 @@ class Keep:
                 f"a sample's {format_size(MAX_SAMPLE_BYTES)}: not kept; a shorter `window` or fewer `columns` would fit"
             )
             return
+        digest = b"" if frame.image is None else hashlib.blake2b(body, digest_size=16).digest()
+        if digest in self._kept:
+            self._kept.move_to_end(digest)
+            self._context.counters.count("repeated")
+            return
         if self._budget is not None and not self._budget.take(len(body)):
             self._context.counters.count("over_budget")
             return
@@ -107,6 +121,10 @@ class Keep:
             data["place"] = frame.placed.place.value
         event = Event(EventKind.SAMPLE, self._context.app.app, frame.time_s, data, body, media)
         self._context.outlet.emit(event)
+        if digest:
+            self._kept[digest] = None
+            if len(self._kept) > _REMEMBERED:
+                self._kept.popitem(last=False)
 
 
 class TokenBucket:
