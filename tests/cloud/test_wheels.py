@@ -7,9 +7,11 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 from tests.wheelwright import wheel
 
-from marram.cloud.wheels import Wheels, grouped, parse_requirement
+from marram.cloud import wheels as wheels_module
+from marram.cloud.wheels import Group, Wheels, grouped, parse_requirement
 from marram.schema.device import DeviceInfo
 from marram.schema.errors import Invalid, MarramError, Retryable
 from marram.schema.platform import OWN, Platform
@@ -72,6 +74,39 @@ def test_what_marram_runs_on_stays_as_it_is(wheels: Wheels, shelf: Path) -> None
     with pytest.raises(Invalid, match=r"new cannot be had together on cp311-aarch64-glibc-2.36: .*numpy") as fault:
         wheels.resolve(["new"], [PI])
     assert "as the devices have it" in str(fault.value)
+
+
+def test_what_a_group_of_devices_has_is_what_each_of_them_has() -> None:
+    first, second = {"numpy": "2.1.0", "torch": "2.6.0+cpu"}, {"numpy": "2.2.0", "torch": "odd"}
+    alike, mixed = (Group(Platform.of(PI), each) for each in ((first, first), (first, second)))
+    assert alike.satisfied(Requirement("torch>=2.5")) and not alike.satisfied(Requirement("torch[extra]>=2.5"))
+    assert not mixed.satisfied(Requirement("torch>=2.5")) and not mixed.satisfied(Requirement("scipy"))
+    assert alike.held() == ["numpy==2.1.0"] and mixed.held() == [], "devices that differ hold nothing"
+    local = {"numpy": "2.1.0+local"}
+    assert Group(Platform.of(PI), (local,)).held() == ["numpy==2.1.0"]
+
+
+def test_wheels_are_bounded_together(wheels: Wheels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wheels_module, "MOST_BYTES", 10)
+    folder, group = tmp_path / "came", grouped([PI])[0]
+    folder.mkdir()
+    for name in ("a", "b"):
+        (folder / f"{name}-1.0-py3-none-any.whl").write_bytes(b"12345")
+    (folder / "numpy-2.1.0-py3-none-any.whl").write_bytes(b"what Marram runs on is not sent")
+    assert [file.path[0] for file in wheels._taken(folder, group).files] == ["a", "b"]
+    (folder / "c-1.0-py3-none-any.whl").write_bytes(b"1")
+    with pytest.raises(Invalid, match="the wheels take more than"):
+        wheels._taken(folder, group)
+    (folder / "c-1.0-py3-none-any.whl").rename(folder / "c.tar.gz")
+    with pytest.raises(Invalid, match=r"c\.tar\.gz is no wheel"):
+        wheels._taken(folder, group)
+
+
+@pytest.mark.parametrize("last", ["see {}", "ResolutionImpossible: {} depends on x"])
+def test_what_pip_says_is_told_without_addresses(last: str) -> None:
+    said = "ERROR: " + last.format("https://user:hidden@index.local/simple")
+    fault = wheels_module._fault(said, ["x"], Platform.of(PI))
+    assert "hidden" not in str(fault) and "index.local" not in str(fault) and "…" in str(fault)
 
 
 def test_two_that_contradict_each_other_are_named(wheels: Wheels, shelf: Path) -> None:

@@ -14,11 +14,13 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 import pytest
+from fastapi import Request
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.cloud.api.serving import Served, serving
 
 from marram.cloud.api.faults import TooMany
+from marram.cloud.api.guard import address_of
 from marram.cloud.api.limits import FailureLimit
 from marram.schema.api import MAX_REQUEST_BYTES, ErrorReply
 from marram.schema.errors import Retryable
@@ -102,6 +104,42 @@ def test_failures_come_back_with_time_and_addresses_are_forgotten() -> None:
     for address in "bcd":
         limit.failed(address)
     limit.check("a")
+
+
+def test_failures_are_neither_saved_up_nor_owed() -> None:
+    now = [0.0]
+    limit = FailureLimit(burst=2, refill_s=10, remembered=3, clock=lambda: now[0])
+    limit.failed("a")
+    now[0] = 1e6  # a long peace gives no more than the first burst
+    for _ in range(2):
+        limit.check("a")
+        limit.failed("a")
+    with pytest.raises(TooMany):
+        limit.check("a")
+    for _ in range(10):
+        limit.failed("a")
+    now[0] += 10.0
+    limit.check("a")
+    for address in "bcad":  # who failed last is remembered
+        limit.failed(address)
+    assert list(limit._left) == ["c", "a", "d"]
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("10.0.0.1", "10.0.0.1"),
+        ("::ffff:10.0.0.1", "10.0.0.1"),
+        ("2001:db8:1:2:3::9", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::1", "2001:db8:1:2::/64"),
+        ("2001:db8:1:3::1", "2001:db8:1:3::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("nonsense", "nonsense"),
+        (None, "?"),
+    ],
+)
+def test_a_network_of_ipv6_is_one_address(host: str | None, address: str) -> None:
+    assert address_of(Request({"type": "http", "client": host and (host, 1)})) == address
 
 
 @pytest.mark.parametrize(
