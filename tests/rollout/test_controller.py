@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from tests.rollout.fleet import APP, NOTHING, TICK_S, Fleet, SimDevice, text
 
 from marram.rollout import controller
 from marram.rollout.controller import goals
-from marram.schema.errors import Conflict, Invalid
+from marram.schema.errors import Conflict, Invalid, Missing
 from marram.schema.rollout import DeviceOutcome, Plan, RolloutState
-from marram.store import RolloutRow
+from marram.store import OPEN, RolloutRow
 
 QUICK = {"soak_s": 9.0, "silence_s": 60.0}
 
@@ -567,3 +568,66 @@ def test_any_fleet_and_any_death_of_the_controller(
         assert not any(d.outcome in (DeviceOutcome.FAILED, DeviceOutcome.SILENT) for d in ended)
     assert not math.isnan(fleet.now_s)
     fleet.store.close()
+
+
+# ---------------------------------------------------------------- which word of a person's counts when
+
+
+def test_what_a_person_may_say_of_a_rollout_in_each_state(fleet: Fleet) -> None:
+    (device,) = running(fleet, 1)
+    rollouts = fleet.rollout.rollouts
+    row = fleet.deploy(2, plan=QUICK | {"on_failure": "halt"})
+
+    def put(state: RolloutState) -> None:
+        now = fleet.row(row.id)
+        ended_s = None if state in OPEN else fleet.now_s
+        assert fleet.store.rollouts.save(now, replace(now, state=state, stage=1, ended_s=ended_s))
+
+    may = {
+        RolloutState.RUNNING: {"pause", "promote", "abort", "resume"},
+        RolloutState.PAUSED: {"pause", "resume", "abort"},
+        RolloutState.HALTED: {"resume", "promote", "abort"},
+        RolloutState.ABORTED: {"abort"},
+        RolloutState.ROLLED_BACK: set(),
+        RolloutState.COMPLETED: set(),
+        RolloutState.SUPERSEDED: set(),
+    }
+    for state, words in may.items():
+        for word in ("pause", "resume", "promote", "abort"):
+            put(state)
+            try:
+                getattr(rollouts, word)(row.id)
+            except Conflict:
+                assert word not in words, (state, word)
+                assert fleet.row(row.id).state is state
+            else:
+                assert word in words, (state, word)
+    put(RolloutState.PAUSED)
+    before_s = fleet.row(row.id).stage_s
+    assert rollouts.resume(row.id).stage_s > before_s  # its stage soaks anew
+    assert rollouts.abort(row.id).ended_s is not None
+    # Trying again is for whom it holds, of those it reached.
+    with pytest.raises(Conflict, match="is aborted and cannot be tried again"):
+        rollouts.retry(row.id, device.name, fleet.now_s)
+    fleet.add(SimDevice("other", {"site": "y"}))
+    fleet.add(SimDevice("late", {"site": "z"}, online=False))
+    narrow = fleet.deploy(3, {"site": "z"}, plan=QUICK | {"stages": ["1", "all"]})
+    with pytest.raises(Conflict, match="its labels do not match"):
+        rollouts.retry(narrow.id, "other", fleet.now_s)
+    with pytest.raises(Conflict, match="has not reached late yet"):
+        rollouts.retry(narrow.id, "late", fleet.now_s)
+    with pytest.raises(Missing, match='no device "nobody"'):
+        rollouts.retry(narrow.id, "nobody", fleet.now_s)
+
+
+def test_each_retry_is_one_more_than_anybody_asked_or_the_device_has_seen(fleet: Fleet) -> None:
+    (device,) = running(fleet, 1)
+    device.fate[2] = "crash"
+    row = fleet.settle(fleet.deploy(2, plan=QUICK | {"on_failure": "halt"}).id)
+    kept = fleet.store.rollouts.devices(row.id)[device.name]
+    assert [fleet.rollout.rollouts.retry(row.id, device.name, fleet.now_s).attempt for _ in range(3)] == [1, 2, 3]
+    fleet.rollout.refresh()
+    device.attempt = 7  # another cloud, before this one was restored from a backup, had asked more often
+    fleet.tick(2)
+    again = fleet.rollout.rollouts.retry(row.id, device.name, fleet.now_s)
+    assert (again.attempt, again.stage, again.evidence) == (8, kept.stage, kept.evidence)
