@@ -57,6 +57,8 @@ class Played(Pretence):
         super().__init__(spec)
         self.script, self._alive = script, alive
         self.resident_bytes = 50_000_000
+        # Whether another version of its app still ran as this one was told to.
+        self.beside = False
         alive.append(self)
 
     def end(self, end: Exit) -> None:
@@ -73,6 +75,7 @@ class Played(Pretence):
             return
         self.verified.set()
         await self._going.wait()
+        self.beside = any(life.running.is_set() for life in self._alive if life.spec.app == self.spec.app)
         await asyncio.sleep(0.1)
         self.running.set()
         begun_s = time.monotonic()
@@ -96,6 +99,7 @@ class Rig:
         self.agents: dict[str, tuple[Agent, asyncio.Task[None]]] = {}
         self.alive: dict[str, list[Played]] = {}
         self.starts: dict[str, list[int]] = {}
+        self.lives: list[Played] = []
         self.fetched = 0
         # Of agents started from now on, seconds.
         self.report_every_s = 0.5
@@ -134,7 +138,8 @@ class Rig:
             if self.unable is not None:
                 raise self.unable
             self.starts.setdefault(device, []).append(spec.version)
-            return Played(spec, self.scripts.get(spec.version, GOOD), alive)
+            self.lives.append(Played(spec, self.scripts.get(spec.version, GOOD), alive))
+            return self.lives[-1]
 
         async def verify(app: DesiredApp) -> None:
             self.asked += 1

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from tests.edge.rig import BREAKS, CRASHES, FAILS, GROWS, HANGS, Rig, Script
 
-from marram.edge import hold
+from marram.edge import blame, hold
 from marram.edge.bundles import Bundles
 from marram.edge.ground import Ground
 from marram.edge.journal import Journal
@@ -44,6 +44,7 @@ def play(path: Path, work: Work, scripts: dict[int, Script] | None = None, healt
                 await rig.stop(device)
 
     virtual.run(run)
+    assert not any(life.beside for life in rig.lives), "two versions of one app never run at once"
     return rig
 
 
@@ -102,11 +103,12 @@ def test_a_bad_version_is_given_up_and_stays_so(tmp_path: Path, script: Script, 
 
     rig = play(tmp_path, work, {2: script}, "health: {p95: 150 ms}\n")
     whats = [entry.what for entry in rig.journal()]
-    assert What.REFUSED in whats and What.RETRY in whats
+    assert What.REFUSED in whats and What.RETRY in whats and What.GATE in whats
     ids = [entry.id for entry in rig.journal()]
     assert len(ids) == len(set(ids))
     moved = next(e for e in rig.journal() if e.to is ROLLED_BACK)
     assert moved.version == 2 and reason in moved.reason and moved.origin is not None
+    assert script.ends is not None or moved.evidence["passed"] is False
 
 
 @pytest.mark.parametrize(
@@ -178,6 +180,26 @@ def test_a_clean_stop_is_no_fall(tmp_path: Path) -> None:
             await rig.stop()
             await rig.start()
             await rig.until_state(COMMITTED, 2)
+
+    play(tmp_path, work)
+
+
+def test_a_stop_of_our_own_is_neither_a_fall_nor_a_failed_trial(tmp_path: Path) -> None:
+    async def work(rig: Rig) -> None:
+        await with_first(rig)
+        rig.scripts[2] = Script(stats={})
+        rig.want(rig.app(2))
+        await rig.until(lambda app: app.state is AppState.PROVISIONAL)
+        for _ in range(7):
+            await rig.stop()
+            await rig.start()
+            await rig.until(lambda app: app.running == 2)
+        await rig.until_state(COMMITTED, 2)
+        # New secrets, another variant: it is started anew.
+        for _ in range(7):
+            rig.alive["pi-1"][0].end(Exit("stopped", Cause.STOPPED))
+            await rig.until(lambda app: app.running == 2)
+        assert (told := rig.told()) is not None and told.state is COMMITTED and told.refused == []
 
     play(tmp_path, work)
 
@@ -537,6 +559,19 @@ def test_what_is_not_believed_is_asked_for_ever_more_rarely(tmp_path: Path) -> N
     play(tmp_path, work)
 
 
+def test_what_comes_and_is_not_what_was_signed_is_fetched_ever_more_rarely(tmp_path: Path) -> None:
+    async def work(rig: Rig) -> None:
+        app = rig.app(1)
+        for digest, body in list(rig.blobs.items()):
+            rig.blobs[digest] = bytes(len(body))
+        rig.want(app)
+        await rig.start()
+        await asyncio.sleep(6 * 3600)
+        assert 36 <= rig.fetched < 150 and rig.told().state is PENDING  # type: ignore[union-attr]
+
+    play(tmp_path, work)
+
+
 def test_what_is_too_large_for_any_device_is_given_up_once_it_is_known_who_wants_it(tmp_path: Path) -> None:
     async def work(rig: Rig) -> None:
         await with_first(rig)
@@ -588,6 +623,25 @@ def test_what_ails_the_device_is_no_fault_of_a_version(tmp_path: Path, proven: b
     ailing = [entry for entry in rig.journal() if entry.what is What.AILING]
     assert [(entry.version, entry.reason) for entry in ailing] == [(2, FULL.reason)]
     assert not any(entry.what in (What.CRASH, What.REFUSED) for entry in rig.journal())
+
+
+def test_nothing_is_tried_on_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = True
+
+    async def work(rig: Rig) -> None:
+        nonlocal full
+        await with_first(rig)
+        monkeypatch.setattr(blame, "full", lambda *_: full)
+        rig.scripts[2] = Script(FULL)
+        rig.want(rig.app(2))
+        await rig.until(lambda app: app.reason == FULL.reason and app.running == 1)
+        await asyncio.sleep(600)
+        assert rig.starts["pi-1"].count(2) == 1
+        full = False
+        rig.scripts.clear()
+        await rig.until_state(COMMITTED, 2)
+
+    play(tmp_path, work)
 
 
 def test_a_disk_that_becomes_full_again_and_again_on_trial_ends_the_trial(tmp_path: Path) -> None:

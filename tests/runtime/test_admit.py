@@ -275,6 +275,29 @@ def test_links_and_masses_in_a_tar_archive_are_refused(
     assert refused.value.threat is threat
 
 
+@pytest.mark.parametrize("name", ["/etc/x", "a/../../x", "a\\..\\x", "C:x"])
+def test_a_member_that_leaves_the_folder_is_refused_however_it_is_written(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(attacks._zipped({name: b"weights"}))
+    with pytest.raises(Untrusted) as refused:
+        look_into(tmp_path / "file", "net.pt2")
+    assert refused.value.threat is Threat.TRAVERSAL
+
+
+def test_a_member_that_is_named_as_a_pickle_is_refused_whatever_is_in_it(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(attacks._zipped({"net/data.pkl": b"weights"}))
+    with pytest.raises(Untrusted, match=r"net/data\.pkl in net\.pt2 is named as a pickle"):
+        look_into(tmp_path / "file", "net.pt2")
+
+
+@pytest.mark.parametrize(
+    ("stream", "text"),
+    [(b"N0" * 6000, False), (b"cos\nsystem\n\xff", False), (b"cos\nsystem\n(S'x'\ntR.\nmore", True)],
+    ids=["nothing but opcodes", "broken after it imports", "calls, in a text"],
+)
+def test_a_pickle_is_known_where_it_does_not_come_to_its_end(stream: bytes, text: bool) -> None:
+    assert is_pickle(io.BytesIO(stream), text=text)
+
+
 def test_only_an_exported_programs_example_inputs_are_passed_over(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(attacks._zipped({"net/data/sample_inputs/x": pickle.dumps({"a": 1})}))
     with pytest.raises(Untrusted, match="pickle"):
