@@ -236,6 +236,22 @@ def test_with_an_online_key_all_that_it_signed_is_signed_anew(cloud: Publisher, 
     assert cloud.repository.targets() == {APP}
 
 
+def test_one_more_targets_key_leaves_what_is_signed_as_it_is(cloud: Publisher, time: Time) -> None:
+    cloud.repository.publish({APP: b"one"})
+    new = signers.new_signer()
+    draft = draft_of(cloud)
+    draft.add_key("targets", new.public_key, time.now_s)
+    draft.sign(cloud.root_keys)
+    draft.check()
+    cloud.repository.replace(draft.root, draft.targets)
+    draft = draft_of(cloud)
+    draft.renew(("targets",), time.now_s + 1)
+    assert draft.sign([new]) == 1
+    draft.check()
+    cloud.repository.replace(draft.root, draft.targets)
+    assert cloud.repository.targets() == {APP}
+
+
 def test_what_was_signed_before_another_change_is_not_signed_any_more(cloud: Publisher, time: Time) -> None:
     draft = draft_of(cloud)
     draft.renew(("root", "targets"), time.now_s)

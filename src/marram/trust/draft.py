@@ -57,8 +57,6 @@ class Draft:
             self._new_targets(now_s).signed.add_key(key, PROJECT)
             return
         self._new_root(now_s).signed.add_key(key, role)
-        if role == TARGETS:
-            self._new_targets(now_s)  # what the old key signed would not count
 
     def remove_key(self, role: str, keyid: str, now_s: float) -> None:
         """That key may no longer sign `role`. Raises Missing, Invalid (too few would be left)."""
@@ -71,7 +69,7 @@ class Draft:
             )
         delegator.revoke_key(keyid, role)
         if role == TARGETS:
-            self._new_targets(now_s)
+            self._new_targets(now_s)  # what that key signed does not count any more
 
     def set_threshold(self, role: str, threshold: int, now_s: float) -> None:
         """So many keys must sign `role`. Raises Invalid."""
