@@ -27,7 +27,7 @@ def unpack(message: bytes) -> Any:
     try:
         # Lengths claimed inside are bounded by the message's own.
         return msgpack.unpackb(message, raw=False, strict_map_key=True, ext_hook=_no_extension, timestamp=1)
-    except (ValueError, msgpack.UnpackException, RecursionError) as error:
+    except (ValueError, msgpack.UnpackException) as error:
         raise Invalid(f"not a message of ours: {error or type(error).__name__}") from error
 
 
