@@ -61,6 +61,29 @@ async def test_a_taken_port_is_a_conflict_that_names_it(tmp_path: Path) -> None:
         pass
 
 
+def _has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not _has_ipv6(), reason="this machine has no IPv6")
+@pytest.mark.parametrize("host", ["::1", "::"])
+async def test_a_cloud_listens_on_ipv6_too(tmp_path: Path, device: Any, host: str) -> None:
+    settings = Settings(folder=tmp_path / "cloud", host=host, port=0)
+    async with Cloud(settings).running() as cloud:
+        assert cloud.broker is not None and cloud.broker.url.startswith("nats://[::1]:")
+        if host == "::1":  # on every address, the one that is told leads outwards, where a machine may have none
+            bus = await device(cloud, "pi")
+            await bus.request(subjects.report("pi"), pack_report(Reported()), 10)
+            assert cloud.tls_url.startswith("https://[::1]:")
+            async with httpx.AsyncClient(verify=False, trust_env=False) as client:
+                assert (await client.get(f"{cloud.tls_url}/ca.pem")).status_code == 200
+
+
 async def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(Refused, match="cannot write here"):

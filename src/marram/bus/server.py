@@ -78,8 +78,8 @@ class EmbeddedServer:
     @property
     def url(self) -> str:
         """`nats://HOST:PORT`, for clients on this machine."""
-        host = "127.0.0.1" if self.host in ("0.0.0.0", "") else "[::1]" if self.host == "::" else self.host
-        return f"nats://{host}:{self.port}"
+        host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"nats://[{host}]:{self.port}" if ":" in host else f"nats://{host}:{self.port}"
 
     @property
     def pid(self) -> int | None:
