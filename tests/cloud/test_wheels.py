@@ -94,6 +94,10 @@ def test_wheels_are_bounded_together(wheels: Wheels, tmp_path: Path, monkeypatch
         (folder / f"{name}-1.0-py3-none-any.whl").write_bytes(b"12345")
     (folder / "numpy-2.1.0-py3-none-any.whl").write_bytes(b"what Marram runs on is not sent")
     assert [file.path[0] for file in wheels._taken(folder, group).files] == ["a", "b"]
+    monkeypatch.setattr(wheels_module, "MOST_BYTES", 1000)
+    bare = Group(group.platform, ({"numpy": "2.1.0"}, {}))
+    assert [file.path[0] for file in wheels._taken(folder, bare).files] == ["a", "b", "n"], "one has none"
+    monkeypatch.setattr(wheels_module, "MOST_BYTES", 10)
     (folder / "c-1.0-py3-none-any.whl").write_bytes(b"1")
     with pytest.raises(Invalid, match="the wheels take more than"):
         wheels._taken(folder, group)
