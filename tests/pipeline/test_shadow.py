@@ -114,7 +114,7 @@ def test_another_answer_counts_and_the_same_does_not(tmp_path: Path, colours: Pa
     new = Model.load(Bundle.open(colours))
     shadow = shadowing.shadow_of(0, parse_app(APP).inferences[0], new, before(earlier), stats)
     assert shadow is not None
-    for colour in ("red", "green", "blue", "red"):
+    for colour in ("red", "green", "blue", "red", "red"):
         result = new.predict(picture(colour))
         for _ in range(shadowing.SHARE):
             shadow.offer(picture(colour), result, idle=True)
@@ -122,7 +122,7 @@ def test_another_answer_counts_and_the_same_does_not(tmp_path: Path, colours: Pa
             pass
     shadow.close()
     new.close()
-    assert (stats.read()["shadow_frames"], stats.read()["shadow_disagreements"]) == (4, 2)
+    assert (stats.read()["shadow_frames"], stats.read()["shadow_disagreements"]) == (5, 2)
 
 
 def test_a_busy_edge_and_a_shadow_at_work_are_left_alone(colours: Path, earlier: Path) -> None:
@@ -146,6 +146,7 @@ def test_a_busy_edge_and_a_shadow_at_work_are_left_alone(colours: Path, earlier:
     [
         (APP, "colours", "has the same model"),
         (APP.replace("  - classify: colours\n", "  - filter: frame.index > 0\n"), "earlier", "has no such step"),
+        (APP.replace("classify", "detect"), "earlier", "has no such step"),
         (APP, "missing", "is not here whole"),
     ],
 )
@@ -186,5 +187,16 @@ def test_it_ends_by_itself(colours: Path, earlier: Path, monkeypatch: pytest.Mon
     assert shadow._thread is not None
     shadow._thread.join(10)
     assert not shadow._thread.is_alive() and stats.read()["shadow_frames"] == 2
+    shadow.close()
+    new.close()
+
+
+def test_it_ends_after_its_hour(colours: Path, earlier: Path) -> None:
+    stats, new = Stats(), Model.load(Bundle.open(colours))
+    shadow = shadowing.Shadow(Bundle.open(earlier), parse_app(APP).inferences[0], stats, None)
+    shadow._ends_s = float("-inf")
+    for _ in range(3 * shadowing.SHARE):
+        shadow.offer(picture("red"), new.predict(picture("red")), idle=True)
+    assert shadow._over and shadow._thread is None
     shadow.close()
     new.close()

@@ -11,7 +11,7 @@ from marram.rollout import controller
 from marram.rollout.controller import goals, told
 from marram.rollout.observation import Observation
 from marram.schema.device import AppState
-from marram.schema.rollout import DeviceOutcome, Gates, Plan, RolloutDevice, RolloutState, Window
+from marram.schema.rollout import DeviceOutcome, Gates, Plan, RolloutDevice, RolloutState, Window, at_once
 from marram.store import RolloutRow
 
 BEGUN_S = 1_800_000_000.0  # 2027-01-15 08:00 UTC
@@ -134,6 +134,15 @@ def test_the_count_of_restarts_begins_where_it_committed() -> None:
 
 def test_a_share_of_many_is_not_one_more_for_how_numbers_are_kept() -> None:
     assert goals(Plan(stages=["16.1%", "all"]), 1000) == [161, 1000]
+
+
+def test_only_a_plan_that_leaves_nothing_to_wait_for_or_to_judge_is_over_at_once() -> None:
+    plan = at_once()
+    assert plan.immediate
+    assert not plan.model_copy(update={"window": Window()}).immediate
+    assert not plan.model_copy(update={"stages": ["1", "all"]}).immediate
+    assert not plan.model_copy(update={"gates": plan.gates.model_copy(update={"throttling": True})}).immediate
+    assert not plan.model_copy(update={"gates": plan.gates.model_copy(update={"errors": 0.0})}).immediate
 
 
 def test_a_stage_ends_with_its_soak_to_the_second() -> None:

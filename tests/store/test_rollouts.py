@@ -10,7 +10,7 @@ from marram.schema.device import DesiredApp, DeviceInfo, Reported
 from marram.schema.errors import Missing
 from marram.schema.model import Manifest
 from marram.schema.rollout import DeviceOutcome, GateVerdict, Plan, RolloutDevice, RolloutState, Verdict
-from marram.store import DeploymentRow, Store
+from marram.store import DeploymentRow, Store, auditing
 
 NOTHING = Manifest(files=[])
 
@@ -38,7 +38,9 @@ def test_what_is_put_in_comes_out(store: Store) -> None:
 def test_of_two_who_decide_at_once_one_wins_whole(store: Store) -> None:
     made = store.rollouts.start("gate", 1, {}, Plan())
     assert store.rollouts.save(made, replace(made, stage=2), [device("pi")])
-    assert not store.rollouts.save(made, replace(made, stage=3), [device("pi", stage=3), device("po")])
+    with auditing("rollout:1", "rollout.advance", "gate 1"):
+        assert not store.rollouts.save(made, replace(made, stage=3), [device("pi", stage=3), device("po")])
+    assert store.audit.list() == []  # what came too late is nobody's act
     assert store.rollouts.get(made.id).stage == 2
     assert store.rollouts.devices(made.id) == {"pi": device("pi")}
 

@@ -128,7 +128,9 @@ class Plan(Strict):
     @property
     def immediate(self) -> bool:
         """Whether it leaves nothing to wait for or to judge: then it is complete as soon as it is decided."""
-        unset = all(getattr(self.gates, gate) in (None, False) for gate in Gates.model_fields)
+        # A limit of 0 is one: nobody may fail.
+        limits = [getattr(self.gates, gate) for gate in Gates.model_fields]
+        unset = all(limit is None or limit is False for limit in limits)
         return len(self.stages) == 1 and self.window is None and unset
 
 
