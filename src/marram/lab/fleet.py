@@ -86,6 +86,7 @@ class Rehearsal:
             self.findings.kills = self._kills
             world.rests = True
             await self._until("all events are stored", self._all_stored)
+            self.findings.lost, self.findings.twice = await asyncio.to_thread(world.ledger)
             self._judge()
             self.findings.virtual_s = loop.time()
         return self.findings
@@ -146,11 +147,8 @@ class Rehearsal:
 
     def _all_stored(self) -> bool:
         counts = self._world.state.store.events.counts(None)
-        recorded = sum(len(site.recorded) for site in self._world.sites.values())
-        self.findings.events = recorded
-        self.findings.lost = max(0, recorded - counts.by_kind.get("result", 0))
-        self.findings.twice = counts.stored - counts.distinct
-        return not self.findings.lost
+        self.findings.events = sum(len(site.recorded) for site in self._world.sites.values())
+        return counts.by_kind.get("result", 0) >= self.findings.events
 
     def _judge(self) -> None:
         found = self.findings
@@ -160,5 +158,7 @@ class Rehearsal:
             found.faults.append(f"the good version came to its end as {found.good_state}")
         if found.bad_stage <= 2 and found.bad_reached > max(1, -(-len(self._names) // 10)):
             found.faults.append(f"the bad version reached {found.bad_reached} devices in stage {found.bad_stage}")
+        if found.lost:
+            found.faults.append(f"{found.lost} events are not in the database")
         if found.twice:
             found.faults.append(f"{found.twice} events were stored twice")

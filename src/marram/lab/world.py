@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import json
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,9 +30,10 @@ from marram.lab.hub import Hub, Link
 from marram.lab.imitation import Manner, imitating
 from marram.lab.powercut.recording import mark
 from marram.schema.device import DesiredApp, DeviceInfo
+from marram.schema.event import EventKind
 from marram.schema.model import File, Manifest
 from marram.schema.rollout import Plan
-from marram.store import Objects, open_store
+from marram.store import EventFilter, Objects, open_store
 from marram.trust.clock import Clock
 from marram.trust.keys import Keys
 from marram.trust.verifier import Verifier
@@ -163,6 +165,21 @@ class World:
 
     def _nudge(self, devices: list[str]) -> None:
         """Devices hear of it with their next report."""
+
+    def ledger(self) -> tuple[int, int]:
+        """Of the events that devices held durable: how many the database lacks, and how many are there once too often.
+
+        Twice is what says the same of the same moment, under whatever number it came: a key of the database cannot be
+        there twice, what it stands for can.
+        """
+        keys, told, last = set[tuple[str, str, int]](), Counter[tuple[str, str, float, str]](), 0
+        results = EventFilter(kinds=(EventKind.RESULT,))
+        while found := self.state.store.events.after(last, results, limit=10_000):
+            last = found[-1].id
+            keys.update((each.device, each.stream, each.sequence) for each in found)
+            told.update((each.device, each.app, each.time_s, json.dumps(each.data)) for each in found)
+        recorded = {(site.name, *key) for site in self.sites.values() for key in site.recorded}
+        return len(recorded - keys), told.total() - len(told)
 
     def manifest(self, files: Mapping[str, bytes]) -> Manifest:
         """Upload `files`."""
