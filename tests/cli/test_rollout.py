@@ -160,6 +160,7 @@ def test_what_is_typed_of_a_plan(typed: _plan.Typed, plan: dict[str, Any] | None
         (_plan.Typed(stages="1,10%"), '--stages: the last stage is "all"'),
         (_plan.Typed(stages="some,all"), '"some" is no stage'),
         (_plan.Typed(soak="30"), "--soak"),
+        (_plan.Typed(now=True, soak="30 s"), "--now: goes to all at once, without gates"),
         (_plan.Typed(gates=("p59=150ms",)), 'did you mean "p95"'),
         (_plan.Typed(gates=("p95",)), '"p95" is not a gate'),
         (_plan.Typed(gates=("errors=200%",)), "--gate errors"),
