@@ -122,6 +122,22 @@ def test_disagreement_on_the_same_inputs() -> None:
     assert says([seen()], [], disagreement=0.05).passed is None  # type: ignore[union-attr]
 
 
+def test_one_device_that_lies_decides_for_nobody_else() -> None:
+    honest = [seen(f"pi-{n}", frames=500, errors=0, confidence_mean=0.8, confidence_frames=500) for n in range(20)]
+    broken = [seen(f"new-{n}", frames=350, errors=150, confidence_mean=0.3, confidence_frames=500) for n in range(5)]
+    for lie in ({"frames": 1e14}, {"frames": 0, "errors": 1e14}, {"frames": 1e14, "errors": 1e14}):
+        liar = seen("liar", **lie)
+        for canaries, rest in (([*broken, liar], honest), (broken, [*honest, liar])):
+            verdict = says(canaries, rest, errors=0.02)
+            assert verdict is not None and verdict.passed is False, verdict
+    shadowed = [seen(f"new-{n}", shadow_frames=500, shadow_disagreements=200) for n in range(5)]
+    verdict = says([*shadowed, seen("liar", shadow_frames=1e14)], honest, disagreement=0.05)
+    assert verdict is not None and verdict.passed is False
+    liar = seen("liar", confidence_mean=1e14, confidence_frames=500)
+    verdict = says(broken, [*honest, liar], confidence_shift=0.1)
+    assert verdict is not None and verdict.passed is False, "not by making all look different from each other"
+
+
 def test_heat() -> None:
     gates = Gates(temperature_c=80.0)
     assert overheated(gates, Observation("pi", temperature_c=85.0), None) == "85 °C, above 80 °C"

@@ -13,7 +13,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from statistics import mean, median, pstdev
+from statistics import mean, median, median_low, pstdev
 
 from marram.rollout.observation import Observation
 from marram.schema.rollout import DeviceOutcome, Gates, GateVerdict, RolloutDevice
@@ -27,6 +27,9 @@ P95_FLOOR_MS = 10.0
 _Z = 3.0
 # How far means of devices may lie apart because each looks at something else, in standard errors.
 _SPREAD = 2.0
+
+# A device counts with at most so many frames, or so many times as many as half of the others have.
+_HEAVY_FRAMES, _HEAVIEST = 1000.0, 2.0
 
 # Gates over devices, which need no figures: they fail as soon as they are broken. The others wait for a stage's end.
 AT_ONCE = ("failures", "silent")
@@ -76,12 +79,10 @@ def _errors(gates: Gates, sides: Sides) -> GateVerdict | None:
     limit = gates.errors
     if limit is None:
         return None
-    bad, frames = _sum(sides.canaries, "errors"), _sum(sides.canaries, "frames")
-    seen = bad + frames
+    bad, seen = _pooled(sides.canaries, "errors", "frames", apart=True)
     if seen < FEW_FRAMES:
         return _too_few("errors", "errors", seen, FEW_FRAMES)
-    rest_bad, rest_frames = _sum(sides.rest, "errors"), _sum(sides.rest, "frames")
-    rest_seen = rest_bad + rest_frames
+    rest_bad, rest_seen = _pooled(sides.rest, "errors", "frames", apart=True)
     before = rest_bad / rest_seen if rest_seen >= FEW_FRAMES else 0.0
     passed = wilson_low(bad, seen) <= limit + before
     words = f"errors {_percent(bad / seen)} {_sign(passed)} {_percent(limit + before)}"
@@ -155,7 +156,7 @@ def _disagreement(gates: Gates, sides: Sides) -> GateVerdict | None:
     limit = gates.disagreement
     if limit is None:
         return None
-    frames, other = _sum(sides.canaries, "shadow_frames"), _sum(sides.canaries, "shadow_disagreements")
+    other, frames = _pooled(sides.canaries, "shadow_disagreements", "shadow_frames")
     if frames < FEW_FRAMES:
         return _too_few("disagreement", "disagreement", frames, FEW_FRAMES)
     passed = wilson_low(other, frames) <= limit
@@ -202,6 +203,25 @@ def _sum(seen: Iterable[Observation], key: str) -> float:
     return sum(max(0.0, each.figure(key) or 0.0) for each in seen)
 
 
+def _pooled(seen: Iterable[Observation], bad: str, all_: str, *, apart: bool = False) -> tuple[float, float]:
+    """How many were bad of how many, over devices; `apart`: the bad ones are not counted among `all_`.
+
+    No device weighs much more than the others: whatever one says of itself, it decides for none but itself.
+    """
+    counts = []
+    for each in seen:
+        broken, frames = max(0.0, each.figure(bad) or 0.0), max(0.0, each.figure(all_) or 0.0)
+        frames = broken + frames if apart else frames
+        if frames:
+            counts.append((min(broken, frames), frames))
+    most = max(_HEAVY_FRAMES, _HEAVIEST * median_low([frames for _, frames in counts])) if counts else 0.0
+    weights = [min(1.0, most / frames) for _, frames in counts]
+    return (
+        sum(broken * weight for (broken, _), weight in zip(counts, weights, strict=True)),
+        sum(frames * weight for (_, frames), weight in zip(counts, weights, strict=True)),
+    )
+
+
 def _answers(seen: Observation) -> float:
     """How many delays its p95 is made of."""
     return seen.figure("delays") or 0.0
@@ -229,7 +249,7 @@ def _times_nothing(sides: Sides) -> bool:
 def _means(seen: Iterable[Observation]) -> list[float]:
     """The mean confidence of each device that answered enough frames."""
     found = [(each.figure("confidence_mean"), each.figure("confidence_frames") or 0.0) for each in seen]
-    return [value for value, frames in found if value is not None and frames >= FEW_FRAMES]
+    return [min(1.0, max(0.0, value)) for value, frames in found if value is not None and frames >= FEW_FRAMES]
 
 
 # ---------------------------------------------------------------- words
