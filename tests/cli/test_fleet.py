@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from tests.cli.fleet import Terminal
 from tests.cloud.api.serving import result, sample
 
 from marram.cli import _show, results
+from marram.cli.top import page
 from marram.schema import paths
 from marram.schema.api import EventView
 from marram.schema.device import Chosen, Measured
@@ -70,6 +73,7 @@ def test_a_token_is_made_listed_and_revoked(marram_: Terminal) -> None:
 def test_wrong_arguments_name_the_flag(marram_: Terminal) -> None:
     assert marram_.fault("token", "create", "--ttl", "5").startswith('--ttl: "5" has no unit')
     assert marram_.fault("token", "create", "--labels", "x").startswith('--labels: "x" is not a label')
+    assert marram_.fault("token", "create", "--ttl", "400 d").startswith("--ttl: 400 d is too long; 366 d at most")
     assert '"x" is not a label' in marram_.fault("device", "list", "x")
     assert marram_.fault("results", "query", "--since", "1").startswith("--since:")
 
@@ -138,6 +142,13 @@ def test_top_shows_the_fleet_at_a_glance(marram_: Terminal) -> None:
     assert "errors" not in marram_("top")
     marram_.served.report("pi-1", stats={"frames": 0, "errors": 1234})
     assert "colours 1 1,234 errors" in marram_("top")
+    devices, status = marram_.served.api().devices(), marram_.served.api().status()
+    narrow = io.StringIO()
+    status = status.model_copy(update={"warnings": ["what is signed as root expires in 25 days. Renew it: …"]})
+    Console(width=80, file=narrow).print(page(devices, status, 80))
+    assert "what is signed as root expires in 25 days" in narrow.getvalue()
+    shown = narrow.getvalue()
+    assert "outbox" in shown and "all-cloud" not in shown and "pi-1" in shown and "online" in shown
 
 
 # ---------------------------------------------------------------- samples

@@ -135,6 +135,8 @@ def test_the_audit_log_is_shown_exported_and_proven(marram_: Terminal, monkeypat
     assert "\x1b" not in shown and "\u202e" not in shown and "device:�[31mred�" in shown and "a�b" in shown
     assert [row["action"] for row in marram_.json("audit", "list", "--action", "user")] == ["user.add"]
     assert [row["target"] for row in marram_.json("audit", "list", "--actor", "machine", "--since", "1 h")] == ["ann"]
+    marram_("token", "create", "--labels", "site=a,line=2", "--uses", "3")
+    assert "labels line=2 site=a; uses 3; expires " in marram_("audit", "list", "--action", "join_token")
     lines = marram_("audit", "export").splitlines()
     assert [json.loads(line)["id"] for line in lines] == list(range(1, len(lines) + 1)) and "\x1b" not in "".join(lines)
     assert marram_("audit", "export", "--after", str(len(lines))) == ""

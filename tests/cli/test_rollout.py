@@ -62,6 +62,7 @@ def test_a_deployment_is_followed_through_its_stages(marram_: Terminal, world: A
     assert "rollout 2 · gate 2 → 3 devices, 1 → 10% → all" in shown
     assert "stage 1 of 3: 1 of 3 devices" in shown and "promoting" in shown
     assert "failed 0 of 1 ✓" in shown and "completed: gate 2 on 3 of 3" in shown
+    assert not shown.startswith("\n") and "\n completed" not in shown  # said once, and nothing empty above
     # Again: nothing to do, and it says so.
     assert "rollout 2 · gate 2 → 3 devices, as before" in marram_("deploy", world.page(2), "--to", "all", "--detach")
     listed = marram_("rollout", "list")
@@ -119,6 +120,8 @@ def test_now_goes_to_all_at_once(marram_: Terminal, world: Any) -> None:
     world(3)
     marram_("deploy", world.page(2), "--to", "all", "--now", "--detach")
     assert {d["desired"]["apps"][0]["version"] for d in marram_.json("device", "list")} == {2}
+    first = marram_("rollout", "show", "1")
+    assert "none: newer deployments decide" in first and "outcome" not in first
     assert "Leave the other options out" in marram_.fault("deploy", world.page(2), "--to", "all", "--now", "--halt")
 
 

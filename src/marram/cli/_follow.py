@@ -98,7 +98,8 @@ class Progress:
         if self._every_device and not ended:
             lines += self._devices(view)
         if view.state is not self._state:
-            if self._state is not None or view.state is RolloutState.PAUSED:
+            # How it ended is for `verdict` to say.
+            if view.state is RolloutState.PAUSED or (self._state is not None and view.state in OPEN):
                 lines.append(Text.assemble(" ", state(view), f": {view.reason}" if view.reason else ""))
             self._state = view.state
         return lines

@@ -20,6 +20,7 @@ from marram.schema.units import parse_duration
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Who changed what; whether anybody changed that.")
 
 _PAGE = 1000
+_TIMES = ("expires_s",)
 Actor = Annotated[str | None, typer.Option(help="Who: user:ann, device:pi-1, rollout:12, machine, cloud.")]
 Action = Annotated[str | None, typer.Option(help="What: device.remove, or all below a word: device.")]
 Target = Annotated[str | None, typer.Option(help="On what: a device, an app, a person.")]
@@ -48,7 +49,7 @@ def list_(
         rows.add_row(
             str(each.id),
             _show.clock(each.time_s),
-            *(_show.plain(words) for words in (each.actor, each.action, each.target, _detail(each))),
+            *(_show.plain(words) for words in (each.actor, each.action, _short(each.target), _detail(each))),
         )
     _show.console().print(rows)
 
@@ -103,7 +104,24 @@ def export(
 
 
 def _detail(row: AuditView) -> str:
-    return " ".join(f"{key}={value}" for key, value in row.detail.items() if value is not None)
+    """Its details as a person would write them: `labels site=a; uses 3`. `export` has them as they are."""
+    told = []
+    for key, value in row.detail.items():
+        if value in (None, "", [], {}, False) or value == row.target:
+            continue
+        if isinstance(value, dict):
+            value = " ".join(f"{name}={one}" for name, one in sorted(value.items()))
+        elif isinstance(value, list):
+            value = ", ".join(map(str, value))
+        elif key in _TIMES and isinstance(value, int | float):
+            key, value = key.removesuffix("_s"), _show.clock(value)
+        told.append(key if value is True else f"{key} {_short(str(value))}")
+    return "; ".join(told)
+
+
+def _short(text: str) -> str:
+    """A digest by its first twelve letters."""
+    return f"{text[:12]}…" if re.fullmatch(r"[0-9a-f]{64}", text) else text
 
 
 def _since(text: str | None) -> float | None:

@@ -93,7 +93,7 @@ def _deploy(api: CloudApi, file: AppFile, wish: _Wish) -> None:
     files_of(file)  # a missing file is told before a model of a gigabyte travels
     out = Console(stderr=True, highlight=False) if wish.json else _show.console()
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    with Progress(*columns, console=out, transient=True) as bars:
+    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bars:
         bar = bars.add_task("sending", total=None)
         notes: list[str] = []
 
@@ -205,10 +205,16 @@ def _verdict(made: Deployment) -> None:
     """Raises Permanent where a device refused it: the command then ends with status 2."""
     back = [d for d in made.devices if _here(d) and d.state is AppState.ROLLED_BACK]
     if back:
-        reasons = "; ".join(f"{d.device}: {d.reason or 'no reason given'}" for d in back[:5])
+        by_reason: dict[str, list[str]] = {}
+        for device in back:
+            by_reason.setdefault(device.reason.rstrip(".") or "no reason given", []).append(device.device)
+        reasons = "; ".join(
+            reason if len(by_reason) == 1 else f"{_names(names)}: {reason}"
+            for reason, names in list(by_reason.items())[:5]
+        )
         raise Permanent(
             f"{made.app} {made.version} was rolled back on {len(back)} of {len(made.devices)}: {reasons}",
-            hint=f"What ran before runs on. Mend it and deploy again; figures: marram device show {back[0].device}",
+            hint=f"Mend it and deploy again; what runs there now: marram device why {back[0].device}",
         )
 
 

@@ -6,6 +6,7 @@ import time
 from typing import Annotated
 
 import typer
+from rich.table import Table
 from rich.text import Text
 
 from marram.cli import _show
@@ -162,11 +163,17 @@ def why(id: Id, json: Json = False, url: Url = None, token: Token = None) -> Non
             out.print(Text(f"  {answer.next}", style="dim"))
     if not answer.apps and not answer.sentence:
         out.print(f"{id} runs nothing, and nothing is deployed to it: marram deploy app.yaml --to all", markup=False)
-    for app_ in answer.apps:
+    for number, app_ in enumerate(answer.apps):
+        if number or answer.sentence:
+            out.print()
         out.print(_show.plain(app_.sentence, 1000))
         for line in app_.lines:
-            out.print(Text(f" {_show.clock(line.time_s)}  ", style="dim").append_text(_show.plain(line.text, 500)))
-        out.print(_show.plain(" ".join(part for part in (app_.after, app_.next and f"→ {app_.next}") if part), 500))
+            # Beside the times: what wraps must not look like a line of its own.
+            row = Table.grid(padding=(0, 2, 0, 1))
+            row.add_row(Text(_show.clock(line.time_s), style="dim"), _show.plain(line.text, 500))
+            out.print(row)
+        if advice := " ".join(part for part in (app_.after, app_.next and f"→ {app_.next}") if part):
+            out.print(_show.plain(advice, 500))
 
 
 @app.command()

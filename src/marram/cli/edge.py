@@ -73,7 +73,7 @@ def join(
         brokers=broker,
         tell=lambda done: print(f"✓ {done}", flush=True),
     )
-    print("next: marram edge run" + (f" --folder {folder}" if folder else ""))
+    print("next: " + _run_it(folder))
 
 
 @app.command()
@@ -142,7 +142,7 @@ def status(folder: FolderOption = None) -> None:
     console.print(f"device   {credentials.device}  {place.path}")
     console.print(f"cloud    {credentials.cloud or '-'}  ({', '.join(credentials.brokers)})")
     if answer is None:
-        said = "is not running; start it: marram edge run" if holder is None else f"{holder} does not answer"
+        said = f"is not running; start it: {_run_it(folder)}" if holder is None else f"{holder} does not answer"
         console.print(f"agent    {said}")
         for name, record in place.records().items():
             console.print(f"app      {name} {record.target.version}  {record.state}  {record.reason}", markup=False)
@@ -159,23 +159,39 @@ def status(folder: FolderOption = None) -> None:
     if reported.get("held"):
         console.print(f"held     {reported['held'].removeprefix('held ')}", markup=False)
     console.print(f"workers  {reported.get('isolation') or '-'}", markup=False)
-    rows = [_row(each) for each in reported["apps"]]
+    rows = [(_row(each), _note(each)) for each in reported["apps"]]
     if console.width < _WIDE:
-        for row in rows:
+        for row, note in rows:
             console.print()
             for title, text in row.items():
                 console.print(f"{title:<9}{text}", markup=False)
+            if note:
+                console.print(f"{'reason':<9}{note}", markup=False)
     elif rows:
         table = Table(box=None, pad_edge=False)
-        for title in rows[0]:
-            table.add_column(title, justify="left" if title in ("app", "state", "reason") else "right")
-        for row in rows:
+        for title in rows[0][0]:
+            table.add_column(title, justify="left" if title in ("app", "state") else "right")
+        for row, _ in rows:
             table.add_row(*row.values())
         console.print(table, markup=False)
+        for row, note in rows:
+            if note:
+                console.print(f"{row['app']} {row['version']}: {note}", markup=False)
 
 
 # Columns below which a table of apps would be cut to pieces.
 _WIDE = 80
+
+
+def _run_it(folder: Path | None) -> str:
+    return "marram edge run" + (f" --folder {folder}" if folder else "")
+
+
+def _note(app: dict[str, Any]) -> str:
+    """What runs in the place of a version that does not, and why."""
+    running = app.get("running")
+    meanwhile = f"{running} runs meanwhile" if running not in (None, app["version"]) else ""
+    return "; ".join(part for part in (meanwhile, app["reason"] or app["stats"].get("last_error", "")) if part)
 
 
 def _row(app: dict[str, Any]) -> dict[str, str]:
@@ -183,11 +199,10 @@ def _row(app: dict[str, Any]) -> dict[str, str]:
     return {
         "app": app["name"],
         "version": str(app["version"]),
-        "state": app["state"],
+        "state": app["state"].replace("_", " "),
         "frames": f"{stats.get('frames', 0):,}",
         "frames/s": f"{stats.get('fps', 0):.1f}",
         "p50": f"{p50:.1f} ms" if p50 is not None else "-",
         "errors": f"{stats.get('errors', 0):,}",
         "restarts": str(app["restarts"]),
-        "reason": app["reason"] or stats.get("last_error", ""),
     }

@@ -44,7 +44,7 @@ def list_(
             _follow.state(view),
             f"{view.stage} of {len(view.stages)}",
             _show.ago(view.created_s),
-            _show.plain(view.reason, 80),
+            _show.plain(view.reason or _gave_up(view), 80),
         )
     _show.console().print(rows)
 
@@ -112,6 +112,12 @@ def retry(
     print(f"{device} tries {view.app} {view.version} again: marram device why {device}")
 
 
+def _gave_up(view: RolloutView) -> str:
+    """Of one that has no reason to tell: how many rolled it back by themselves. What goes at once is never stopped."""
+    failed = view.counts.get(DeviceOutcome.FAILED, 0)
+    return f"rolled back on {failed} of {view.matching}" if failed else ""
+
+
 def _said(view: RolloutView) -> None:
     out = _show.console()
     where = f", stage {view.stage} of {len(view.stages)}" if view.ended_s is None else ""
@@ -132,6 +138,11 @@ def _show_one(view: RolloutView) -> None:
         out.print(Text(" gates     ").append_text(_follow.gates_line(view.gates)))
     if view.waits:
         out.print(f" waits for {view.waits}", markup=False)
+    if not view.devices:
+        out.print(
+            " devices   none: newer deployments decide, or nobody has its labels (marram deploy --list)", markup=False
+        )
+        return
     rows = _show.table("device", "stage", "outcome", "reached", "took", "says", "reason")
     for device in view.devices:
         took = "–"

@@ -8,9 +8,9 @@ import typer
 
 from marram.cli import _show
 from marram.cli._context import Json, Token, Url, connect, print_json
-from marram.cli._options import parsed
+from marram.cli._options import lifetime, parsed
 from marram.schema.ids import parse_labels
-from marram.schema.units import format_duration, parse_duration
+from marram.schema.units import format_duration
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Make tokens that let devices join.")
 
@@ -19,13 +19,13 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="Make tokens 
 def create(
     labels: Annotated[str, typer.Option(help="Labels its devices get: site=shanghai,line=3.")] = "",
     uses: Annotated[int, typer.Option(min=1, help="How many devices may join with it.")] = 1,
-    ttl: Annotated[str, typer.Option(help="How long it can be used: 30 min, 1 h, 7 d.")] = "1 h",
+    ttl: Annotated[str, typer.Option(help="How long it can be used: 30 min, 1 h, 7 d; 366 d at most.")] = "1 h",
     json: Json = False,
     url: Url = None,
     token: Token = None,
 ) -> None:
     """Make a join token: told once, here. Prints the command to type on the device."""
-    ttl_s = parsed(parse_duration, ttl, "--ttl")
+    ttl_s = lifetime(ttl, "--ttl")
     with connect(url, token) as api:
         made = api.create_token(parsed(parse_labels, labels, "--labels"), uses=uses, ttl_s=ttl_s)
         if json:

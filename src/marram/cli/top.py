@@ -38,8 +38,8 @@ def top(
         if json:
             print_json(api.devices(labels))
             return
-        first = _page(api, labels)
         out = _show.console()
+        first = _page(api, labels, out.width)
         if once or not out.is_terminal:
             out.print(first)
             return
@@ -47,26 +47,34 @@ def top(
             while True:
                 time.sleep(every_s)
                 try:
-                    live.update(_page(api, labels), refresh=True)
+                    live.update(_page(api, labels, out.width), refresh=True)
                 except Retryable as error:
                     # The cloud may be restarting: say so and keep looking.
                     live.update(Text(str(error), style="red"), refresh=True)
 
 
-def _page(api: CloudApi, labels: str) -> RenderableType:
-    return page(api.devices(labels), api.status())
+_COLUMNS = (
+    "device", "state", "app", "link", ">frames/s", ">edge", ">cloud", ">p50", ">p95", ">all-edge", ">all-cloud",
+    ">outbox",
+)  # fmt: skip
+# On a terminal narrower than this the first to go are these.
+_WIDE = 110
+_DISPENSABLE = (">frames/s", ">all-edge", ">all-cloud")
 
 
-def page(devices: list[Device], status: Status) -> RenderableType:
-    """The whole picture as one table and a line of totals."""
-    rows = _show.table(
-        "device", "state", "app", "link", ">frames/s", ">edge", ">cloud", ">p50", ">p95", ">all-edge", ">all-cloud",
-        ">outbox",
-    )  # fmt: skip
+def _page(api: CloudApi, labels: str, width: int) -> RenderableType:
+    return page(api.devices(labels), api.status(), width)
+
+
+def page(devices: list[Device], status: Status, width: int = _WIDE) -> RenderableType:
+    """The whole picture as one table and a line of totals, for a terminal of `width` columns."""
+    shown = [number for number, name in enumerate(_COLUMNS) if width >= _WIDE or name not in _DISPENSABLE]
+    rows = _show.table(*(_COLUMNS[number] for number in shown))
     for device in devices:
         apps: list[ReportedApp | None] = [*device.reported.apps] if device.reported else []
         for row, item in enumerate(apps or [None]):
-            rows.add_row(*_row(device, item, first=row == 0), style=None if _show.online(device) else "dim")
+            cells = _row(device, item, first=row == 0)
+            rows.add_row(*(cells[number] for number in shown), style=None if _show.online(device) else "dim")
     checks = [check for check in status.checks if not check.ok]
     totals = Text(
         f"\n{status.online} of {status.devices} devices online · {status.events:,} events stored · "
@@ -75,6 +83,8 @@ def page(devices: list[Device], status: Status) -> RenderableType:
     )
     for check in checks:
         totals.append(f"\n{check.name}: {check.detail}", style="red")
+    for words in status.warnings:
+        totals.append("\n").append_text(_show.plain(words)).stylize("yellow", -len(words))
     if not devices:
         return Group(Text("No devices yet. Make a token for one: marram token create"), totals)
     return Group(rows, totals)

@@ -10,10 +10,9 @@ import typer
 
 from marram.cli import _show
 from marram.cli._context import Json, Token, Url, connect, print_json
-from marram.cli._options import one_of, parsed
+from marram.cli._options import lifetime, one_of, parsed
 from marram.schema.errors import Invalid
 from marram.schema.people import Permission, Role
-from marram.schema.units import parse_duration
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="People, their roles and API tokens.")
 tokens = typer.Typer(no_args_is_help=True, help="API tokens: what programs, and people's scripts, come with.")
@@ -134,7 +133,7 @@ def create_token(
     token: Token = None,
 ) -> None:
     """Make an API token: told once, here. It never does more than its owner may."""
-    ttl_s = parsed(parse_duration, ttl, "--ttl")
+    ttl_s = lifetime(ttl, "--ttl")
     wanted = parsed(_scopes, scopes, "--scopes")
     with connect(url, token) as api:
         made = api.create_api_token(name, owner=owner, scopes=wanted, ttl_s=ttl_s)

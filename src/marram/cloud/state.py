@@ -303,6 +303,7 @@ class CloudState:
             samples=self.store.samples.count(),
             brokers=self.hands.brokers,
             checks=self.checks(CHECKS_KEEP_S),
+            warnings=self.signing.warnings(),
         )
 
     def checks(self, age_s: float = 0.0) -> list[Check]:

@@ -53,6 +53,8 @@ def health(picture: Picture) -> str:
         f'<span class="pill {"ok" if check.ok else "bad"}" title="{escape(check.detail[:300], quote=True)}">'
         f"<i></i>{escape(check.name)}</span>"
         for check in picture.status.checks
+    ) + "".join(
+        f'<span class="pill warn" role="alert">{escape(words[:300])}</span>' for words in picture.status.warnings
     )
 
 

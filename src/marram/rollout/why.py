@@ -20,6 +20,7 @@ from marram.schema.errors import Threat
 from marram.schema.ids import matches
 from marram.schema.journal import What
 from marram.schema.rollout import DeviceOutcome, RolloutDevice, RolloutState
+from marram.schema.signed import OFFLINE
 from marram.schema.units import format_duration
 from marram.schema.why import WhyApp
 from marram.store import DeploymentRow, RolloutRow, Standing
@@ -105,7 +106,7 @@ def why(evidence: Evidence) -> WhyApp:
         runs=evidence.runs,
         wanted=evidence.wanted,
         cause=answer.cause,
-        sentence=answer.sentence,
+        sentence=answer.sentence.rstrip(".") + ".",  # what a reason ends with is not ours
         lines=chronicle(evidence.app, evidence.journal, evidence.rollouts, evidence.history, evidence.device),
         after=answer.after,
         next=answer.next,
@@ -283,11 +284,14 @@ def _on_its_way(evidence: Evidence) -> _Answer | None:
     if evidence.device.state is not DeviceState.ONLINE:
         return _Answer("offline", f"{begin}: it went offline on its way ({said.state.value}).", next="")
     if any(reason.startswith(f"{threat.value}: ") for threat in Threat):
+        # Of what is signed, these two only a person renews.
+        old = reason.startswith(f"{Threat.FREEZE.value}: ") and any(f"signed as {role} " in reason for role in OFFLINE)
         return _Answer(
             "untrusted",
             f"{begin}: it does not believe what it was sent ({reason}), and keeps what it has until it can.",
-            next=f"marram device show {evidence.device.id}",
-        )
+            next="marram cloud root renew   (on the cloud's machine)" if old
+            else f"marram device show {evidence.device.id}",
+        )  # fmt: skip
     if said.state is AppState.PROVISIONAL:
         return _Answer("on_trial", f"{evidence.device.id} has {evidence.app} {wanted} on trial{_because(reason)}.")
     if reason:
@@ -343,6 +347,14 @@ def _as_it_should(evidence: Evidence) -> _Answer:
     if evidence.wanted is None:
         return _Answer("nothing", f"{_runs(evidence)}, as it should be.")
     number = evidence.held_by.id if evidence.held_by else 0
+    rollout = evidence.rollouts.get(number)
+    if rollout is not None and rollout.state is RolloutState.HALTED:
+        return _Answer(
+            "halted",
+            f"{evidence.device.id} runs {evidence.app} {evidence.runs}, and rollout {number}, which brought it, was "
+            f"halted in {_stages(evidence, rollout)}: {rollout.reason}.",
+            next=f"marram rollout promote {number}   (or abort, which brings everybody back)",
+        )
     return _Answer(
         "as_it_should", f"{evidence.device.id} runs {evidence.app} {evidence.runs}, as rollout {number} says."
         if number in evidence.rollouts

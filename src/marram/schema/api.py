@@ -20,6 +20,8 @@ PREFIX = "/api/v1"
 MAX_BLOB_BYTES = 2_000_000_000
 # The most any other request may weigh.
 MAX_REQUEST_BYTES = 4_000_000
+# The longest life of a token, for a device to join with or for a program.
+LONGEST_S = 366 * 86400.0
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 # No control characters: nothing that a database refuses (NUL) or a terminal obeys.
@@ -105,7 +107,7 @@ class TokenAsk(Strict):
 
     labels: Labels = {}
     uses: int = Field(default=1, ge=1, le=1_000_000)
-    ttl_s: float = Field(default=3600, gt=0, le=366 * 86400)
+    ttl_s: float = Field(default=3600, gt=0, le=LONGEST_S)
 
 
 class TokenView(Reply):
@@ -373,7 +375,7 @@ class Health(Reply):
 
 
 class Status(Reply):
-    """The cloud at a glance."""
+    """The cloud at a glance. `warnings`: what a person has to do soon, each with its command."""
 
     version: str
     uptime_s: float
@@ -385,3 +387,4 @@ class Status(Reply):
     samples: int
     brokers: list[str] = []
     checks: list[Check] = []
+    warnings: list[str] = []

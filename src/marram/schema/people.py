@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, StringConstraints
 
-from marram.schema.api import Label, Reply
+from marram.schema.api import LONGEST_S, Label, Reply
 from marram.schema.ids import Name
 from marram.schema.model import Strict
 
@@ -125,7 +125,7 @@ class ApiTokenAsk(Strict):
     name: TokenName
     owner: UserName | None = None
     scopes: list[Permission] | None = Field(default=None, min_length=1, max_length=len(Permission))
-    ttl_s: float = Field(default=TOKEN_S, gt=0, le=366 * DAY_S)
+    ttl_s: float = Field(default=TOKEN_S, gt=0, le=LONGEST_S)
 
 
 class ApiTokenView(Reply):
