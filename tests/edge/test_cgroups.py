@@ -42,11 +42,14 @@ def test_each_version_of_an_app_has_its_limits(tmp_path: Path, delegated: Path) 
     assert groups is not None
     place = groups.place("gate", 3)
     place.mkdir()
-    for name in ("memory.max", "memory.swap.max", "memory.oom.group", "pids.max"):
+    for name in ("memory.max", "memory.swap.max", "memory.oom.group", "pids.max", "cpu.weight"):
         (place / name).write_text("")
     assert cgroups.make(place, 100_000_000)
     limits = {file.name: file.read_text() for file in place.iterdir()}
-    assert limits == {"memory.max": "126000000", "memory.swap.max": "0", "memory.oom.group": "1", "pids.max": "512"}
+    assert limits == {
+        "memory.max": "126000000", "memory.swap.max": "0", "memory.oom.group": "1", "pids.max": "512",
+        "cpu.weight": "100",
+    }  # fmt: skip
     assert cgroups.make(place, None)
     assert (place / "memory.max").read_text() == "max"
     assert groups.place("gate", 4) != place
@@ -78,6 +81,20 @@ def test_what_is_not_ours_alone_is_left_alone(tmp_path: Path, delegated: Path, s
     assert not (delegated / "agent/cgroup.procs").exists()
     assert Groups.open(tmp_path, "") is None
     assert Groups.open(tmp_path, "/no/such") is None
+
+
+def test_the_whole_machines_group_is_never_divided(tmp_path: Path, delegated: Path) -> None:
+    for name in ("cgroup.controllers", "cgroup.procs", "cgroup.subtree_control"):
+        (tmp_path / name).write_text((delegated / name).read_text())
+    assert Groups.open(tmp_path, "/") is None
+    assert not (tmp_path / "agent").exists()
+
+
+def test_where_it_cannot_be_divided_the_agent_steps_back(tmp_path: Path, delegated: Path) -> None:
+    (delegated / "cgroup.subtree_control").unlink()
+    (delegated / "cgroup.subtree_control").mkdir()  # cannot be written
+    assert Groups.open(tmp_path, UNIT) is None
+    assert (delegated / "cgroup.procs").read_text() == str(os.getpid()), "it moved there and back"
 
 
 @pytest.fixture

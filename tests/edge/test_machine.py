@@ -277,6 +277,21 @@ def test_a_hold_that_begins_while_a_version_is_brought_starts_nothing(tmp_path: 
     play(tmp_path, work)
 
 
+def test_what_is_wanted_again_before_it_was_removed_stays(tmp_path: Path) -> None:
+    async def work(rig: Rig) -> None:
+        await with_first(rig)
+        hold.hold(rig.folder("pi-1"), None, "line 4 runs")
+        rig.want()
+        await rig.until(lambda app: "line 4 runs" in app.reason)
+        rig.want(rig.app(1))
+        await asyncio.sleep(5)
+        hold.release(rig.folder("pi-1"))
+        await asyncio.sleep(60)
+        assert running(rig) == [1] and (await rig.until_state(COMMITTED, 1)).reason == ""
+
+    play(tmp_path, work)
+
+
 def test_five_agents_live_in_one_process(tmp_path: Path) -> None:
     async def work(rig: Rig) -> None:
         devices = [f"pi-{n}" for n in range(5)]
@@ -555,8 +570,10 @@ def test_what_is_not_believed_is_asked_for_ever_more_rarely(tmp_path: Path) -> N
         await rig.start()
         await asyncio.sleep(6 * 3600)
         assert 36 <= rig.asked < 60
+        await rig.delivered()
 
-    play(tmp_path, work)
+    told = [entry.reason for entry in play(tmp_path, work).journal() if entry.what is What.UNTRUSTED]
+    assert told == ["unsigned: nobody signed it"]
 
 
 def test_what_comes_and_is_not_what_was_signed_is_fetched_ever_more_rarely(tmp_path: Path) -> None:

@@ -115,6 +115,30 @@ async def test_it_renews_at_two_thirds_and_shows_the_new_one_at_once(world: Worl
     assert await world.renewal.step() == Pace().look_s and world.link.asked == 1
 
 
+async def test_a_certificate_that_does_not_say_until_when_it_is_valid_is_renewed(world: World) -> None:
+    own = world.files.own.read_bytes()
+    files.write(world.files.own, own.partition(b"\n")[2])
+    assert world.files.validity_s() is None
+    assert await world.renewal.step() == Pace().least_s and world.link.asked == 1
+    assert world.files.validity_s() is not None
+
+
+async def test_its_key_is_proven_to_nobody_over_an_open_line(world: World) -> None:
+    world.link.connected = False
+    world.renewal.cloud = "http://cloud:8080"
+    world.at(40)
+    assert await world.renewal.step() == Pace().again_most_s
+    assert world.trustee.https == []
+
+
+async def test_a_cloud_that_cannot_answer_is_asked_ever_more_rarely(world: World) -> None:
+    world.at(25)
+    world.link.fault = Retryable("busy")
+    waits = [await world.renewal.step() for _ in range(12)]
+    assert waits[:3] == [0.75 * Pace().again_s * 2**n for n in range(3)]
+    assert waits[-1] == 0.75 * Pace().again_most_s
+
+
 def test_a_fleet_that_joined_in_one_hour_does_not_renew_in_one(world: World) -> None:
     dues = []
     for spread in (0.0, 1.0):

@@ -19,7 +19,7 @@ from marram.edge.trustee_child import ChildTrustee
 from marram.edge.trustee_inside import InsideTrustee
 from marram.edge.vetting import Vetting
 from marram.lab.attacks.publisher import Publisher
-from marram.schema.device import DesiredApp
+from marram.schema.device import DesiredApp, ModelRef
 from marram.schema.errors import Missing, NotReady, Retryable, Threat, Untrusted
 from marram.schema.model import File, Manifest
 
@@ -54,6 +54,16 @@ async def test_what_is_signed_is_taken_and_what_is_not_is_not(trustee: Trustee, 
     with pytest.raises(Untrusted, match=r"unsigned: apps/main/strange/1\.json is signed by nobody") as caught:
         await trustee.verify([ONE, STRANGE], metadata_of(publisher))
     assert caught.value.threat is Threat.UNSIGNED and caught.value.hint
+
+
+async def test_a_signed_app_brings_no_model_that_is_not(trustee: Trustee, publisher: Publisher) -> None:
+    model = ModelRef(name="mobilenet", version=2, manifest=FILES)
+    app = DesiredApp(name="seeing", version=1, files=FILES, models=[model])
+    publisher.repository.publish({app.target: app.signed()})
+    with pytest.raises(Untrusted, match=r"models/main/mobilenet/2\.json is signed by nobody"):
+        await trustee.verify([app], metadata_of(publisher))
+    publisher.sign([app])
+    await trustee.verify([app], metadata_of(publisher))
 
 
 async def test_what_the_agent_meets_on_the_way_comes_through(trustee: Trustee, publisher: Publisher) -> None:

@@ -24,6 +24,7 @@ from marram.runtime import probe
 from marram.runtime.admit import admit, admit_bundle, archives, parent
 from marram.runtime.admit import child as admitting
 from marram.runtime.admit.archives import look_into
+from marram.runtime.admit.onnxfile import outside
 from marram.runtime.admit.pickles import is_pickle
 from marram.runtime.bundle import CARD, Bundle, dump_card
 from marram.schema.errors import Invalid, Threat, Untrusted
@@ -296,6 +297,46 @@ def test_a_member_that_is_named_as_a_pickle_is_refused_whatever_is_in_it(tmp_pat
 )
 def test_a_pickle_is_known_where_it_does_not_come_to_its_end(stream: bytes, text: bool) -> None:
     assert is_pickle(io.BytesIO(stream), text=text)
+
+
+def _within(content: bytes, *numbers: int) -> bytes:
+    """`content` in messages in each other, the outermost field first."""
+    for number in reversed(numbers):
+        content = attacks._field(number, content)
+    return content
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        (7, 5),
+        (7, 15, 1),
+        (7, 15, 2),
+        (20, 1, 5),
+        (20, 2, 5),
+        (25, 7, 5, 5),
+        (25, 11, 5),
+        (7, 1, 5, 10),
+        (7, 1, 5, 22, 1),
+    ],
+)
+def test_weights_outside_are_found_wherever_a_model_may_name_them(way: tuple[int, ...], tmp_path: Path) -> None:
+    entry = attacks._field(1, b"location") + attacks._field(2, b"/etc/shadow")
+    (tmp_path / "net.onnx").write_bytes(attacks._field(7, b"") + _within(entry, *way, 13))
+    assert outside(tmp_path / "net.onnx") == {"/etc/shadow"}
+
+
+def test_a_graph_in_a_graph_has_an_end(tmp_path: Path) -> None:
+    (tmp_path / "net.onnx").write_bytes(_within(b"", 7, *(1, 5, 6) * 60))
+    with pytest.raises(Invalid, match="not an ONNX model"):
+        outside(tmp_path / "net.onnx")
+
+
+def test_only_what_is_text_by_its_name_is_read_as_text(tmp_path: Path) -> None:
+    attacks.harmless(tmp_path / "bundle")
+    (tmp_path / "bundle" / "weights.bin").write_bytes(b"cos\nsystem\n" + bytes(16))
+    with pytest.raises(Untrusted, match=r"weights\.bin holds a pickle"):
+        admitting.check(tmp_path / "bundle", lambda at: None)
 
 
 def test_only_an_exported_programs_example_inputs_are_passed_over(tmp_path: Path) -> None:
