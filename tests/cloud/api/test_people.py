@@ -518,6 +518,16 @@ async def test_a_crowd_waits_outside_of_the_threads_and_not_without_end() -> Non
     assert await door.tries("ann", "10.9.9.9", right=True) == "in"
 
 
+async def test_who_has_used_all_attempts_up_takes_nobodys_place_in_the_queue() -> None:
+    door = Door()
+    for n in range(10):
+        await door.tries(f"user{n}", "10.0.0.1")
+    crowd = [door.tries("user", "10.0.0.1") for _ in range(2 * MOST_WAITING)]
+    # Behind one who is looked at just now.
+    answers = await asyncio.gather(door.tries("bob", "10.8.8.8"), *crowd, door.tries("ann", "10.9.9.9", right=True))
+    assert answers == ["wrong", *["wait"] * 2 * MOST_WAITING, "in"]
+
+
 async def test_who_comes_all_at_once_has_no_more_attempts() -> None:
     door = Door()
     answers = await asyncio.gather(*(door.tries("ann", "10.0.0.1") for _ in range(MOST_WAITING)))
