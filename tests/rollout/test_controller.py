@@ -16,7 +16,7 @@ from tests.rollout.fleet import APP, NOTHING, TICK_S, Fleet, SimDevice, text
 from marram.rollout import controller
 from marram.rollout.controller import goals
 from marram.schema.errors import Conflict, Invalid, Missing
-from marram.schema.rollout import DeviceOutcome, Plan, RolloutState
+from marram.schema.rollout import DeviceOutcome, Plan, RolloutState, at_once
 from marram.store import OPEN, RolloutRow
 
 QUICK = {"soak_s": 9.0, "silence_s": 60.0}
@@ -631,3 +631,18 @@ def test_each_retry_is_one_more_than_anybody_asked_or_the_device_has_seen(fleet:
     fleet.tick(2)
     again = fleet.rollout.rollouts.retry(row.id, device.name, fleet.now_s)
     assert (again.attempt, again.stage, again.evidence) == (8, kept.stage, kept.evidence)
+
+
+def test_what_was_superseded_is_no_decision_that_still_stands(fleet: Fleet) -> None:
+    running(fleet, 3)
+    old = fleet.deploy(2, plan=QUICK)
+    newer = fleet.deploy(3, plan=QUICK)
+    fleet.rollout.rollouts.abort(newer.id)
+    again = fleet.rollout.deploy(text(2), NOTHING, {}, Plan.model_validate(QUICK), fleet.now_s)
+    assert again.new and again.rollout is not None and again.rollout.id not in (old.id, newer.id)
+    # One that is under way by stages is another decision than all at once.
+    same = fleet.rollout.deploy(text(2), NOTHING, {}, Plan.model_validate(QUICK), fleet.now_s)
+    assert not same.new and same.rollout is not None and same.rollout.id == again.rollout.id
+    at_once_ = fleet.rollout.deploy(text(2), NOTHING, {}, at_once(), fleet.now_s)
+    assert at_once_.new and at_once_.rollout is not None and at_once_.rollout.state is RolloutState.COMPLETED
+    assert set(fleet.wanted().values()) == {2}
