@@ -508,6 +508,7 @@ async def test_a_known_address_has_no_free_guesses() -> None:
     looked = door.looked
     answers = [await door.tries("ann", "10.9.9.9") for _ in range(100)]
     assert answers[-1] == "wait" and door.looked - looked == 10
+    assert await door.tries("bob", "10.9.9.9", right=True) == "in", "nor do they cost others who come from there"
 
 
 async def test_a_crowd_waits_outside_of_the_threads_and_not_without_end() -> None:
