@@ -266,3 +266,20 @@ def test_the_rule_is_replaying_history_in_order(
     assert set(expected) <= set(held)
     # Forgetting what can never hold again changes nothing for anybody.
     assert holding("pi", labels, living(standings)) == held
+
+
+def test_each_version_is_signed_and_other_wheels_make_another(world: World) -> None:
+    signed: list[tuple[str, int]] = []
+    wheels: dict[str, Manifest] = {}
+    rollout = Rollout(
+        world.store,
+        world.registry,
+        world.objects,
+        sign=lambda made: signed.append((made.name, made.version)),
+        resolve=lambda requires, selector: dict(wheels),
+    )
+    nothing = Manifest(files=[])
+    assert rollout.deploy(app("gate"), nothing, {}).deployment.version == 1
+    wheels["aarch64"] = Manifest(files=[world.file("one.whl", b"one")])
+    assert rollout.deploy(app("gate"), nothing, {}).deployment.version == 2
+    assert signed == [("gate", 1), ("gate", 2)]
