@@ -95,6 +95,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 def test_it_moves_the_device_and_has_systemd_keep_it(machine: Machine, tmp_path: Path) -> None:
     place = tmp_path / "var/edge"
+    machine.device.path.chmod(0o755)
     installing.install(machine.host, machine.device, place, "nobody")
     assert not machine.device.path.exists()
     assert Folder(place).credentials().device == "pi"

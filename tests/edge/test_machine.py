@@ -213,6 +213,12 @@ def test_a_quiet_source_is_taken_as_it_is_and_a_finite_one_by_what_it_gave(tmp_p
         rig.want(rig.app(2))
         told = await rig.until_state(COMMITTED, 2)
         assert (await rig.until(lambda app: "came to its end" in app.reason)).running is None
+        # Over a restart, too: all of it would be recorded twice.
+        starts = rig.starts["pi-1"].count(2)
+        await rig.stop()
+        await rig.start()
+        await asyncio.sleep(60)
+        assert rig.starts["pi-1"].count(2) == starts
         rig.want(rig.app(3))
         assert "every frame failed" in (await rig.until_state(ROLLED_BACK, 3)).reason
 
