@@ -202,7 +202,7 @@ def test_it_waits_for_devices_that_are_online_and_tells_how_it_ends(marram_: Ter
 
     marram_.served.report("pi-1", app="gate", state=AppState.ROLLED_BACK, reason="no photos in photos/")
     fault = marram_.fault("deploy", file, "--to", "all")
-    assert fault.startswith("gate 1 was rolled back on 1 of 2: pi-1: no photos in photos/. What ran before runs on.")
+    assert fault.startswith("gate 1 was rolled back on 1 of 2: pi-1: no photos in photos/. Mend it and deploy again")
 
     marram_.served.report("pi-1", app="gate", state=AppState.FETCHED)
     assert "pi-1: not there yet" in marram_("deploy", file, "--to", "all", "--timeout", "10 ms")

@@ -209,7 +209,7 @@ def _verdict(made: Deployment) -> None:
         for device in back:
             by_reason.setdefault(device.reason.rstrip(".") or "no reason given", []).append(device.device)
         reasons = "; ".join(
-            reason if len(by_reason) == 1 else f"{_names(names)}: {reason}"
+            reason if len(names) == len(made.devices) > 1 else f"{_names(names)}: {reason}"
             for reason, names in list(by_reason.items())[:5]
         )
         raise Permanent(
