@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.bus.filling import event, numbers
 
-from marram.bus.outbox import Outbox
-from marram.schema.errors import Conflict, Invalid, Retryable
+from marram.bus.outbox import ASIDE_FILES, Outbox
+from marram.schema.errors import Invalid, Retryable
 from marram.schema.event import Event, EventKind
 
 WRITER = """
@@ -161,6 +161,24 @@ def test_a_corrupt_file_is_moved_aside_and_told(tmp_path: Path, how: str, caplog
     outbox.close()
 
 
+def test_a_file_that_is_spoilt_in_a_loop_does_not_fill_the_disk(tmp_path: Path) -> None:
+    path = tmp_path / "outbox.db"
+    for _ in range(ASIDE_FILES + 3):
+        path.write_bytes(b"\xab" * 5000)
+        Outbox(path).close()
+    assert len(list(tmp_path.glob("outbox.db.corrupt-?"))) == len(list(tmp_path.glob("*.corrupt-*"))) == ASIDE_FILES
+
+
+def test_a_file_that_says_it_is_of_another_format_is_moved_aside(tmp_path: Path) -> None:
+    path = tmp_path / "outbox.db"
+    Outbox(path).close()
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE meta SET value = '2' WHERE key = 'format'")
+    outbox = Outbox(path)
+    assert "another version of Marram" in outbox.read()[0].event.data["reason"]
+    outbox.close()
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -236,14 +254,6 @@ def test_whatever_stands_there_it_opens(garbage: bytes) -> None:
         outbox.append([event(n, size=1000) for n in range(30)])
         assert outbox.size_bytes() <= 10_000
         outbox.close()
-
-
-def test_a_newer_format_is_left_alone(outbox: Outbox) -> None:
-    outbox.close()
-    with contextlib.closing(sqlite3.connect(outbox.path)) as database, database:
-        database.execute("UPDATE meta SET value = '2' WHERE key = 'format'")
-    with pytest.raises(Conflict, match="newer"):
-        Outbox(outbox.path)
 
 
 def test_a_place_that_is_none_is_named(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from marram.bus.codec import decode_event, encode_event, pack_encoded
 from marram.bus.damage import is_damaged
 from marram.bus.progress import Progress
 from marram.bus.totals import NUMBERS
-from marram.schema.errors import Conflict, Invalid, MarramError, Permanent, Refused, Retryable
+from marram.schema.errors import Invalid, MarramError, Permanent, Refused, Retryable
 from marram.schema.event import Event, EventKind, Recorded
 from marram.system.files import make_folder, sync
 
@@ -40,6 +40,7 @@ ROW_BYTES = 64  # what a row costs on disk beside its record, about
 CHECK_BYTES = 32_000_000  # a file up to this size is checked whole at the start; a larger one as it is read
 SPARE_PAGES = 2_000  # free pages (of 4 KB) kept for what comes next; more are given back to the disk
 REFUSED_ROWS = 1_000  # how many refused records are kept for a person to look at
+ASIDE_FILES = 8  # and how many files that were moved aside
 
 _LEASE = struct.Struct("<q")
 _SCHEMA = """
@@ -422,7 +423,7 @@ class Outbox:
             if not 8 <= len(about["stream"]) <= 64:
                 raise sqlite3.DatabaseError("malformed: its stream has no name of ours")
             if about["format"] != "1":
-                raise Conflict(f"of format {about['format']}: a newer Marram made it", where=str(self.path))
+                raise sqlite3.DatabaseError("malformed: it says that another version of Marram made it")
         except BaseException:
             database.close()
             raise
@@ -437,7 +438,8 @@ class Outbox:
                 self._database.close()
             self._database = None
         number = 1
-        while (aside := self.path.with_name(f"{self.path.name}.corrupt-{number}")).exists():
+        # The last place is used again: whoever spoils it in a loop does not fill the disk.
+        while (aside := self.path.with_name(f"{self.path.name}.corrupt-{number}")).exists() and number < ASIDE_FILES:
             number += 1
         try:
             for suffix in ("-wal", "-shm", ""):  # the file itself last: it is what says that this happened
