@@ -200,7 +200,9 @@ class Folder:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            log.warning("%s is damaged (%s): set aside; what the cloud decides, it sends again", path, type(error).__name__)
+            log.warning(
+                "%s is damaged (%s): set aside; what the cloud decides, it sends again", path, type(error).__name__
+            )
             with contextlib.suppress(OSError):
                 path.replace(path.with_suffix(".damaged"))
             return None
