@@ -276,11 +276,28 @@ def test_a_failed_device_stops_it_at_once_and_a_figure_when_the_stage_has_soaked
 
 
 def test_figures_that_are_too_few_are_waited_for_one_more_soak() -> None:
-    few = has("a", seen_s=BEGUN_S + 60, stats={"p95_ms": 300.0, "delays": 5, "frames": 5})
-    strict = row(plan={"gates": GATES.model_copy(update={"p95_ms": 200.0})})
-    waits = step(strict, [known("a", "committed")], [few, at("b")], 21).verdict.waits
+    few = has("a", seen_s=BEGUN_S + 60, stats={"delays": 5, "frames": 5})
+    usual = row(plan={"gates": GATES.model_copy(update={"errors": 0.02})})
+    waits = step(usual, [known("a", "committed")], [few, at("b")], 21).verdict.waits
+    assert waits == "more frames: errors not judged: 5 frames of the 30 it takes"
+    assert step(usual, [known("a", "committed")], [few, at("b")], 22).rollout.stage == 2
+
+
+def test_a_gate_that_was_asked_for_lets_nothing_pass_unjudged() -> None:
+    device, ends_s = known("a", "committed"), 2 + SOAK_S + SILENCE_S
+    few = has("a", seen_s=BEGUN_S + ends_s, stats={"p95_ms": 300.0, "delays": 5, "frames": 5})
+    strict = row(plan={"gates": GATES.model_copy(update={"p95_ms": 200.0, "errors": 0.02})})
+    waits = step(strict, [device], [few, at("b")], ends_s - 1).verdict.waits
     assert waits == "more frames: p95 not judged: 5 frames of the 100 it takes"
-    assert step(strict, [known("a", "committed")], [few, at("b")], 22).rollout.stage == 2
+    halted = step(strict, [device], [few, at("b")], ends_s).rollout
+    assert (halted.state, halted.ended_s, halted.stage) == (RolloutState.HALTED, None, 1)
+    assert halted.reason == "p95 not judged: 5 frames of the 100 it takes"
+    # A person may let it pass: that gate asks no more, the others do.
+    went_on = controller.promote(halted, {"a": device}, [few, at("b")], BEGUN_S + ends_s + 1).rollout
+    assert (went_on.state, went_on.stage) == (RolloutState.RUNNING, 2)
+    assert (went_on.plan.gates.p95_ms, went_on.plan.gates.errors) == (None, 0.02)
+    # With nobody to judge there is nothing to ask anybody.
+    assert step(row(stage=3, plan={"gates": strict.plan.gates}), [], [], ends_s).rollout.state is RolloutState.COMPLETED
 
 
 def test_only_figures_of_the_new_version_are_judged_against_those_of_the_one_before() -> None:

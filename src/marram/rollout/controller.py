@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from marram.rollout import window
-from marram.rollout.gates import AT_ONCE, Sides, judge, overheated
+from marram.rollout.gates import ASKED, AT_ONCE, Sides, judge, overheated
 from marram.rollout.observation import Observation
 from marram.schema.device import AppState
 from marram.schema.rollout import DeviceOutcome, GateVerdict, Plan, RolloutDevice, RolloutState, Verdict
@@ -81,7 +81,8 @@ def step(rollout: RolloutRow, devices: dict[str, RolloutDevice], seen: list[Obse
     waits = look.waits(verdict, window_shut=bool(chosen))
     if waits:
         return look.stay(verdict.model_copy(update={"waits": waits}))
-    return look.promoted(verdict)
+    unjudged = [each for each in verdict.gates if _unjudged(each)] if seen else []
+    return look.stopped(verdict, unjudged) if unjudged else look.promoted(verdict)
 
 
 def promote(rollout: RolloutRow, devices: dict[str, RolloutDevice], seen: list[Observation], now_s: float) -> Step:
@@ -91,7 +92,8 @@ def promote(rollout: RolloutRow, devices: dict[str, RolloutDevice], seen: list[O
     gates = rollout.plan.gates
     if rollout.state is RolloutState.HALTED:
         # Whoever says "go on" has seen what these gates found; they would only find it again.
-        gates = gates.model_copy(update={each.gate: None for each in verdict.gates if each.passed is False})
+        found = [each.gate for each in verdict.gates if each.passed is False or _unjudged(each)]
+        gates = gates.model_copy(update=dict.fromkeys(found))
     row = replace(rollout, state=RolloutState.RUNNING, reason="", plan=rollout.plan.model_copy(update={"gates": gates}))
     return _Look(row, devices, look.seen, now_s).promoted(verdict)
 
@@ -248,9 +250,11 @@ class _Look:
         ]
         if quiet:
             return f"a word of {_names(quiet)}"
-        few = [each.words for each in verdict.gates if each.passed is None]
-        if few and self.now_s < self.soak_end_s + self.plan.soak_s:
-            return f"more frames: {few[0]}"
+        few = [each for each in verdict.gates if each.passed is None]
+        asked = [each for each in few if _unjudged(each)]
+        patience_s = max(self.plan.soak_s, self.plan.silence_s if asked else 0.0)
+        if few and self.now_s < self.soak_end_s + patience_s:
+            return f"more frames: {(asked or few)[0].words}"
         return ""
 
     # ------------------------------------------------------------ what follows
@@ -269,9 +273,9 @@ class _Look:
         return Step(row, verdict, list(self.changes.values()), [f"stage {stage} reaches {names}"])
 
     def stopped(self, verdict: Verdict, failed: list[GateVerdict]) -> Step:
-        """A gate failed: everybody back, or a person decides."""
+        """A gate failed: everybody back, or a person decides. Where one could only not judge, always a person does."""
         reason = "; ".join(each.words for each in failed)
-        back = self.plan.on_failure == "roll_back"
+        back = self.plan.on_failure == "roll_back" and any(each.passed is False for each in failed)
         state = RolloutState.ROLLED_BACK if back else RolloutState.HALTED
         row = replace(self.rollout, state=state, reason=reason, verdict=verdict, ended_s=self.now_s if back else None)
         act = "rolled back" if back else "halted"
@@ -327,6 +331,11 @@ def _not_reached(device: RolloutDevice, reason: str) -> RolloutDevice:
     """It goes on as it was, and is reached when it can be."""
     waiting = {"outcome": DeviceOutcome.WAITING, "stage": 0, "reached_s": None, "reason": reason}
     return device.model_copy(update=waiting)
+
+
+def _unjudged(verdict: GateVerdict) -> bool:
+    """Whether a gate that a person asked for has too few frames to judge by."""
+    return verdict.passed is None and verdict.gate in ASKED
 
 
 def _as_before(device: RolloutDevice, seen: Observation) -> Observation:

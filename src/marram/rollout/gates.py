@@ -33,6 +33,8 @@ _HEAVY_FRAMES, _HEAVIEST = 1000.0, 2.0
 
 # Gates over devices, which need no figures: they fail as soon as they are broken. The others wait for a stage's end.
 AT_ONCE = ("failures", "silent")
+# Gates that hold only where a person asked for them: without enough frames to judge by they do not let it pass.
+ASKED = ("p95_ms", "disagreement")
 
 
 @dataclass(frozen=True, slots=True)
