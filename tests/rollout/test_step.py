@@ -79,6 +79,13 @@ def becomes(device: RolloutDevice, seen: Observation, after_s: float = 5.0, **pl
             "silent",
             "came to no end in 60 s: pending, no room",
         ),
+        (
+            known(),
+            has(state=AppState.PROVISIONAL),
+            SILENCE_S + 1,
+            "silent",
+            "came to no end in 60 s: still on trial",
+        ),
         # A person at the device: it goes on as it was, but what is under way there ends first.
         (known(), at(held="held"), 5, "waiting", "held"),
         (known(), has(state=AppState.PENDING, held="held"), 5, "reached", ""),

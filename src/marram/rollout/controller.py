@@ -178,7 +178,8 @@ class _Look:
         limit = format_duration(self.plan.silence_s)
         known = ""
         if seen.version == self.rollout.version and seen.state is not None:
-            known = f": {seen.state.value}{f', {seen.reason}' if seen.reason else ''}"
+            state = "still on trial" if seen.state is AppState.PROVISIONAL else seen.state.value
+            known = f": {state}{f', {seen.reason}' if seen.reason else ''}"
         if not seen.online:
             return f"heard of it, and said nothing more within {limit}{known}"
         return f"came to no end in {limit}{known}" if known else f"did not begin in {limit}"
