@@ -43,6 +43,33 @@ def test_a_model_goes_into_the_cloud_and_with_here_into_the_library(marram_: Ter
     assert not row["cloud"]
 
 
+def test_what_is_added_is_said_in_full(marram_: Terminal, bundle: Bundle) -> None:
+    folder = bundle("colours")
+    first = marram_("model", "add", folder)
+    assert first.startswith("colours@1  onnx")  # no line of a bar that nobody sees
+    assert "already" not in first and not marram_.said
+    again = marram_("model", "add", folder)
+    assert "colours@1" in again and "in the cloud already, the same" in again
+    assert 'no model "colour"; did you mean "colours"?' in marram_.fault("model", "show", "colour")
+
+
+@pytest.mark.parametrize("where", [(), ("--here",)], ids=["cloud", "here"])
+def test_what_lies_beside_a_bundle_is_left_and_said_and_a_pickle_refused(
+    marram_: Terminal, bundle: Bundle, where: tuple[str, ...]
+) -> None:
+    folder = bundle("colours")
+    (folder / "notes").mkdir()
+    for name in ("notes/today.md", "big.bin", ".hidden"):
+        (folder / name).write_text("mine")
+    said = marram_.json("model", "add", folder, *where)
+    assert marram_.said == "left behind, as model.yaml does not name them: big.bin, notes/today.md"
+    if not where:
+        assert {file["path"] for file in said["manifest"]["files"]} == {"model.yaml", "model.onnx"}
+    (folder / "Weights.PKL").write_bytes(b"whatever")
+    refused = marram_.fault("model", "add", another(folder, "edited", 2), *where)
+    assert "pickle" in refused and "Weights.PKL" in refused and "take it out of the folder" in refused
+
+
 def test_a_card_without_a_version_gets_the_next_one(marram_: Terminal, bundle: Bundle, tmp_path: Path) -> None:
     marram_("model", "add", bundle("colours"))
     folder = another(bundle("colours", beside=tmp_path / "second"), "edited", None)

@@ -13,6 +13,7 @@ from marram.bus.http import CloudApi, Progress
 from marram.cli._appfile import AppFile, build_detector
 from marram.pipeline.check import at, is_path, missing_files, note_source_left_behind, rules, travelling_files
 from marram.runtime import library
+from marram.runtime.admit import left_behind
 from marram.runtime.bundle import Bundle
 from marram.schema.api import ModelView
 from marram.schema.app import App, model_uses
@@ -67,7 +68,7 @@ def send_models(api: CloudApi, file: AppFile, told: Callable[[str], None], progr
             model = _push(api, library.get(name, here[-1]), here[-1], told, progress)
             there.append(model)
         elif not in_cloud:
-            raise _unknown(use.reference, name, there, where)
+            raise unknown(use.reference, name, there, where)
     return with_references(file.page, file.text, file.app, given)
 
 
@@ -97,7 +98,7 @@ class CloudModels:
         else:
             found = [m for m in self._there if m.name == asked.name and asked.version in (None, m.version)]
         if not found:
-            raise _unknown(reference, asked.name, self._there, None)
+            raise unknown(reference, asked.name, self._there, None)
         newest = max(found, key=lambda model: model.version)
         return Bundle(Path(newest.card.reference), newest.card, ())
 
@@ -133,9 +134,19 @@ def send_files(api: CloudApi, file: AppFile, progress: Progress | None = None) -
 def _push(
     api: CloudApi, bundle: Bundle, version: int | None, told: Callable[[str], None], progress: Progress | None
 ) -> ModelView:
+    strays = left_behind(bundle)
     model = api.push_model(bundle.card, bundle.folder, bundle.files(), version=version, progress=progress)
     told(f"model {model.name} {model.version} is in the cloud")
+    if strays:
+        told(stayed(strays))
     return model
+
+
+def stayed(strays: list[str]) -> str:
+    """One line for the files of a bundle's folder that nothing names."""
+    more = f" and {len(strays) - 3} more" if len(strays) > 3 else ""
+    them = "it" if len(strays) == 1 else "them"
+    return f"left behind, as model.yaml does not name {them}: {', '.join(strays[:3])}{more}"
 
 
 def _pointed(asked: ModelReference, there: list[ModelView], where: str | None) -> ModelView:
@@ -145,7 +156,7 @@ def _pointed(asked: ModelReference, there: list[ModelView], where: str | None) -
         if asked.channel in model.channels:
             return model
     if not versions:
-        raise _unknown(str(asked), asked.name, there, where)
+        raise unknown(str(asked), asked.name, there, where)
     known = sorted({channel for model in versions for channel in model.channels})
     has = f"; it has {', '.join(known)}" if known else ""
     meant = did_you_mean(str(asked.channel), known) or has
@@ -153,7 +164,7 @@ def _pointed(asked: ModelReference, there: list[ModelView], where: str | None) -
     raise Missing(f'model "{asked.name}" has no channel "{asked.channel}" in the cloud{meant}', where=where, hint=hint)
 
 
-def _unknown(text: str, name: str, there: list[ModelView], where: str | None) -> Missing:
+def unknown(text: str, name: str, there: list[ModelView], where: str | None) -> Missing:
     """Nobody has it: said with the nearest name somebody has, or how to make it."""
     versions = sorted({m.version for m in there if m.name == name} | set(library.versions(name)))
     if versions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,10 +13,10 @@ from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, Te
 from rich.text import Text
 
 from marram.bus.http import CloudApi
-from marram.cli import _show
+from marram.cli import _shipping, _show
 from marram.cli._context import Json, Token, Url, connect, print_json, signed_in
 from marram.runtime import library
-from marram.runtime.admit import admit_bundle
+from marram.runtime.admit import admit_bundle, left_behind
 from marram.runtime.build import BUILDABLE, recipes
 from marram.runtime.bundle import Bundle
 from marram.schema.api import Lineage, ModelView, SliceScore
@@ -65,22 +66,32 @@ def add(
     It is opened and asked once first: a pickle, labels that do not match, whatever no device could run is refused.
     """
     bundle = Bundle.open(folder)
+    strays = left_behind(bundle)
     if here or not signed_in(url):
         _add_here(bundle, force, json, no_cloud=not here)
+        _say_stayed(strays)
         return
     if force:
         raise Invalid(
             "a version in the cloud never changes", where="--force", hint="Raise `version` in its model.yaml."
         )
     with connect(url, token) as api:
+        known = {model.digest for model in api.models() if model.name == bundle.card.model}
         made = _add_there(api, bundle, quiet=json)
+    _say_stayed(strays)
     if json:
         print_json(made)
         return
-    print(f"{made.card.reference}  {_sizes(bundle)}  in the cloud  sha256 {made.digest[:12]}…")
+    there = "in the cloud already, the same" if made.digest in known else "in the cloud"
+    print(f"{made.card.reference}  {_sizes(bundle)}  {there}  sha256 {made.digest[:12]}…")
     for note in made.unchecked:
         print(f"not checked: {note}")
     print(f"next: marram model tag {made.card.reference} stable, or name {made.card.reference} in an app")
+
+
+def _say_stayed(strays: list[str]) -> None:
+    if strays:
+        print(_shipping.stayed(strays), file=sys.stderr)
 
 
 def _add_here(bundle: Bundle, force: bool, json: bool, *, no_cloud: bool) -> None:
@@ -100,7 +111,8 @@ def _add_there(api: CloudApi, bundle: Bundle, *, quiet: bool) -> ModelView:
     # A card that says no version leaves the number to the cloud.
     version = bundle.card.version if "version" in bundle.card.model_fields_set else None
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn()
-    with Progress(*columns, console=_show.console(stderr=quiet), transient=True) as bars:
+    console = _show.console(stderr=quiet)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         task = bars.add_task("sending", total=None)
 
         def advance(done: int, total: int) -> None:
@@ -157,13 +169,20 @@ def show(
 ) -> None:
     """Show one model: its card, files and labels; in the cloud its channels too."""
     path = "/" in reference or reference.startswith(".")
+    there: list[ModelView] = []
     if not (path or here) and signed_in(url):
         with connect(url, token) as api:
             model = _found(api, _parsed(reference), here_too=True)
+            there = api.models() if model is None else []
         if model is not None:
             print_json(model) if json else _print_view(model)
             return
-    bundle = library.resolve(reference, Path.cwd())
+    try:
+        bundle = library.resolve(reference, Path.cwd())
+    except Missing as error:
+        if not there:
+            raise
+        raise _shipping.unknown(reference, _parsed(reference).name, there, None) from error
     if json:
         document = bundle.card.model_dump(mode="json") | {"folder": str(bundle.folder), "labels": len(bundle.labels)}
         print_json(document)

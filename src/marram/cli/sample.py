@@ -86,7 +86,7 @@ def export(
             raise Missing("no samples to export", hint="`marram sample list` shows all.")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with Progress(console=_show.console(), transient=True) as progress:
+            with _progress() as progress:
                 for item in progress.track(found, description="samples"):
                     file = folder / _file(item)
                     if not file.exists():
@@ -107,7 +107,7 @@ def label(
     pairs = [(id, label) for id, label in _read_labels(sheet) if label]
     if not pairs:
         raise Invalid("no row has a label", where=str(sheet), hint="Fill in the column `label`.")
-    with connect(url, token) as api, Progress(console=_show.console(), transient=True) as progress:
+    with connect(url, token) as api, _progress() as progress:
         for id, label in progress.track(pairs, description="labels"):
             api.label_sample(id, label)
     print(f"{len(pairs)} sample{'s' if len(pairs) != 1 else ''} labelled")
@@ -189,3 +189,8 @@ def _read_labels(sheet: Path) -> list[tuple[int, str]]:
         raise Missing(f"no such file {sheet}") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise Invalid(f"cannot be read as CSV: {error}", where=str(sheet)) from error
+
+
+def _progress() -> Progress:
+    out = _show.console()
+    return Progress(console=out, transient=True, disable=not out.is_terminal)

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from marram.runtime.admit.pickles import SUFFIXES
 from marram.runtime.bundle import Bundle
 from marram.schema.errors import KINDS, Invalid, MarramError, Retryable, Threat, Untrusted
 from marram.schema.units import format_size
@@ -23,6 +24,8 @@ from marram.system.children import tied
 # Each opens a model: more at once would only take the memory from one another.
 _AT_ONCE = threading.BoundedSemaphore(2)
 _ENVIRONMENT = ("PATH", "LANG", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "SYSTEMROOT")
+# A card may lie in any folder, somebody's home too.
+_MOST_LOOKED_AT = 1000
 _CHILD = "marram.runtime.admit.child"
 _OUT_OF_MEMORY = ("bad_alloc", "MemoryError", "out of memory", "Cannot allocate", "length_error")
 
@@ -103,6 +106,30 @@ def admit_bundle(bundle: Bundle) -> list[str]:
             return admit(folder)
     except OSError as error:
         raise Retryable(f"cannot copy it to check it: {error.strerror}", where=str(bundle.folder)) from error
+
+
+def left_behind(bundle: Bundle) -> list[str]:
+    """The files in its folder that nothing names, which go nowhere; hidden ones do not count.
+
+    Raises Untrusted where one is called what pickles are called: whoever put it there takes it for a part of the model.
+    """
+    named, found = set(bundle.files()), list[str]()
+    for place, folders, files in os.walk(bundle.folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        inside = Path(place).relative_to(bundle.folder)
+        found += [(inside / name).as_posix() for name in sorted(files) if not name.startswith(".")]
+        if len(found) > _MOST_LOOKED_AT:
+            break
+    strays = [name for name in found if name not in named]
+    for name in strays:
+        if name.lower().endswith(SUFFIXES):
+            raise Untrusted(
+                f"{name} is a pickle by its name, and the card names it nowhere",
+                threat=Threat.PICKLE,
+                where=str(bundle.folder),
+                hint="Nothing ever unpickles: take it out of the folder, and add the model again.",
+            )
+    return strays
 
 
 def _fall(status: int, late: bool, at: str, words: str, bounds: Bounds) -> MarramError:
