@@ -15,11 +15,13 @@ import pytest
 from tests.edge.world import LONG_S
 
 from marram.bus.client import Bus
+from marram.edge import sandbox
 from marram.edge.relay import Relay
 from marram.edge.sandbox import Plan, isolation, plan
 from marram.edge.state import Folder
 from marram.edge.status import StatusSocket, ask
 from marram.edge.supervisor import Patience, Worker, WorkerSpec
+from marram.schema import paths
 from marram.system import landlock
 
 needs_landlock = pytest.mark.skipif(landlock.abi() < 6, reason="needs a kernel with Landlock 6 or newer")
@@ -384,3 +386,122 @@ print(len(children))
     assert ended.returncode == 0, ended.stderr
     # So many more than this machine had tasks when it began.
     assert 100 < int(ended.stdout) < 5000
+
+
+# ---------------------------------------------------------------- one plan, one process
+
+
+def _confined(made: Plan, before: str, after: str, tmp_path: Path, version: int | None = None) -> dict[str, str]:
+    """What each `attempt` in `after` met, in a process that ran `before` and then gave up what is not in `made`."""
+    program = f"{PREAMBLE}\nfrom marram.edge import sandbox\nfrom marram.system import landlock\n{before}\n"
+    if version is not None:
+        program += f"landlock.abi = lambda: {version}\n"
+    program += f"sandbox.confine(sandbox.Plan(**json.loads({made.text()!r})))\n{after}\nprint(json.dumps(answers))\n"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    found: dict[str, str] = json.loads(ended.stdout)
+    return found
+
+
+@needs_landlock
+def test_a_cloud_and_a_persons_token_on_the_same_machine_are_closed_too(tmp_path: Path) -> None:
+    """Whoever tries both on one machine: an app must not read the cloud's keys, nor speak as the person."""
+    secrets = [paths.context(), paths.cloud() / "secret.key"]
+    beside = paths.home() / "models" / "note"
+    for place in (*secrets, beside):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text("x")
+    tries = "".join(f"attempt({place.name!r}, lambda: open({str(place)!r}).read())\n" for place in (*secrets, beside))
+    answers = _confined(Site(tmp_path / "device").plan(), "", tries, tmp_path)
+    assert answers == {"note": "'x'"} | {place.name: "PermissionError" for place in secrets}
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="root's powers are root's")
+
+
+@needs_root
+@needs_landlock
+@pytest.mark.parametrize(
+    ("stands_for", "refused"),
+    [
+        # Not every machine that tests run on has a disk in /dev, or raw memory: what each has stands for them.
+        ("sandbox.stat.S_ISBLK = sandbox.stat.S_ISCHR", {"setting", "full", "zero"}),
+        ("sandbox._RAW_MEMORY = ('/dev/zero',)", {"setting", "zero"}),
+    ],
+    ids=["disks", "memory"],
+)
+def test_an_app_of_root_opens_no_disk_and_changes_nothing_of_the_kernels(
+    stands_for: str, refused: set[str], tmp_path: Path
+) -> None:
+    tries = """
+attempt("setting", lambda: open("/proc/self/comm", "w").close())
+attempt("look", lambda: open("/proc/self/comm").close())
+attempt("full", lambda: open("/dev/full").close())
+attempt("zero", lambda: open("/dev/zero").close())
+"""
+    answers = _confined(Site(tmp_path / "device").plan(), stands_for, tries, tmp_path)
+    assert answers == dict.fromkeys(("setting", "look", "full", "zero"), "None") | dict.fromkeys(
+        refused, "PermissionError"
+    )
+
+
+def test_control_groups_can_be_looked_at_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who may write there leaves its own, and sets the limits of others. (Not tried: here it would do it.)"""
+    rules: dict[str, int] = {}
+    monkeypatch.setattr(landlock, "abi", lambda: 7)
+    monkeypatch.setattr(landlock, "restrict", rules.update)
+    monkeypatch.setattr(sandbox, "_bound", lambda: None)
+    monkeypatch.setattr(sandbox, "_drop_capabilities", lambda: None)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    sandbox.confine(Site(tmp_path / "device").plan())
+    assert rules["/sys/fs/cgroup"] == landlock.READ
+    assert not {"/", "/sys", "/sys/fs"} & rules.keys()
+
+
+@needs_root
+@pytest.mark.parametrize("version", [0, None], ids=["without Landlock", "with it"])
+def test_what_an_app_of_root_starts_has_no_more_powers_than_it(version: int | None, tmp_path: Path) -> None:
+    """A program started by root has all that the bounding set leaves; without Landlock nothing else holds it back."""
+    tries = """
+text = subprocess.run(["cat", "/proc/self/status"], capture_output=True, text=True, check=True).stdout
+answers |= {line.split(":")[0]: line.split()[1] for line in text.splitlines() if line.startswith("Cap")}
+"""
+    answers = _confined(Site(tmp_path / "device").plan(), "", tries, tmp_path, version)
+    assert {name: int(value, 16) & ~0x80C41B for name, value in answers.items()} == dict.fromkeys(answers, 0)
+    assert {"CapBnd", "CapEff"} <= answers.keys()
+
+
+def test_temporary_files_and_caches_go_where_the_app_may_write(tmp_path: Path) -> None:
+    """Where the device's folder lies in the folder for temporary files, or in a home, that one takes nothing new."""
+    if not landlock.abi():
+        pytest.skip("nothing is closed without Landlock")
+    site = Site(tmp_path / "device")
+    site.work.mkdir(parents=True)
+    tries = """
+import tempfile
+attempt("place", lambda: os.environ["TMPDIR"])
+attempt("cache", lambda: os.mkdir(os.path.expanduser("~/.cache/models")))
+with tempfile.NamedTemporaryFile() as file:
+    attempt("file", lambda: os.path.dirname(file.name))
+"""
+    before = f"os.environ['TMPDIR'] = os.environ['HOME'] = {str(tmp_path)!r}"
+    answers = _confined(site.plan(), before, tries, tmp_path)
+    assert answers == dict.fromkeys(("place", "file"), repr(os.path.realpath(site.work))) | {"cache": "None"}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux only")
+def test_a_sealed_agent_leaves_no_core_and_shows_no_memory() -> None:
+    code = """
+import ctypes, resource
+from marram.edge.sandbox import seal_agent
+hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+print(hard, ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))  # PR_GET_DUMPABLE
+seal_agent()
+print(*resource.getrlimit(resource.RLIMIT_CORE), ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    before, after = ended.stdout.splitlines()
+    assert before.endswith(" 1"), ended.stderr
+    if before.startswith("0 "):
+        pytest.skip("no core is ever kept here")
+    assert after == "0 0 0"

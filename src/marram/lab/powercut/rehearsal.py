@@ -129,9 +129,10 @@ def _look(findings: Findings, cut: Cut, place: Path, promised: Promised) -> None
 
 
 def _trusted(place: Path) -> int:
+    """The timestamp that it goes on from; 0 where there is none, or none that it can read: then it takes any."""
     try:
         return int(json.loads((place / "trust" / "timestamp.json").read_bytes())["signed"]["version"])
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         return 0
 
 
