@@ -163,6 +163,7 @@ def rotate(
             raise Invalid(f"{role} has {len(present)} keys", hint="Say which: --old ID; `marram cloud root status`.")
         gone = signers.find(present, old or present[0])
         used = [*(key or [])]
+        _check_somebody_signs(here, to, used)  # before a key is made that nobody would ever use
         if new is not None:
             public = signers.load_public(new)
         else:
@@ -255,7 +256,7 @@ def sign(
     passphrase_file: PassphraseFile = None,
 ) -> None:
     """Sign a draft, on any machine: what it changes is shown first."""
-    change = Draft.from_bytes(_read(draft))
+    change = _draft(draft)
     for line in change.describe():
         print(line)
     if not yes and not typer.confirm("Sign this?"):
@@ -279,7 +280,7 @@ def import_(
     keys: KeysFolder = None,
 ) -> None:
     """Put a signed draft into force."""
-    change = merged([Draft.from_bytes(_read(file)) for file in draft])
+    change = merged([_draft(file) for file in draft])
     with _here(folder, database, keys) as here:
         _enforce(here, change)
 
@@ -296,15 +297,19 @@ def _finish(here: _Here, draft: Draft, to: Path | None, key: list[Path], passphr
         print(f"written; where the keys are: marram cloud root sign {to} --key FILE")
         return
     ask = _asking(passphrase_file)
+    _check_somebody_signs(here, to, key)
     found = [signers.load(file, ask) for file in key] if key else signers.load_all(here.keys.offline, ask).values()
-    if not found:
+    draft.sign(found)
+    _enforce(here, draft)
+
+
+def _check_somebody_signs(here: _Here, to: Path | None, key: list[Path]) -> None:
+    if to is None and not key and not any(here.keys.offline.glob("*.pem")):
         raise Missing(
             "the keys that sign this are not on this machine",
             where=str(here.keys.offline),
             hint="Take a draft to them: add --to FILE. Or name them: --key FILE.",
         )
-    draft.sign(found)
-    _enforce(here, draft)
 
 
 def _enforce(here: _Here, change: Draft) -> None:
@@ -351,6 +356,14 @@ def _new_passphrase(file: Path | None) -> str:
     if len(found) < 8:
         raise Invalid("a passphrase has 8 characters or more", hint="--plain makes a key without one.")
     return found
+
+
+def _draft(file: Path) -> Draft:
+    try:
+        return Draft.from_bytes(_read(file))
+    except Invalid as error:
+        error.where = error.where or str(file)
+        raise
 
 
 def _read(file: Path) -> bytes:

@@ -121,8 +121,10 @@ class Draft:
         """What is still to be signed, in words; empty once the draft can come into force."""
         found = []
         if self.root is not None:
-            for whose, root in (("present", self.present_root.signed), ("new", self.root.signed)):
-                found += _lacks(root, ROOT, self.root, f"{whose} root keys")
+            present = _lacks(self.present_root.signed, ROOT, self.root, "present root keys")
+            new = _lacks(self.root.signed, ROOT, self.root, "new root keys")
+            same = self.keyids(ROOT) == role_keyids(ROOT, self.present_root.signed, self._targets)
+            found += present or new if same and len(present) == len(new) else present + new
         if self.targets is not None:
             found += _lacks((self.root or self.present_root).signed, TARGETS, self.targets, "targets keys")
         return found
@@ -182,6 +184,8 @@ class Draft:
             if len(content) > _MOST_BYTES:
                 raise ValueError("too large")
             document = json.loads(content)
+            if not isinstance(document, dict) or "format" not in document:
+                raise ValueError("nothing in it says what it is")
             if document["format"] != _FORMAT:
                 raise ValueError(f"the format {document['format']!r:.60}")
             root, targets = document["root"], document["targets"]
