@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import json
 import os
+import signal
 import stat
 import subprocess
 import sys
 import zipfile
+from asyncio.subprocess import Process
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tests.edge.world import LONG_S
 from tests.wheelwright import wheel
 
+from marram.edge import envs
 from marram.edge.envs import Envs
 from marram.edge.platform import machine
 from marram.edge.state import Folder
 from marram.schema.device import DesiredApp
-from marram.schema.errors import Invalid, MarramError, Threat, Untrusted
+from marram.schema.errors import Invalid, MarramError, Permanent, Threat, Untrusted
 from marram.schema.model import File, Manifest
 from marram.schema.platform import Platform
+from marram.system import landlock
 
 
 class Device:
@@ -135,10 +144,113 @@ async def test_what_no_app_needs_is_swept(device: Device, tmp_path: Path) -> Non
     one, two = (device.manifest(wheel(tmp_path, name)) for name in ("one", "two"))
     kept, gone = await device.envs.install(one), await device.envs.install(two)
     (device.folder.path / "envs" / ".half").mkdir()
+    being_unpacked = kept.with_name(f".{kept.name}.x")
+    being_unpacked.mkdir()
     device.envs.sweep([one])
     assert kept.is_dir()
     assert not gone.exists()
-    assert [each.name for each in (device.folder.path / "envs").iterdir()] == [kept.name]
+    assert {each.name for each in (device.folder.path / "envs").iterdir()} == {kept.name, being_unpacked.name}
+
+
+async def test_what_a_cut_left_half_unpacked_goes_with_the_next_that_is_installed(
+    device: Device, tmp_path: Path
+) -> None:
+    left = device.folder.path / "envs" / ".half" / "tiny"
+    left.mkdir(parents=True)
+    (left / "data").write_bytes(b"x")
+    place = await device.envs.install(device.manifest(wheel(tmp_path, "tiny")))
+    assert list((device.folder.path / "envs").iterdir()) == [place]
+
+
+async def test_two_apps_at_once_are_unpacked_one_after_the_other(
+    device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the second would take what the first is just making for what a cut left."""
+    under_way = []
+
+    async def unpack(wheels: Manifest, key: str) -> None:
+        half = device.folder.path / "envs" / f".{key}.half"
+        half.mkdir()
+        under_way.append(half)
+        for _ in range(50):  # longer than the other one needs to come as far
+            await asyncio.to_thread(half.stat)
+        assert under_way == [half]
+        under_way.remove(half)
+        half.rename(half.with_name(key))
+
+    monkeypatch.setattr(device.envs, "_unpack", unpack)
+    manifests = [device.manifest(wheel(tmp_path, name)) for name in ("one", "two")]
+    places = await asyncio.gather(*map(device.envs.install, [*manifests, manifests[0]]))
+    assert all(place.is_dir() for place in places)
+
+
+@pytest.fixture
+def hostile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], list[Process]]:
+    """Let these lines run where wheels are unpacked, as a wheel might that found a way; the processes that did."""
+    real, began = asyncio.create_subprocess_exec, list[Process]()
+
+    def instead(lines: str) -> list[Process]:
+        (tmp_path / "hostile").mkdir()
+        (tmp_path / "hostile" / "taken_over.py").write_text(lines)
+
+        async def begin(*arguments: str, env: dict[str, str], **more: Any) -> Process:
+            taken = ["taken_over" if each == "marram.edge.unpack" else each for each in arguments]
+            assert taken != list(arguments)
+            looked_in = os.pathsep.join([str(tmp_path / "hostile"), env.get("PYTHONPATH", "")])
+            began.append(await real(*taken, env=env | {"PYTHONPATH": looked_in}, **more))
+            return began[-1]
+
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", begin)
+        return began
+
+    return instead
+
+
+@pytest.mark.skipif(not landlock.abi(), reason="needs a kernel with Landlock")
+async def test_a_wheel_that_takes_its_unpacking_over_changes_nothing_else(
+    device: Device, tmp_path: Path, hostile: Callable[[str], list[Process]]
+) -> None:
+    """What others' apps are made of above all: the next start would run it."""
+    manifest = device.manifest(wheel(tmp_path, "tiny"))
+    path = device.folder.path
+    (path / "desired.json").write_text("{}")
+    blob = path / "blobs" / manifest.files[0].sha256
+    hostile(f"""
+import json, os, pathlib, sys
+met = {{}}
+def attempt(name, try_it):
+    try:
+        met[name] = bool(try_it() or True)
+    except OSError as error:
+        met[name] = type(error).__name__
+device = pathlib.Path({str(path)!r})
+blob = pathlib.Path({str(blob)!r})
+(pathlib.Path(sys.argv[1]) / "met.json").write_text("x")
+attempt("read", blob.read_bytes)
+attempt("write", lambda: open(blob, "r+"))
+attempt("add", lambda: (device / "blobs" / "new").write_bytes(b"x"))
+attempt("replace", lambda: (pathlib.Path(sys.argv[1]) / "met.json").rename(blob))
+attempt("delete", blob.unlink)
+attempt("elsewhere", (device / "desired.json").read_bytes)
+(pathlib.Path(sys.argv[1]) / "met.json").write_text(json.dumps(met))
+""")
+    before = blob.read_bytes()
+    await device.envs.install(manifest)
+    met = json.loads((path / "envs" / "met.json").read_bytes())
+    assert met.pop("read") is True
+    assert True not in met.values(), met
+    assert blob.read_bytes() == before and [each.name for each in blob.parent.iterdir()] == [blob.name]
+
+
+async def test_what_never_ends_is_ended(
+    device: Device, tmp_path: Path, hostile: Callable[[str], list[Process]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = hostile("import signal\nsignal.pause()\n")
+    monkeypatch.setattr(envs, "LIMIT_S", 0.01)
+    with pytest.raises(Permanent, match="were not unpacked within"):
+        await device.envs.install(device.manifest(wheel(tmp_path, "tiny")))
+    async with asyncio.timeout(LONG_S):
+        assert [await process.wait() for process in began] == [-signal.SIGKILL]
 
 
 async def test_a_full_disk_is_said_as_such(tmp_path: Path, small_disk: Path) -> None:

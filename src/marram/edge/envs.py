@@ -36,6 +36,8 @@ class Envs:
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._envs, self._blobs = folder, folder / "envs", folder / "blobs"
+        # One at a time: what is half-made is no leftover then.
+        self._unpacking = asyncio.Lock()
 
     def make(self) -> None:
         """Create the folder and clear what a cut left half-made. Raises Permanent or Retryable."""
@@ -68,9 +70,10 @@ class Envs:
         """The folder with `wheels`, whose files are here already. Raises Untrusted, Invalid, Permanent, Retryable."""
         key = bundle_key(wheels)
         folder = self._envs / key
-        if not await asyncio.to_thread(folder.is_dir):
-            await asyncio.to_thread(self.make)
-            await self._unpack(wheels, key)
+        async with self._unpacking:
+            if not await asyncio.to_thread(folder.is_dir):
+                await asyncio.to_thread(self.make)
+                await self._unpack(wheels, key)
         return folder
 
     def kept(self, apps: Iterable[DesiredApp]) -> list[Manifest]:
@@ -86,7 +89,8 @@ class Envs:
         keys = {bundle_key(each) for each in keep}
         if self._envs.is_dir():
             for folder in self._envs.iterdir():
-                if folder.name not in keys:
+                # Beginning with a dot and its key: just being unpacked.
+                if folder.name.removeprefix(".").partition(".")[0] not in keys:
                     shutil.rmtree(folder, ignore_errors=True)
 
     async def _unpack(self, wheels: Manifest, key: str) -> None:

@@ -46,7 +46,7 @@ def put(wheels: Iterable[tuple[str, Path]], envs: Path, key: str, kept: Iterable
     folder = envs / key
     if folder.is_dir():
         return folder
-    temporary = Path(tempfile.mkdtemp(prefix=".", dir=envs))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=envs))
     try:
         kept = set(kept)
         budget = Budget()
