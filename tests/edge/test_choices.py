@@ -109,11 +109,26 @@ def test_a_figure_is_for_a_file_an_engine_and_a_machine(tmp_path: Path, monkeypa
         kept.figures(made.model_copy(update={"input": Input(kind="tensor", size=[2, 2])}), made.variants[0], files["a"])
         is None
     )
+    other_output = made.model_copy(update={"output": Output(form="softmax")})
+    assert kept.figures(other_output, made.variants[0], files["a"]) is None
     monkeypatch.setattr(choosing, "_engine", lambda engine: (2, 2))
     assert kept.figures(made, made.variants[0], files["a"]) is None
     monkeypatch.undo()
     monkeypatch.setattr(choosing, "_machine", lambda: ["another"])
     assert kept.figures(made, made.variants[0], files["a"]) is None
+
+
+def test_what_another_process_measured_counts_from_the_next_look_on(tmp_path: Path) -> None:
+    made, files, here, bench = card(variant("a"), variant("b")), parts("a", "b"), Choices(tmp_path), Choices(tmp_path)
+    here.keep(made, [(made.variants[0], files["a"], measured("a", 1.0))])
+    bench.keep(made, [(made.variants[1], files["b"], measured("b", 2.0))])
+    assert here.figures(made, made.variants[1], files["b"]) == measured("b", 2.0)
+    # What this one keeps next takes nothing of the other's away.
+    bench.keep(made, [(made.variants[0], files["a"], measured("a", 30.0))])
+    here.keep(made, [(made.variants[1], files["b"], measured("b", 4.0))])
+    assert Choices(tmp_path).figures(made, made.variants[0], files["a"]) == measured("a", 30.0)
+    (tmp_path / choosing.FILE).unlink()
+    assert here.figures(made, made.variants[0], files["a"]) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"x": 1}', b'{"x": {"measured": {"p50_ms": "fast"}}}'])

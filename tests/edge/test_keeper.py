@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from tests.edge.world import Cloud, Device, gone, ticking
 from marram.edge import deploy
 from marram.edge import keeper as module
 from marram.edge.deploy import MAX_TRIES, AppRecord
+from marram.edge.hold import Holding
 from marram.edge.keeper import Keeper
 from marram.edge.state import Folder
 from marram.edge.supervisor import Exit, WorkerSpec
@@ -57,6 +59,52 @@ async def test_a_proven_version_that_does_not_stay_is_started_for_ever_and_ever_
     with pytest.raises(asyncio.CancelledError):
         await keeper._keep_running(APP, None)
     assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0, 60.0, 60.0, 60.0]
+
+
+async def test_after_a_steady_run_the_pauses_begin_anew(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if not lasted_s:
+            raise asyncio.CancelledError
+
+    lasted_s = [0.1, 0.1, 0.1, deploy.STEADY_S + 1, 0.1]
+
+    async def lives(_: DesiredApp) -> Any:
+        exited = asyncio.get_running_loop().create_future()
+        exited.set_result(Exit("exit status 7"))
+        return SimpleNamespace(started_s=time.monotonic() - lasted_s.pop(0), exited=exited)
+
+    keeper = keeper_of(AppRecord(target=APP, state=AppState.COMMITTED, committed=APP), folder)
+    keeper._again = lives
+    monkeypatch.setattr(module.asyncio, "sleep", pause)
+    with pytest.raises(asyncio.CancelledError):
+        await keeper._keep_running(APP, None)
+    assert pauses == [1.0, 2.0, 4.0, 1.0, 2.0]
+
+
+async def test_an_app_that_is_removed_begins_anew_when_it_comes_back(folder: Folder) -> None:
+    forgotten: list[str] = []
+    keeper = keeper_of(AppRecord(target=APP, state=AppState.COMMITTED, committed=APP), folder)
+    keeper._ground.forget = forgotten.append
+    keeper._ground.holding = Holding(folder)
+    keeper.want(None)
+    await keeper._advance()
+    assert forgotten == ["gate"]
+    assert folder.records()["gate"].state is AppState.REMOVED
+
+
+async def test_a_removal_is_done_also_where_the_outbox_cannot_forget(folder: Folder) -> None:
+    def full(app: str) -> None:
+        raise Retryable("the disk is full")
+
+    keeper = keeper_of(AppRecord(target=APP, state=AppState.COMMITTED, committed=APP), folder)
+    keeper._ground.forget = full
+    keeper._ground.holding = Holding(folder)
+    keeper.want(None)
+    await keeper._advance()
+    assert folder.records()["gate"].state is AppState.REMOVED
 
 
 async def test_a_version_on_trial_is_counted_on_disk_before_each_start_and_given_up(
