@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,68 @@ def test_both_models_stay_within_the_memory_limit_or_one_of_them_stays_away(
     assert "both versions take" in stats["shadow_skipped"] and stats["shadow_frames"] == 0
     roomy = run(tmp_path, colours, before(earlier, memory_bytes=4_000_000_000))
     assert roomy["shadow_skipped"] == "" and roomy["shadow_frames"] > 0
+
+
+def test_one_that_takes_another_kind_of_input_is_not_asked(tmp_path: Path, colours: Path, earlier: Path) -> None:
+    text = (earlier / "model.yaml").read_text()
+    other = "input: {kind: tensor, size: [1, 3, 16, 16]}\noutput"
+    (earlier / "model.yaml").write_text(re.sub("input: .*\noutput", other, text))
+    stats = run(tmp_path, colours, before(earlier), frames=30)
+    assert stats["shadow_skipped"] == "the version before takes another kind of input"
+    assert stats["shadow_frames"] == 0 and stats["errors"] == 0
+
+
+class Loads:
+    """Every model that is loaded, and those that were closed again."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.loaded: list[Model] = []
+        self.closed: list[Model] = []
+        load, close = Model.load, Model.close
+
+        def loading(*arguments: Any, **more: Any) -> Model:
+            self.loaded.append(load(*arguments, **more))
+            return self.loaded[-1]
+
+        def closing(model: Model) -> None:
+            self.closed.append(model)
+            close(model)
+
+        monkeypatch.setattr(Model, "load", loading)
+        monkeypatch.setattr(Model, "close", closing)
+
+
+def test_one_that_turns_out_too_large_is_given_back_and_not_asked_for_again(
+    colours: Path, earlier: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a model takes is known only once it is there: more than its file says, and it goes again."""
+    new = Model.load(Bundle.open(colours))
+    result, stats, loads = new.predict(picture("red")), Stats(), Loads(monkeypatch)
+    shadow = shadowing.Shadow(Bundle.open(earlier), parse_app(APP).inferences[0], stats, 1_000_000_000)
+    monkeypatch.setattr(shadowing, "resident_bytes", lambda: 900_000_000 if loads.loaded else 100_000_000)
+    for _ in range(shadowing.SHARE):
+        shadow.offer(picture("red"), result, idle=True)
+    shadow.close()
+    assert "both versions take 900 MB" in stats.read()["shadow_skipped"]
+    assert len(loads.loaded) == 1 and loads.closed == loads.loaded
+    new.close()
+
+
+def test_one_that_did_not_load_is_offered_nothing_more(colours: Path, earlier: Path) -> None:
+    (earlier / "model.onnx").write_bytes(b"no model")
+    new = Model.load(Bundle.open(colours))
+    result, stats = new.predict(picture("red")), Stats()
+    shadow = shadowing.Shadow(Bundle.open(earlier), parse_app(APP).inferences[0], stats, None)
+    for _ in range(shadowing.SHARE):
+        shadow.offer(picture("red"), result, idle=True)
+    while shadow._busy:
+        pass
+    assert "does not load" in stats.read()["shadow_skipped"]
+    for _ in range(10 * shadowing.SHARE):
+        shadow.offer(picture("red"), result, idle=True)
+    assert shadow._taken == 1
+    shadow.close()
+    new.close()
 
 
 def test_a_version_before_that_does_not_load_is_no_fault_of_the_new_one(
