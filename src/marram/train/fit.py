@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from marram.runtime import image as pictures
 from marram.runtime.contract import TensorInfo
+from marram.runtime.engines.torch import pytorch
 from marram.runtime.fit import plan
 from marram.runtime.preprocess import Preprocessor
-from marram.schema.errors import NotReady
 from marram.train.data import Example
 from marram.train.recipe import Recipe
 
@@ -42,7 +42,7 @@ def fit(recipe: Recipe, examples: list[Example], progress: Progress | None = Non
     et al. 2019, section 4.2): a changed site's few samples are heard, and a handful does not drown the base set. Adam
     with a cosine learning rate. Raises NotReady where PyTorch is not installed.
     """
-    torch = _torch()
+    torch = pytorch()
     generator = torch.Generator().manual_seed(recipe.seed)
     torch.manual_seed(recipe.seed)
     model = _network(torch, recipe)
@@ -81,7 +81,7 @@ def _shifted(torch: Any, x: Any, most: int, generator: Any) -> Any:
 
 def export_onnx(recipe: Recipe, model: Any, path: Path) -> None:
     """Write `model` as ONNX: input float32 [1, C, H, W], output logits float32 [1, labels]."""
-    torch = _torch()
+    torch = pytorch()
     rows, columns = recipe.input.size
     example = torch.zeros(1, 1 if recipe.input.colour == "gray" else 3, rows, columns)
     # The exporter warns of its own deprecated insides, and of torchvision, which nothing here uses.
@@ -107,11 +107,3 @@ def _network(torch: Any, recipe: Recipe) -> Any:
     return nn.Sequential(
         *layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Dropout(0.1), nn.Linear(16 * channels, len(recipe.labels))
     )
-
-
-def _torch() -> Any:
-    try:
-        import torch
-    except ImportError as error:
-        raise NotReady("training needs PyTorch", hint="pip install 'marram[torch]'") from error
-    return torch

@@ -48,7 +48,7 @@ def load(file: Path, *, threads: int = 1) -> Session:
 def describe() -> list[Accelerator]:
     """CPU, and CUDA where this build has it."""
     try:
-        torch = _torch()
+        torch = pytorch()
     except NotReady as error:
         return [Accelerator("torch", "CPU", False, str(error), present=installed(Engine.TORCH))]
     rows = [probe.attempt("torch", "CPU", _loader("cpu"), _probe, _version)]
@@ -88,7 +88,7 @@ class TorchSession(CheckedSession):
     """One exported program on `device`."""
 
     def __init__(self, file: Path, archive: io.BytesIO, threads: int, device: str) -> None:
-        self._torch = torch = _torch()
+        self._torch = torch = pytorch()
         torch.set_num_threads(threads)
         for name in ("torch.export", "torch._export"):  # it logs what it also raises
             logging.getLogger(name).setLevel(logging.ERROR)
@@ -183,7 +183,7 @@ def _loader(device: str) -> probe.Load:
 
 def _probe() -> bytes:
     """The probe's layer, exported by the installed PyTorch itself."""
-    torch = _torch()
+    torch = pytorch()
     linear = torch.nn.Linear(4, 3)
     with torch.no_grad():
         linear.weight.copy_(torch.tensor(probe.WEIGHTS.tolist()))
@@ -195,15 +195,18 @@ def _probe() -> bytes:
         return file.read_bytes()
 
 
-def _torch() -> Any:
+def pytorch() -> Any:
+    """The package, loaded where it is used: 700 MB, and seconds. Raises NotReady where it is not there, or broken."""
+    # Its threads wait for one another asleep: awake they take three times the processor time from whatever runs beside.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with importing(Engine.TORCH, "PyTorch", "`pip install marram[torch]`"):
-        import torch  # 700 MB and seconds: only where it is used
+        import torch
         import torch.export.passes
     return torch
 
 
 def _version() -> str:
-    return f"torch {_torch().__version__}"
+    return f"torch {pytorch().__version__}"
 
 
 def _reason(error: BaseException) -> str:
