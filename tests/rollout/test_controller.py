@@ -432,6 +432,54 @@ def test_a_removal_ends_what_is_under_way(fleet: Fleet) -> None:
     assert set(fleet.wanted().values()) == {None}
 
 
+def test_after_a_removal_an_app_is_new_again_and_goes_to_all_at_once(fleet: Fleet) -> None:
+    running(fleet, 3, labels={"site": "x"})
+    fleet.add(SimDevice("other", labels={"site": "y"}))
+    fleet.tick(4)
+    fleet.rollout.remove(APP, {"site": "x"})
+    fleet.tick(2)
+    assert fleet.deploy(2, {"site": "x"}).state is RolloutState.COMPLETED
+    fleet.rollout.remove(APP, {"site": "x"})
+    # Where one still has another version, it is no first time.
+    assert fleet.deploy(3).state is RolloutState.RUNNING
+
+
+def test_whoever_is_told_to_run_nothing_is_asked_for_no_attempt(fleet: Fleet) -> None:
+    (device,) = running(fleet, 1)
+    device.fate[2] = "crash"
+    row = fleet.settle(fleet.deploy(2, plan=QUICK | {"on_failure": "halt"}).id)
+    fleet.rollout.rollouts.retry(row.id, device.name, fleet.now_s)
+    fleet.rollout.refresh()
+    assert fleet.store.states.desired(device.name).attempts == {APP: 1}
+    fleet.rollout.remove(APP)
+    told = fleet.store.states.desired(device.name)
+    assert (told.apps, told.attempts) == ([], {})
+
+
+def test_what_has_ended_is_shown_with_all_it_was_for_whoever_decides_since(fleet: Fleet) -> None:
+    def seen(row: RolloutRow) -> set[str]:
+        return {each.device for each in fleet.rollout.rollouts.look(row.id, fleet.now_s).seen}
+
+    devices = running(fleet, 3, labels={"site": "x"})
+    mine = {device.name for device in devices}
+    fleet.add(SimDevice("other", labels={"site": "y"}))
+    fleet.tick(4)
+    good = fleet.settle(fleet.deploy(2, {"site": "x"}, plan=QUICK).id)
+    fleet.add(SimDevice("late", labels={"site": "x"}))
+    fleet.tick(4)
+    assert (good.state, seen(good)) == (RolloutState.COMPLETED, mine | {"late"})
+    for device in devices:
+        device.fate[3] = "crash"
+    bad = fleet.settle(fleet.deploy(3, {"site": "x"}, plan=QUICK).id)
+    newest = fleet.deploy(4)
+    fleet.add(SimDevice("later", labels={"site": "x"}))
+    fleet.tick(2)
+    # One that went through is for whom it reached; one that went back, for all that it might have reached.
+    assert (bad.state, seen(bad)) == (RolloutState.ROLLED_BACK, mine | {"late", "later"})
+    assert seen(good) == set(fleet.store.rollouts.devices(good.id)) == mine
+    assert (newest.state, seen(newest)) == (RolloutState.RUNNING, mine | {"late", "later", "other"})
+
+
 def test_a_version_given_up_before_is_tried_again_when_it_is_deployed_again(fleet: Fleet) -> None:
     devices = running(fleet, 3)
     for device in devices:
