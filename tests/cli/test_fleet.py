@@ -89,6 +89,14 @@ def test_devices_are_listed_shown_and_removed(marram_: Terminal, monkeypatch: py
     shown = marram_("device", "show", "pi-1")
     assert "21.0 ms" in shown and "why not" in shown and "should not run" in shown and "\x1b" not in shown
     assert "should not run" not in marram_("device", "show", "pi-2")
+    counted = {"frames": 0, "errors": 0, "timeouts": 0, "skipped": 3, "shadow_skipped": "", "p95_ms": None}
+    marram_.served.report("pi-2", stats=counted, held="held until noon: cleaning")
+    shown = marram_("device", "show", "pi-2")
+    told = {line.split()[0] for line in shown.splitlines() if line.startswith("  ") and line.split()}
+    assert {"frames", "errors", "skipped"} <= told  # what counts nothing is left out, but for those that always tell
+    assert not told & {"timeouts", "shadow_skipped", "p95_ms"}
+    assert "held      until noon: cleaning" in shown
+    assert marram_.json("device", "show", "pi-2")["reported"]["apps"][0]["stats"]["timeouts"] == 0
     marram_("device", "remove", "pi-1", "--yes")
     assert 'no device "pi-1"' in marram_.fault("device", "show", "pi-1")
 

@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from tests.cli.fleet import Terminal
 from tests.rollout.fleet import APP, SimDevice, text
 
-from marram.cli import _follow, _plan, rollout
+from marram.bus.http import CloudApi
+from marram.cli import _follow, _plan, _show, rollout
 from marram.schema.errors import Invalid
-from marram.schema.rollout import DeviceOutcome, Plan, RolloutState
-from marram.schema.rollout_view import RolloutDeviceView, RolloutView
+from marram.schema.rollout import DeviceOutcome, GateVerdict, Plan, RolloutState, Verdict
+from marram.schema.rollout_view import RolloutDeviceView, RolloutView, StageView
+from marram.schema.why import Why, WhyApp, WhyLine
 
 World = Callable[..., list[SimDevice]]
 
@@ -89,6 +92,8 @@ def test_a_person_halts_promotes_retries_pauses_and_aborts(marram_: Terminal, wo
     devices = world(3, "crash")
     fault = marram_.fault("deploy", world.page(2), "--to", "all", "--soak", "0s", "--halt")
     assert "halted in stage 1" in fault and "marram rollout promote 2" in fault
+    refused = marram_.fault("rollout", "pause", "2")
+    assert "is halted and cannot be paused. marram rollout promote 2 goes on all the same, abort 2 brings" in refused
     assert "rollout 2 is running" in marram_("rollout", "promote", "2")
     assert "rollout 2 is paused, stage 2 of 3" in marram_("rollout", "pause", "2")
     (tried,) = [d.name for d in devices if 2 in d.refused]
@@ -192,3 +197,57 @@ def test_a_long_reason_is_one_line_of_the_table_of_devices(capsys: pytest.Captur
     rollout._show_one(view)
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "on and on" in line]
     assert line.startswith("pi-0") and line.rstrip().endswith("…")
+
+
+GATES = [
+    GateVerdict(gate="failures", passed=True, words="failed 0 of 1", figures={"share": 0.0}),
+    GateVerdict(gate="silent", passed=True, words="silent 0 of 1 (at most 1 %)", figures={"share": 0.0}),
+    GateVerdict(gate="p95_ratio", passed=True, words="p95 compared: no device to compare with"),
+    GateVerdict(gate="disagreement", passed=None, words="disagreement not judged: 3 frames", figures={"frames": 3}),
+]
+
+
+def test_a_gate_that_compared_nothing_is_not_ticked() -> None:
+    line = _follow.gates_line(GATES, Console(force_terminal=False, width=40), "promoting").plain
+    assert line == (
+        " gates     failed 0 of 1 ✓   silent 0 of 1 (at most 1 %) ✓   p95 compared: no device to compare with, "
+        "not judged –   disagreement not judged: 3 frames –   promoting"
+    )
+
+
+def test_on_a_terminal_a_line_of_gates_ends_between_two_of_them() -> None:
+    lines = _follow.gates_line(GATES, Console(force_terminal=True, width=80), "promoting").plain.splitlines()
+    assert lines == [
+        " gates     failed 0 of 1 ✓   silent 0 of 1 (at most 1 %) ✓",
+        "           p95 compared: no device to compare with, not judged –",
+        "           disagreement not judged: 3 frames –   promoting",
+    ]
+
+
+def test_stages_that_went_by_between_two_looks_are_told_too() -> None:
+    stages = [StageView(stage=stage, goal=goal) for stage, goal in (("1", 1), ("10%", 2), ("all", 2))]
+    devices = [RolloutDeviceView(device="pi-0", stage=2, outcome=DeviceOutcome.COMMITTED)]
+    view = RolloutView(
+        id=2, app=APP, version=2, state=RolloutState.COMPLETED, stage=3, stages=stages, plan=Plan(), created_s=1.0,
+        matching=1, devices=devices, last=Verdict(stage=3, gates=GATES[:1]),
+    )  # fmt: skip
+    lines = [line.plain for line in _follow.Progress(Console(force_terminal=False)).take(view)]
+    assert lines == [" stage 3   pi-0 committed", " gates     failed 0 of 1 ✓   completed"]
+
+
+def test_one_that_goes_at_once_and_failed_says_so_in_the_list(marram_: Terminal, world: Any) -> None:
+    world(2, fate="crash")
+    marram_("deploy", world.page(2), "--to", "all", "--now", status=2)
+    assert "rolled back on 2 of 2" in marram_("rollout", "list")
+
+
+def test_why_keeps_a_long_line_beside_its_time(monkeypatch: pytest.MonkeyPatch, marram_: Terminal) -> None:
+    evidence = WhyLine(time_s=1.0, text="word " * 40)
+    app = WhyApp(app=APP, cause="running", sentence="pi-0 runs gate 1.", lines=[evidence])
+    marram_.served.add_device("pi-0")
+    monkeypatch.setattr(CloudApi, "why", lambda self, name: Why(device="pi-0", apps=[app]))
+    monkeypatch.setattr(_show, "console", lambda **_: Console(width=60))
+    shown = [line for line in marram_("device", "why", "pi-0").splitlines() if "word" in line]
+    assert len(shown) > 2
+    begins = shown[0].index("word")
+    assert all(line.index("word") == begins for line in shown)

@@ -25,7 +25,7 @@ def view(**more: Any) -> RolloutView:
         "stages": [StageView(stage="1", goal=1), StageView(stage="10%", goal=5), StageView(stage="all", goal=48)],
         "plan": Plan(), "created_s": 1.0, "matching": 48, "devices": devices, "waits": "pi-3 to come to an end with it",
         "gates": [GateVerdict(gate="failures", passed=False, words="failed 1 of 3"),
-                  GateVerdict(gate="p95_ms", passed=True, words="p95 138 ms ≤ 150 ms"),
+                  GateVerdict(gate="p95_ms", passed=True, words="p95 138 ms ≤ 150 ms", figures={"p95_ms": 138}),
                   GateVerdict(gate="errors", passed=None, words="errors not judged")],
         "counts": {DeviceOutcome.COMMITTED: 1, DeviceOutcome.FAILED: 1, DeviceOutcome.REACHED: 1},
     }  # fmt: skip

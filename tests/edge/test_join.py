@@ -86,7 +86,8 @@ async def test_from_a_token_to_a_result_in_the_cloud(api: CloudApi, tmp_path: Pa
         "edge", "join", url, token, "--name", "pi-join", "--label", "site=test", "--folder", str(folder)
     )
     assert status == 0 and f"marram edge run --folder {folder}" in words
-    for done in ("✓ this is the cloud the token names", "✓ key made here, it never leaves", "✓ joined as pi-join ("):
+    for done in ("✓ this is the cloud the token names", "✓ key made here, it never leaves", "✓ joined as pi-join (",
+                 "✓ labels site=test"):  # fmt: skip
         assert done in words
     identity = Folder(folder).identity
     assert identity.own.stat().st_mode & 0o777 == 0o600 and b"BEGIN PRIVATE KEY" in identity.own.read_bytes()
@@ -140,6 +141,15 @@ async def test_a_token_joins_once(api: CloudApi, url: str, tmp_path: Path) -> No
         await asyncio.to_thread(join, Folder(tmp_path / "two"), url, token)
     assert caught.value.threat is Threat.SPENT
     assert not Folder(tmp_path / "two").joined()
+
+
+async def test_where_the_token_says_another_label_that_is_said(api: CloudApi, tmp_path: Path) -> None:
+    made = await asyncio.to_thread(api.create_token, {"site": "a"})
+    line = await marram(
+        "edge", "join", joining(api)[0], made.token, "--label", "site=z,line=3", "--folder", str(tmp_path / "edge")
+    )
+    assert line[0] == 0
+    assert "✓ labels line=3 site=a (its token says site=a, not z; a token's labels stand)" in line[1]
 
 
 async def test_no_other_cloud_ever_sees_the_token(api: CloudApi, tmp_path: Path) -> None:

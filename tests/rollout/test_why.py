@@ -185,6 +185,15 @@ CASES: dict[str, tuple[Case, str, str, str]] = {
         "it waits: the cloud does not answer.",
         "marram device show pi",
     ),
+    "a secret": (
+        Case(
+            said=PENDING | {"reason": "waits for the secret KEY. marram secret set KEY."},
+            decided=second(mine=reached()),
+        ),
+        "waiting",
+        ": it waits for the secret KEY. marram secret set KEY.",
+        "marram device show pi",
+    ),
     "untrusted": (
         Case(said=PENDING | {"reason": "freeze: the timestamp expired 3 days ago"}, decided=second(mine=reached())),
         "untrusted",

@@ -49,14 +49,28 @@ def state(view: RolloutView) -> Text:
     return Text(view.state.value.replace("_", " "), style=_STYLES.get(view.state, "cyan"))
 
 
-def gates_line(gates: Iterable[GateVerdict]) -> Text:
-    """`failed 0 of 1 ✓   p95 138 ms ≤ 150 ms ✓`."""
-    line = Text()
+def gates_line(gates: Iterable[GateVerdict], out: Console, then: str = "") -> Text:
+    """` gates     failed 0 of 1 ✓   p95 138 ms ≤ 150 ms ✓   promoting`.
+
+    On a terminal a line ends between two gates; anywhere else it is one line, for whoever searches it.
+    """
+    phrases = []
     for gate in gates:
-        sign, style = ("–", "dim") if gate.passed is None else ("✓", "green") if gate.passed else ("✗", "red")
-        line.append_text(_show.plain(gate.words, 200)).append(f" {sign}   ", style=style)
-    line.rstrip()
-    return line
+        sign, style = ("–", "dim") if gate.judged is None else ("✓", "green") if gate.judged else ("✗", "red")
+        phrases.append(_show.plain(gate.said, 200).append(f" {sign}", style=style))
+    if then:
+        phrases.append(Text(then, style="dim"))
+    lines = [Text(" gates     ")]
+    begins = lines[0].cell_len
+    for phrase in phrases:
+        line = lines[-1]
+        if line.cell_len > begins:
+            if out.is_terminal and line.cell_len + 3 + phrase.cell_len > out.width:
+                lines.append(line := Text(" " * begins))
+            else:
+                line.append("   ")
+        line.append_text(phrase)
+    return Text("\n").join(lines)
 
 
 def devices_line(devices: list[RolloutDeviceView]) -> Text:
@@ -80,11 +94,12 @@ def devices_line(devices: list[RolloutDeviceView]) -> Text:
 class Progress:
     """What has been told already. `take` returns the lines that a new look adds."""
 
-    def __init__(self, *, every_device: bool = False) -> None:
-        """`every_device`: also each device as it comes to an end, where nothing shows them meanwhile."""
+    def __init__(self, out: Console) -> None:
+        """`out`: where it is told. Where that is no terminal, nothing shows the devices meanwhile: each is told too."""
+        self._out = out
+        self._every_device = not out.is_terminal
         self._stage = 0
         self._told: set[tuple[str, DeviceOutcome]] = set()
-        self._every_device = every_device
         self._state: RolloutState | None = None
         self._passed = 0
 
@@ -93,8 +108,8 @@ class Progress:
         ended = view.state not in (*OPEN, RolloutState.HALTED)
         last = view.last.stage
         if last > self._passed and (last < view.stage or view.state not in OPEN):
+            lines += self._left(view, self._passed, last)
             self._passed = last
-            lines += self._left(view, last)
         if self._every_device and not ended:
             lines += self._devices(view)
         if view.state is not self._state:
@@ -104,18 +119,16 @@ class Progress:
             self._state = view.state
         return lines
 
-    def _left(self, view: RolloutView, stage: int) -> list[Text]:
-        """A stage that is over: who was in it, and what the gates said."""
-        here = [device for device in view.devices if device.stage == stage]
+    def _left(self, view: RolloutView, told: int, stage: int) -> list[Text]:
+        """A stage that is over, and any that went by since `told` was: who was in it, and what the gates said."""
+        here = [device for device in view.devices if told < device.stage <= stage]
         lines = [Text(f" stage {stage:<3} ").append_text(devices_line(here))] if here else []
         for device in here:
             if device.outcome in (DeviceOutcome.FAILED, DeviceOutcome.SILENT) and device.reason:
                 lines.append(Text(f"   {device.device}: ").append_text(_show.plain(device.reason, 300)))
         follows = "promoting" if view.state in OPEN else view.state.value.replace("_", " ")
         if view.last.gates:
-            lines.append(
-                Text(" gates     ").append_text(gates_line(view.last.gates)).append(f"   {follows}", style="dim")
-            )
+            lines.append(gates_line(view.last.gates, self._out, follows))
         return lines
 
     def _devices(self, view: RolloutView) -> list[Text]:
@@ -135,14 +148,14 @@ class Progress:
         return lines
 
 
-def picture(view: RolloutView) -> RenderableType:
+def picture(view: RolloutView, out: Console) -> RenderableType:
     """The stage it is in, as it is now."""
     here = [device for device in view.devices if device.stage == view.stage]
     lines: list[RenderableType] = [
         Text(f" stage {view.stage:<3} ").append_text(devices_line(here) if here else Text("–"))
     ]
     if view.gates:
-        lines.append(Text(" gates     ").append_text(gates_line(view.gates)))
+        lines.append(gates_line(view.gates, out))
     if view.waits:
         lines.append(Text(f" waits for {view.waits}", style="dim"))
     return Group(*lines)
@@ -154,7 +167,7 @@ def follow(api: CloudApi, id: int, out: Console, wait_s: float | None = None) ->
     Ctrl-C is passed on, after saying that the rollout goes on.
     """
     ends_s = None if wait_s is None else time.monotonic() + wait_s
-    progress = Progress(every_device=not out.is_terminal)
+    progress = Progress(out)
     view = api.rollout(id)
     try:
         with Live(Text(""), console=out, auto_refresh=False, transient=True) as live:
@@ -164,7 +177,7 @@ def follow(api: CloudApi, id: int, out: Console, wait_s: float | None = None) ->
                 if view.state not in OPEN or (ends_s is not None and time.monotonic() > ends_s):
                     return view
                 if out.is_terminal:
-                    live.update(picture(view), refresh=True)
+                    live.update(picture(view, out), refresh=True)
                 time.sleep(_LOOK_S)
                 try:
                     view = api.rollout(id)

@@ -72,6 +72,7 @@ def show(id: Id, json: Json = False, url: Url = None, token: Token = None) -> No
         facts += [("outbox", waiting + (f", {device.reported.dropped:,} given up" if device.reported.dropped else ""))]
         facts += [("memory", format_size(device.reported.memory_bytes))]
         facts += [("workers", device.reported.isolation or "–")]
+        facts += [("held", device.reported.held.removeprefix("held "))] if device.reported.held else []
     rows = _show.table("", "")
     rows.show_header = False
     rows.add_row("labels", _show.labels(device.labels))
@@ -102,7 +103,7 @@ def _show_apps(device: Device) -> None:
         rows = _show.table("", "")
         rows.show_header = False
         for key, value in sorted(app.stats.items()):
-            if value is not None:
+            if value or key in _TOLD:
                 rows.add_row(Text(f"  {_show.plain(key)}", style="dim"), _show.plain(_figure(key, value)))
         if app.restarts:
             rows.add_row(Text("  restarts", style="dim"), str(app.restarts))
@@ -194,6 +195,10 @@ def remove(
 
 def _cores(device: Device) -> str:
     return f"{device.info.cores} core{'s' if device.info.cores != 1 else ''}" if device.info.cores else ""
+
+
+# Of all figures that a worker counts, those whose 0 says something. `--json` has every one.
+_TOLD = ("frames", "fps", "errors")
 
 
 def _figure(key: str, value: object) -> str:

@@ -54,7 +54,9 @@ def join(
         ),
     ],
     name: Annotated[str | None, typer.Option(help="The device's name (default: the cloud makes one).")] = None,
-    label: Annotated[list[str] | None, typer.Option(help="A label key=value; any number of times.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="A label key=value; any number of times. Those of the token stand.")
+    ] = None,
     folder: FolderOption = None,
     broker: BrokerOption = None,
 ) -> None:

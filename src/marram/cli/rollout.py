@@ -135,7 +135,7 @@ def _show_one(view: RolloutView) -> None:
         mark = "→" if number == view.stage and view.ended_s is None else " "
         out.print(f" stage {number} {mark} {stage.stage}: {stage.goal} of {view.matching} devices", markup=False)
     if view.gates:
-        out.print(Text(" gates     ").append_text(_follow.gates_line(view.gates)))
+        out.print(_follow.gates_line(view.gates, out), soft_wrap=True)
     if view.waits:
         out.print(f" waits for {view.waits}", markup=False)
     if not view.devices:

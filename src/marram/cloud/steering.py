@@ -27,6 +27,8 @@ _MOST_DEVICES = 500
 _FRESH_S = 86400.0
 _MOST_ENDED = 2
 _LOOKED_AT = 50
+# Each is a look at the whole fleet.
+_MOST_COUNTED = 5
 _ORDER = (
     DeviceOutcome.FAILED,
     DeviceOutcome.SILENT,
@@ -46,8 +48,20 @@ class Steering:
         self._changed = changed
 
     def list(self, app: str | None = None, limit: int = 50) -> list[RolloutView]:
-        """The newest rollouts, newest first, without their devices."""
-        return [_bare(row) for row in self._store.rollouts.all(app, limit)]
+        """The newest rollouts, newest first, without their devices.
+
+        Of those that went to all at once nobody decides anything and says why: of the last few that hold, how many
+        devices came to which end.
+        """
+        rows = self._store.rollouts.all(app, limit)
+        holds = {row.app: row.id for row in reversed(rows)}
+        at_once = [row.id for row in rows if row.plan.immediate and holds[row.app] == row.id][:_MOST_COUNTED]
+        return [
+            _view(self._rollout.rollouts.look(row.id)).model_copy(update={"devices": []})
+            if row.id in at_once
+            else _bare(row)
+            for row in rows
+        ]
 
     def recent(self) -> builtins.list[RolloutView]:
         """What a page shows: all that are under way with their devices, and the last few that ended within a day."""

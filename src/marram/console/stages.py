@@ -88,9 +88,9 @@ def _gates(gates: list[GateVerdict]) -> str:
 
 
 def _gate(gate: GateVerdict) -> str:
-    sign, shade = ("–", "") if gate.passed is None else ("✓", "ok") if gate.passed else ("✗", "bad")
+    sign, shade = ("–", "") if gate.judged is None else ("✓", "ok") if gate.judged else ("✗", "bad")
     name = escape(gate.gate, quote=True)
-    return f'<span class="chip {shade}" data-gate="{name}">{escape(gate.words[:160])} {sign}</span>'
+    return f'<span class="chip {shade}" data-gate="{name}">{escape(gate.said[:160])} {sign}</span>'
 
 
 def _devices(view: RolloutView) -> str:

@@ -65,7 +65,20 @@ def join(
         # The last one: with it the device has joined.
         folder.save_credentials(credentials)
         tell(f"joined as {joined.device} ({about.machine}, {about.cores} cores, {format_size(about.memory_bytes)})")
+        tell(_labelled(joined.labels, labels or {}))
     return credentials
+
+
+def _labelled(has: dict[str, str], asked: dict[str, str]) -> str:
+    """The labels that the device got, and which of them the token decided otherwise than was asked."""
+    if not has:
+        return "no labels"
+    overruled = [f"{key}={has[key]}, not {value}" for key, value in asked.items() if key in has and has[key] != value]
+    return (
+        "labels "
+        + " ".join(f"{key}={value}" for key, value in sorted(has.items()))
+        + (f" (its token says {', '.join(overruled)}; a token's labels stand)" if overruled else "")
+    )
 
 
 def secured(url: str) -> str:

@@ -211,6 +211,8 @@ class Rollouts:
 def _not_now(row: RolloutRow, what: str) -> Conflict:
     state = row.state.value.replace("_", " ")
     hint = f"marram rollout show {row.id}" if row.open else "Deploy it again: marram deploy"
+    if row.state is RolloutState.HALTED:
+        hint = f"marram rollout promote {row.id} goes on all the same, abort {row.id} brings everybody back."
     return Conflict(f"rollout {row.id} is {state} and cannot be {what}", hint=hint)
 
 

@@ -297,9 +297,9 @@ def _on_its_way(evidence: Evidence) -> _Answer | None:
     if reason:
         cause = "disk" if _about_room(reason) else "waiting"
         what = "it waits for room" if cause == "disk" else "it waits"
-        return _Answer(
-            cause, f"{begin}: {what}: {reason.rstrip('.')}.", next=f"marram device show {evidence.device.id}"
-        )
+        ended = reason.rstrip(".")
+        words = f"it {ended}" if ended.startswith("waits ") else f"{what}: {ended}"
+        return _Answer(cause, f"{begin}: {words}.", next=f"marram device show {evidence.device.id}")
     doing = {AppState.PENDING: "is fetching it", AppState.FETCHED: "is checking it"}.get(said.state, "is starting it")
     return _Answer("under_way", f"{begin}: it {doing}.")
 

@@ -173,6 +173,16 @@ class GateVerdict(Strict):
     words: str
     figures: dict[str, Any] = {}
 
+    @property
+    def judged(self) -> bool | None:
+        """`passed`; None also where it passed for want of anything to compare, and so has no figures."""
+        return None if self.passed and not self.figures else self.passed
+
+    @property
+    def said(self) -> str:
+        """`words`, which in either case say that nothing was judged."""
+        return self.words if self.judged is self.passed else f"{self.words}, not judged"
+
 
 class Verdict(Strict):
     """What all gates said of `stage`, and what the rollout waits for ("": nothing)."""
