@@ -2,13 +2,15 @@
 
 The device's folder lies on a file system in memory that is just so large; the larger it is, the later a write finds no
 room. What looks at the free space beforehand is told that there is plenty, as if somebody else filled the disk between
-the look and the write. Then the disk grows, and all must come to its end by itself. Runs in a mount namespace of its
-own (`unshare`), so that nothing of it outlives its process.
+the look and the write. Then the disk grows, and all must come to its end by itself. As the full disk was, it must serve
+a device that is started on it far from its cloud: what was committed there runs. Runs in a mount namespace of its own
+(`unshare`), so that nothing of it outlives its process.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -17,9 +19,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from marram.lab import virtual
+from marram.lab.powercut.rehearsal import bricked
 from marram.lab.powercut.scenario import APP, BAD, CONTENTS, DEVICE, manner
 from marram.lab.world import World
 from marram.schema.device import AppState
@@ -30,7 +34,7 @@ from marram.schema.rollout import at_once
 SIZES_BYTES = range(40_960, 1_064_960, 8_192)
 _LARGE = "64m"
 # How long a full disk is borne before it grows, and how long after that all may take.
-_FULL_S, _LONG_S = 15.0, 180.0
+_FULL_S, _LONG_S = 15, 180.0
 
 
 def rehearse(sizes_bytes: Iterable[int] = SIZES_BYTES) -> tuple[int, list[str]]:
@@ -56,16 +60,51 @@ def rehearse(sizes_bytes: Iterable[int] = SIZES_BYTES) -> tuple[int, list[str]]:
     return len(wanted), faults
 
 
+@dataclass
+class _Full:
+    """The full disk: the device's folder `place`, and its `copy` as it was when it grew.
+
+    `committed`: the version that was proven, by what was on the disk at any time until then (0: none); `wanted`: the
+    one that was told last.
+    """
+
+    place: Path
+    copy: Path
+    committed: int = 0
+    wanted: int = 0
+
+    async def lasts(self) -> None:
+        """For a while; then it grows."""
+        for _ in range(_FULL_S):
+            await asyncio.sleep(1)
+            self.committed = max(self.committed, self._committed())
+        # What is just being moved away is missing in the copy, as it may be after a cut.
+        with contextlib.suppress(shutil.Error):
+            shutil.copytree(self.place, self.copy, ignore=shutil.ignore_patterns("*.sock"))
+        _mount(self.place, _LARGE, "remount")
+
+    def _committed(self) -> int:
+        try:
+            # Not by `Folder`, which sets aside what is damaged: here nothing is touched.
+            sealed = json.loads((self.place / "apps" / f"{APP}.json").read_bytes())
+            return int(json.loads(sealed["body"])["committed"]["version"])
+        except (OSError, ValueError, KeyError, TypeError):  # nothing proven yet, or what the defect sought leaves
+            return 0
+
+
 def _one(scratch: Path, size_bytes: int) -> str:
-    device = scratch / "device"
-    device.mkdir()
-    _mount(device, str(size_bytes))
+    full = _Full(scratch / "device", scratch / "copy")
+    full.place.mkdir()
+    _mount(full.place, str(size_bytes))
     try:
-        return virtual.run(lambda: _go_through(World(scratch / "cloud", report_every_s=1.0), device))
+        fault = virtual.run(lambda: _go_through(World(scratch / "cloud", report_every_s=1.0), full))
+        if not fault and (forgot := bricked(full.copy, full.committed, full.wanted)):
+            fault = f"started on the full disk, without a link: {forgot}"
+        return fault
     finally:
-        subprocess.run(["umount", "--lazy", str(device)], check=True)
-        shutil.rmtree(device)
-        shutil.rmtree(scratch / "cloud")
+        subprocess.run(["umount", "--lazy", str(full.place)], check=True)
+        for place in (full.place, full.copy, scratch / "cloud"):
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def _mount(place: Path, size: str, *more: str) -> None:
@@ -73,12 +112,14 @@ def _mount(place: Path, size: str, *more: str) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], check=True)
 
 
-async def _go_through(world: World, device: Path) -> str:
+async def _go_through(world: World, full: _Full) -> str:
     async with world.open():
-        site = await world.add_device(DEVICE, manner, place=device, starts=False)
+        site = await world.add_device(DEVICE, manner, place=full.place, starts=False)
         running = asyncio.create_task(_kept_running(world))
-        grown = asyncio.create_task(_grow(device))
+        grown = asyncio.create_task(full.lasts())
         for version in CONTENTS:
+            if not grown.done():
+                full.wanted = version
             await world.deploy(APP, CONTENTS[version], plan=at_once())
             if not await _within(_LONG_S, lambda v=version: _stands(world, v)):
                 return f"version {version} never came to its end; {_said(world)}"
@@ -97,11 +138,6 @@ async def _kept_running(world: World) -> None:
         assert task is not None
         await asyncio.wait([task])
         await asyncio.sleep(2)
-
-
-async def _grow(device: Path) -> None:
-    await asyncio.sleep(_FULL_S)
-    _mount(device, _LARGE, "remount")
 
 
 def _stands(world: World, version: int) -> bool:

@@ -108,12 +108,8 @@ def rehearse(every: int = 1, orders: int = 2, back_every: int = 25) -> Findings:
 
 def _look(findings: Findings, cut: Cut, place: Path, promised: Promised) -> None:
     where = f"cut {cut.at}, {cut.how}"
-    allowed = {promised.committed, promised.wanted} - {0, BAD}
-    ran = virtual.run(lambda: _alone(place, allowed))
-    if promised.committed and not ran:
-        findings.bricks.append(f"{where}: nothing runs; {promised.committed} was committed")
-    elif ran and ran[-1] not in allowed:
-        findings.bricks.append(f"{where}: {ran[-1]} runs; {sorted(allowed)} might")
+    if fault := bricked(place, promised.committed, promised.wanted):
+        findings.bricks.append(f"{where}: {fault}")
     if promised.trusted and _trusted(place) < promised.trusted:
         findings.lost.append(f"{where}: it would take what is signed of {_trusted(place)}, after {promised.trusted}")
     outbox = Outbox(Folder(place).outbox)
@@ -126,6 +122,20 @@ def _look(findings: Findings, cut: Cut, place: Path, promised: Promised) -> None
             findings.lost.append(f"{where}: events {sorted(lost)} are gone")
     finally:
         outbox.close()
+
+
+def bricked(place: Path, committed: int, wanted: int) -> str:
+    """What is wrong with what runs on this disk without a link; "" where nothing is.
+
+    `committed`: the version proven last (0: none yet); `wanted`: the one it was told last.
+    """
+    allowed = {committed, wanted} - {0, BAD}
+    ran = virtual.run(lambda: _alone(place, allowed))
+    if committed and not ran:
+        return f"nothing runs; {committed} was committed"
+    if ran and ran[-1] not in allowed:
+        return f"{ran[-1]} runs; {sorted(allowed)} might"
+    return ""
 
 
 def _trusted(place: Path) -> int:
