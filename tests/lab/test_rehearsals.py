@@ -1,8 +1,11 @@
-"""The rehearsals of `make prove`, a sample of each: power cuts, full disks, a fleet, bad links."""
+"""The rehearsals of `make prove`, a sample of each: power cuts, full disks, a fleet, bad links; and that they find."""
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,6 +30,64 @@ def test_a_disk_that_becomes_full_at_any_write_breaks_nothing() -> None:
         pytest.skip(str(error))
     assert disks > 8
     assert faults == []
+
+
+# Defects that a careless change could bring, each in the real code of the child processes that rehearsals record.
+NO_FSYNC = """
+import os
+os.fsync = lambda descriptor: None
+"""
+COMMITS_THAT_STAY_IN_MEMORY = """
+import sqlite3
+class Careless(sqlite3.Connection):
+    def execute(self, statement, *values):
+        return super().execute(statement.replace("synchronous = FULL", "synchronous = OFF"), *values)
+real = sqlite3.connect
+sqlite3.connect = lambda *place, **more: real(*place, factory=Careless, **more)
+"""
+WRITES_WHAT_FITS = """
+import os
+real = os.write
+def write(descriptor, content):
+    try:
+        return real(descriptor, content)
+    except OSError:
+        return len(content)
+os.write = write
+"""
+
+
+@pytest.fixture
+def plant(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
+    """Let these lines run first in every interpreter that is started from here."""
+
+    def lines(defect: str) -> None:
+        (tmp_path / "sitecustomize.py").write_text(defect)
+        here = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(here))
+
+    return lines
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+@pytest.mark.parametrize(
+    ("defect", "found"),
+    [(NO_FSYNC, "nothing runs"), (COMMITS_THAT_STAY_IN_MEMORY, r"events \[.*\] are gone")],
+    ids=["a brick", "a lost record"],
+)
+def test_what_a_power_cut_would_break_is_found(plant: Callable[[str], None], defect: str, found: str) -> None:
+    plant(defect)
+    cuts = rehearsal.rehearse(every=40, orders=1, back_every=10_000)
+    assert any(re.search(found, each) for each in (*cuts.bricks, *cuts.lost)), (cuts.bricks, cuts.lost)
+
+
+def test_what_a_full_disk_would_break_is_found(plant: Callable[[str], None]) -> None:
+    plant(WRITES_WHAT_FITS)
+    try:
+        _, faults = full_disk.rehearse(full_disk.SIZES_BYTES[32::16])
+    except Missing as error:
+        pytest.skip(str(error))
+    assert any("without a link: nothing runs" in fault for fault in faults), faults
 
 
 def test_a_bad_version_stops_at_its_stage_and_a_good_one_comes_to_all_whoever_is_killed(tmp_path: Path) -> None:

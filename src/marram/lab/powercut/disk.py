@@ -49,13 +49,18 @@ class Cut:
 def cuts(operations: Sequence[Operation], orders: int = 2, seed: int = 0, every: int = 1) -> Iterator[Cut]:
     """Every moment of the recording (or every so many), each in all its ways; those that leave the same disk come once.
 
+    Of a sample, every other moment is one just after a mark, where there is one near: what was promised last is what
+    is lost first.
+
     At each: all that was asked for; only what was synced; the last write torn, at a sector and within one; what was not
     synced as zeros, or not there though its name is; and `orders` random choices of what was not synced (the same for
     the same `seed`).
     """
     seen: set[str] = set()
     chance = random.Random(seed)
-    for at in range(0, len(operations) + 1, every):
+    for number, begin in enumerate(range(0, len(operations) + 1, every)):
+        marked = (at + 1 for at, each in enumerate(operations[begin : begin + every], begin) if each.mark)
+        at = next(marked, begin) if number % 2 and every > 1 else begin
         for cut in _at(operations, at, orders, chance):
             if (digest := cut.digest) not in seen:
                 seen.add(digest)

@@ -108,7 +108,7 @@ def rehearse(every: int = 1, orders: int = 2, back_every: int = 25) -> Findings:
 
 def _look(findings: Findings, cut: Cut, place: Path, promised: Promised) -> None:
     where = f"cut {cut.at}, {cut.how}"
-    if fault := bricked(place, promised.committed, promised.wanted):
+    if fault := bricked(place, promised.committed, {promised.committed, promised.wanted}):
         findings.bricks.append(f"{where}: {fault}")
     if promised.trusted and _trusted(place) < promised.trusted:
         findings.lost.append(f"{where}: it would take what is signed of {_trusted(place)}, after {promised.trusted}")
@@ -124,12 +124,12 @@ def _look(findings: Findings, cut: Cut, place: Path, promised: Promised) -> None
         outbox.close()
 
 
-def bricked(place: Path, committed: int, wanted: int) -> str:
+def bricked(place: Path, committed: int, might: Collection[int]) -> str:
     """What is wrong with what runs on this disk without a link; "" where nothing is.
 
-    `committed`: the version proven last (0: none yet); `wanted`: the one it was told last.
+    `committed`: the version proven last (0: none yet); `might`: those that may run, but for the bad one.
     """
-    allowed = {committed, wanted} - {0, BAD}
+    allowed = set(might) - {0, BAD}
     ran = virtual.run(lambda: _alone(place, allowed))
     if committed and not ran:
         return f"nothing runs; {committed} was committed"
