@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from marram.edge.state import Folder
 from marram.lab import fleet, offline, virtual
 from marram.lab.powercut import full_disk, rehearsal
 from marram.lab.scratch import quiet
@@ -79,6 +80,15 @@ def test_what_a_power_cut_would_break_is_found(plant: Callable[[str], None], def
     plant(defect)
     cuts = rehearsal.rehearse(every=40, orders=1, back_every=10_000)
     assert any(re.search(found, each) for each in (*cuts.bricks, *cuts.lost)), (cuts.bricks, cuts.lost)
+
+
+def test_an_agent_that_falls_over_its_disk_is_a_brick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def records(folder: Folder) -> None:
+        raise ValueError("not JSON")
+
+    monkeypatch.setattr(Folder, "records", records)
+    with quiet():
+        assert rehearsal.bricked(tmp_path, 1, {1}) == "the agent falls: ValueError: not JSON"
 
 
 def test_what_a_full_disk_would_break_is_found(plant: Callable[[str], None]) -> None:

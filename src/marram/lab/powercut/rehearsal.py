@@ -130,7 +130,10 @@ def bricked(place: Path, committed: int, might: Collection[int]) -> str:
     `committed`: the version proven last (0: none yet); `might`: those that may run, but for the bad one.
     """
     allowed = set(might) - {0, BAD}
-    ran = virtual.run(lambda: _alone(place, allowed))
+    try:
+        ran = virtual.run(lambda: _alone(place, allowed))
+    except Exception as error:  # noqa: BLE001 - supervisor: an agent that falls over its own disk is what is sought
+        return f"the agent falls: {type(error).__name__}: {error}"
     if committed and not ran:
         return f"nothing runs; {committed} was committed"
     if ran and ran[-1] not in allowed:
