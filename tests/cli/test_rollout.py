@@ -102,6 +102,9 @@ def test_a_person_halts_promotes_retries_pauses_and_aborts(marram_: Terminal, wo
     assert f"{tried} tries gate 2 again" in marram_("rollout", "retry", "2", tried)
     assert "rollout 2 is running" in marram_("rollout", "resume", "2")
     assert "completed: gate 2 on 3 of 3" in marram_("rollout", "follow", "2")
+    assert f"{tried} has gate 2 committed: there is nothing to try again" in marram_.fault(
+        "rollout", "retry", "2", tried
+    )
     assert "is completed and cannot be paused" in marram_.fault("rollout", "pause", "2")
     marram_("deploy", world.page(3), "--to", "all", "--detach")
     assert "rollout 3 is aborted" in marram_("rollout", "abort", "3")
@@ -177,7 +180,7 @@ def test_what_is_typed_of_a_plan(typed: _plan.Typed, plan: dict[str, Any] | None
         (_plan.Typed(gates=("throttling=maybe",)), "neither on nor off"),
         (_plan.Typed(zone="UTC"), "belongs to a --window"),
         (_plan.Typed(window="25:00-26:00"), '--window: "25:00-26:00" is no window. Write 22:00-05:00'),
-        (_plan.Typed(window="22:00-05:00", days="someday"), "--window"),
+        (_plan.Typed(window="22:00-05:00", days="sat,funday"), '--days: "sat,funday" are no days. Write sat,sun.'),
     ],
     ids=str,
 )
@@ -222,6 +225,16 @@ def test_on_a_terminal_a_line_of_gates_ends_between_two_of_them() -> None:
         "           p95 compared: no device to compare with, not judged –",
         "           disagreement not judged: 3 frames –   promoting",
     ]
+
+
+def test_a_failure_is_told_once_where_it_halts() -> None:
+    devices = [RolloutDeviceView(device="pi-0", stage=1, outcome=DeviceOutcome.FAILED, reason="it crashed")]
+    view = RolloutView(
+        id=2, app=APP, version=2, state=RolloutState.HALTED, stage=1, stages=[StageView(stage="all", goal=1)],
+        plan=Plan(), created_s=1.0, matching=1, devices=devices, last=Verdict(stage=1, gates=GATES[:1]),
+    )  # fmt: skip
+    lines = [line.plain for line in _follow.Progress(Console(force_terminal=False)).take(view)]
+    assert len([line for line in lines if "it crashed" in line]) == 1
 
 
 def test_stages_that_went_by_between_two_looks_are_told_too() -> None:

@@ -35,6 +35,15 @@ def test_tiles_add_the_fleet_up() -> None:
     assert "1,284 events stored" in shown and "7 waiting on devices" in shown
 
 
+def test_what_a_person_has_to_do_soon_is_beside_the_parts_of_the_cloud() -> None:
+    warnings = ["what is signed as root expires in 3 days. Renew it: marram cloud root renew", "<b>"]
+    status = Status(version="1", uptime_s=1, devices=0, online=0, apps=0, models=0, events=0, samples=0)
+    assert "warn" not in draw.health(Picture([], status))
+    shown = draw.health(Picture([], status.model_copy(update={"warnings": warnings})))
+    assert '<span class="pill warn" role="alert">what is signed as root expires in 3 days.' in shown
+    assert "&lt;b&gt;" in shown and "<b>" not in shown
+
+
 def test_a_card_tells_recent_shares_and_draws_them() -> None:
     points = [Point(0.0, 100, 0, 20.0), Point(100.0, 1, 3, 30.0), Point(103.0, 0, 4, 25.0)]
     card = draw.card(device({"edge": 101, "cloud": 7, "p50_ms": 24.2, "p95_ms": 9.94}), {"photos": points})

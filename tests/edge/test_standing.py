@@ -12,7 +12,9 @@ from marram.edge.trustee_inside import InsideTrustee
 from marram.schema.errors import MarramError, Retryable, Threat, Untrusted
 
 CLOUD = "https://cloud:8443"
-REVOKED = Untrusted("it was revoked 3 min ago", where="pi", threat=Threat.REVOKED, hint="Join the device again.")
+REVOKED = Untrusted(
+    "it was revoked on 2026-03-01 10:00 UTC", where="pi", threat=Threat.REVOKED, hint="Join the device again."
+)
 
 
 class Trustee(InsideTrustee):

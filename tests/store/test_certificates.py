@@ -84,6 +84,8 @@ def test_the_name_of_a_revoked_device_is_kept_from_others(store: Store) -> None:
     with pytest.raises(Untrusted) as caught:
         enrol(store, "pi", "b")
     assert caught.value.threat is Threat.REVOKED
+    with pytest.raises(Untrusted, match=r"it was revoked on 1970-01-01 00:01 UTC"):  # a device repeats it for days
+        check_standing(store.certificates.use("a", 61.0), 61.0)
     store.devices.remove("pi")
     assert enrol(store, "pi", "b")
     # The old one is no good for whoever has the name now.

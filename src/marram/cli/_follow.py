@@ -125,6 +125,7 @@ class Progress:
         lines = [Text(f" stage {stage:<3} ").append_text(devices_line(here))] if here else []
         for device in here:
             if device.outcome in (DeviceOutcome.FAILED, DeviceOutcome.SILENT) and device.reason:
+                self._told.add((device.device, device.outcome))
                 lines.append(Text(f"   {device.device}: ").append_text(_show.plain(device.reason, 300)))
         follows = "promoting" if view.state in OPEN else view.state.value.replace("_", " ")
         if view.last.gates:

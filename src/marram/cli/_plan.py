@@ -69,6 +69,8 @@ def plan_of(typed: Typed) -> dict[str, Any] | None:
         fault = error.errors()[0]
         if fault["type"] == "string_pattern_mismatch" and fault["loc"] == ("window", "hours"):
             raise Invalid(f'"{typed.window}" is no window', where="--window", hint="Write 22:00-05:00.") from error
+        if fault["loc"][:2] == ("window", "days"):
+            raise Invalid(f'"{typed.days}" are no days', where="--days", hint="Write sat,sun.") from error
         options = {"stages": "--stages", "gates": "--gate", "window": "--window", "soak_s": "--soak"}
         raise Invalid(field_fault(fault), where=options.get(str(fault["loc"][0]), "--silence")) from error
     return plan

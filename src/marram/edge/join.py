@@ -43,7 +43,7 @@ def join(
             raise Conflict(
                 f"{folder.path} holds a device already",
                 hint="Start it: marram edge run. For a second device on this machine: --folder FOLDER. "
-                f"To leave that cloud, delete {folder.path / 'credentials.yaml'} first.",
+                f"To join anew (revoked, or another cloud), delete {folder.path / 'credentials.yaml'} first.",
             )
         probe = folder.path / ".join"
         write_atomic(probe, bytes(4096))

@@ -16,6 +16,7 @@ from marram.rollout import controller
 from marram.rollout.controller import Step
 from marram.rollout.desire import concerns, living
 from marram.rollout.observation import Observation, observe
+from marram.schema.device import AppState
 from marram.schema.errors import Conflict, MarramError, Missing
 from marram.schema.ids import matches
 from marram.schema.rollout import DeviceOutcome, RolloutDevice, RolloutState
@@ -146,6 +147,8 @@ class Rollouts:
             if row.open and (known is None or known.outcome is DeviceOutcome.WAITING):
                 raise Conflict(f"rollout {rollout} has not reached {device} yet", hint="Nothing was given up there.")
             seen = observe(found[0], row.app)
+            if seen.version == row.version and seen.state is AppState.COMMITTED:
+                raise Conflict(f"{device} has {row.app} {row.version} committed: there is nothing to try again")
             asked = max(self._store.rollouts.attempts().get(device, {}).get(row.app, 0), seen.attempt) + 1
             told = controller.told(row, known, seen, now_s).model_copy(update={"attempt": asked})
             if known is not None:

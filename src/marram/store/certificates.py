@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select, update
@@ -137,8 +138,9 @@ def check_standing(
     if device is not None and row.device != device:
         raise Untrusted(f'the certificate is of "{row.device}"', where=device, threat=Threat.NOT_YOURS)
     if row.revoked_s is not None:
-        ago = format_duration(max(0.0, now_s - row.revoked_s))
-        raise Untrusted(f"it was revoked {ago} ago", where=row.device, threat=Threat.REVOKED, hint=_JOIN_AGAIN)
+        # A moment, and not how long ago: the device repeats these words for as long as it is refused.
+        when = datetime.fromtimestamp(row.revoked_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
+        raise Untrusted(f"it was revoked on {when}", where=row.device, threat=Threat.REVOKED, hint=_JOIN_AGAIN)
     if row.superseded_s is not None:
         raise Untrusted(
             "another certificate took this one's place: one of the two is a copy",

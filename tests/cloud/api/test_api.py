@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from pathlib import Path
 
 import httpx
@@ -207,6 +208,15 @@ def test_a_sample_is_never_served_as_a_page(served: Served, http: httpx.Client) 
 
 
 # ---------------------------------------------------------------- the whole
+
+
+def test_status_says_what_a_person_has_to_do_soon(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    with served.api() as api:
+        assert api.status().warnings == []
+        monkeypatch.setattr(served.state.signing, "_now_s", lambda: time.time() + 350 * 86400)
+        root, targets = api.status().warnings
+    assert root.startswith("what is signed as root expires in 15 days") and "marram cloud root renew" in root
+    assert "signed as targets" in targets
 
 
 def test_status_health_and_metrics_say_how_it_is(served: Served, http: httpx.Client) -> None:
