@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from marram.edge.bundles import Bundles
 from marram.lab.attacks import bundles, streams, updates
 from marram.lab.attacks.outcome import attempt
 from marram.lab.attacks.updates import damage, freeze
 from marram.lab.attacks.updates.scene import APP, DOCUMENTS, OLD, YEAR_S, Scene
+from marram.trust.clock import Clock
 
 
 @pytest.mark.parametrize(
@@ -18,6 +20,23 @@ from marram.lab.attacks.updates.scene import APP, DOCUMENTS, OLD, YEAR_S, Scene
 def test_an_attack_is_refused_by_its_name(suite: str, name: str, tmp_path: Path) -> None:
     outcome = updates.SUITES[suite].play(name, tmp_path)
     assert outcome.refused, outcome
+
+
+def test_a_device_that_ignores_when_what_is_signed_expires_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Clock, "now_s", lambda clock: 0.0)
+    freezes = updates.SUITES["freeze"]
+    outcomes = [freezes.play(name, tmp_path / str(n)) for n, name in enumerate(freezes.names())]
+    assert sum(not each.refused for each in outcomes) >= 5
+
+
+def test_a_device_that_takes_files_in_without_their_digest_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Bundles, "accept", lambda bundles, file: None)
+    accepted = [each for each in bundles.flipped(tmp_path, 40) if not each.refused]
+    assert accepted and all("desired state" not in each.name for each in accepted)
 
 
 def test_without_an_attacker_the_same_device_takes_the_same_version(tmp_path: Path) -> None:
