@@ -21,7 +21,7 @@ import onnx
 import pytest
 from PIL import Image
 from selenium import webdriver
-from selenium.common.exceptions import StaleElementReferenceException
+from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver
@@ -91,8 +91,8 @@ def until(condition: Callable[[], object], what: str, timeout_s: float = 40.0) -
         try:
             if condition():
                 return
-        except StaleElementReferenceException:
-            pass  # redrawn while it was read
+        except (NoSuchElementException, StaleElementReferenceException):
+            pass  # the page is not there yet, or was redrawn while it was read
         assert time.monotonic() < ends_s, f"never so: {what}"
         time.sleep(0.1)
 
