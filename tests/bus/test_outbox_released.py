@@ -26,7 +26,7 @@ CREATE TABLE totals (
     refused INTEGER NOT NULL DEFAULT 0, refused_told INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE progress (
     app TEXT, version INTEGER, frame INTEGER NOT NULL, name BLOB NOT NULL, PRIMARY KEY (app, version)) WITHOUT ROWID;
-INSERT INTO meta VALUES ('stream', 'of-old'), ('format', '1');
+INSERT INTO meta VALUES ('stream', 'of-old-times'), ('format', '1');
 """
 KINDS = ["dropped", "alert", "sample", "message", "result", "metric"]
 
@@ -49,7 +49,7 @@ def test_what_it_holds_and_has_given_up_is_what_it_was(tmp_path: Path) -> None:
     path = tmp_path / "outbox.db"
     released(path)
     outbox, other = Outbox(path), Outbox(path)
-    assert outbox.stream == "of-old" and outbox.depth() == len(KINDS)
+    assert outbox.stream == "of-old-times" and outbox.depth() == len(KINDS)
     for each in (outbox, other):
         assert each.given_up() == {name: n + 1 for n, name in enumerate(KINDS)}
         assert each.refused() == {name: 10 * (n + 1) for n, name in enumerate(KINDS)}
