@@ -385,3 +385,24 @@ def test_what_a_device_was_like_before_is_remembered() -> None:
     on_trial = at(stats=stats, state=AppState.PROVISIONAL)
     assert "stats" not in told(row(), None, on_trial, 0).evidence["before"]
     assert "stats" not in told(row(), None, has(stats=stats), 0).evidence["before"]
+
+
+def test_a_class_that_is_away_for_a_moment_keeps_its_place() -> None:
+    """Whoever reports first after an outage of the cloud is not the whole fleet."""
+    usual = [at(name, hardware="pc") for name in ("a", "b", "c")]
+    away = at("slow", hardware="pi", online=False, seen_s=BEGUN_S + 1)
+    wide = row(plan={"stages": ["2", "all"]})
+    assert len(step(wide, [], [*usual, away], 2).devices) == 1
+    canary = known("a", "committed")
+    seen = [has("a", hardware="pc", seen_s=BEGUN_S + 50), *usual[1:], away]
+    waits = step(wide, [canary], seen, 50)
+    assert (waits.devices, waits.verdict.waits) == ([], "a device with pi, heard a moment ago")
+    there = step(wide, [canary], [*seen[:-1], at("slow", hardware="pi")], 50)
+    assert [each.device for each in there.devices] == ["slow"]
+    # Not for ever, nor where a person holds it, nor once all are reached.
+    for gone in (
+        at("slow", hardware="pi", online=False, seen_s=BEGUN_S + 49 - SILENCE_S),
+        at("slow", hardware="pi", online=False, held="line 4 is running"),
+    ):
+        assert len(step(wide, [canary], [*seen[:-1], gone], 50).devices) == 1
+    assert len(step(replace(wide, stage=2), [canary], seen, 50).devices) == 2

@@ -207,14 +207,37 @@ class _Look:
 
     def chosen(self) -> list[Observation]:
         """Whom this stage has yet to reach, of those that can be reached now."""
-        stage = min(self.rollout.stage, len(self.plan.stages))
-        room = goals(self.plan, len(self.seen))[stage - 1] - len(self.reached)
+        room = self._room()
         reached = {device.device for device in self.reached}
         ready = [each for each in self.seen.values() if each.ready and each.device not in reached]
         if room <= 0 or not ready:
             return []
         covered = {self.seen[name].hardware for name in reached}
-        return _spread(self.rollout.id, ready, covered, Counter(e.hardware for e in self.seen.values()))[:room]
+        room -= len(self._expected(covered, room))
+        return _spread(self.rollout.id, ready, covered, Counter(e.hardware for e in self.seen.values()))[: max(0, room)]
+
+    def _room(self) -> int:
+        """How many more devices this stage may reach."""
+        stage = min(self.rollout.stage, len(self.plan.stages))
+        return max(0, goals(self.plan, len(self.seen))[stage - 1] - len(self.reached))
+
+    def _expected(self, covered: set[str], room: int) -> list[str]:
+        """Hardware classes whose place among the next `room` is kept: heard of a while ago, only nobody is there now.
+
+        After an outage of the cloud, say, when those that happen to report first are not the whole fleet. In the last
+        stage it is all the same who comes first.
+        """
+        if self.rollout.stage >= len(self.plan.stages):
+            return []
+        sizes = Counter(e.hardware for e in self.seen.values())
+        here = {e.hardware for e in self.seen.values() if e.ready}
+        late = {
+            e.hardware
+            for e in self.seen.values()
+            if not e.online and e.held is None and self.now_s - (e.seen_s or 0.0) <= self.plan.silence_s
+        }
+        order = sorted((here | late) - covered, key=lambda hardware: (-sizes[hardware], hardware))
+        return [hardware for hardware in order[:room] if hardware not in here]
 
     def _coming(self) -> list[str]:
         """Those that are still on their way; one that is held at the device keeps nobody waiting."""
@@ -241,6 +264,9 @@ class _Look:
         coming = self._coming()
         if coming:
             return f"{_names(coming)} to come to an end with it"
+        expected = self._expected({self.seen[d.device].hardware for d in self.reached}, self._room())
+        if expected:
+            return f"a device with {expected[0] or 'unknown hardware'}, heard a moment ago"
         if self.now_s < self.soak_end_s:
             left_s = math.ceil(self.soak_end_s - self.now_s)
             return f"the end of its soak, {format_duration(left_s)}"
