@@ -12,7 +12,7 @@ import time
 from bench._verdict import at_least, conclude
 from marram.lab.simulate import Always, World, simulate
 from marram.lab.traces import synthetic
-from marram.placement.contract import Ask, CloudOutcome, CloudSent, EdgeOutcome
+from marram.placement.contract import Ask, CloudOutcome, CloudSent, EdgeOutcome, Way
 from marram.placement.policy import LatencyPolicy
 from marram.schema.result import Place
 
@@ -26,7 +26,8 @@ def decision_us(rounds: int = 20_000) -> tuple[float, float]:
     spent: list[float] = []
     for number in range(rounds):
         now_s = number * 0.02
-        ask = Ask(now_s, "edge", "cloud", 15_000, number % 3, 2, 0.2)
+        ways = (Way(Place.EDGE, "edge"), Way(Place.CLOUD, "cloud", 15_000))
+        ask = Ask(now_s, ways, number % 3, 2, 0.2)
         begin = time.perf_counter_ns()
         policy.probe_due(now_s)
         policy.decide(ask)

@@ -17,6 +17,7 @@ from marram.cloud import replica as module
 from marram.cloud.replica import Replica
 from marram.runtime.image import encode_jpeg
 from marram.runtime.model import Model, Prepared
+from marram.schema.payload import Payload
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ async def ask(replica: Replica, payload: bytes) -> InferReply:
 
 
 def jpeg(image: Any, frame: tuple[int, int] | None = (4, 4)) -> bytes:
-    return InferRequest("image/jpeg", encode_jpeg(image, 95), (), frame).pack()
+    return InferRequest(Payload("image/jpeg", encode_jpeg(image, 95), (), frame)).pack()
 
 
 @pytest.mark.parametrize("colour", ["red", "green", "blue"])
@@ -49,7 +50,7 @@ async def test_it_answers_with_the_models_answer_and_its_times(
 async def test_a_picture_of_any_size_is_fitted_where_it_was_not(replica: Replica) -> None:
     large = np.zeros((40, 60, 3), np.uint8)
     large[:, :, 2] = 255
-    reply = await ask(replica, InferRequest("image/jpeg", encode_jpeg(large)).pack())
+    reply = await ask(replica, InferRequest(Payload("image/jpeg", encode_jpeg(large))).pack())
     assert reply.result is not None and reply.result["label"] == "blue"
 
 
@@ -58,14 +59,14 @@ async def test_a_picture_of_any_size_is_fitted_where_it_was_not(replica: Replica
     [
         b"",
         b"\xc1garbage",
-        InferRequest("image/jpeg", b"").pack(),
-        InferRequest("image/jpeg", b"\xff\xd8\xff\xe0 truncated").pack(),
-        InferRequest("image/jpeg", b"no picture at all", (), (4, 4)).pack(),
-        InferRequest("image/jpeg", b"x", (), (-1, 10**9)).pack(),
-        InferRequest("application/x-tensor", b"\x00" * 12, (3,)).pack(),
-        InferRequest("application/x-tensor", b"\x00" * 11, (3,)).pack(),
-        InferRequest("application/x-tensor", b"", (-3, 2)).pack(),
-        InferRequest("application/x-tensor", b"", (2**62, 2**62)).pack(),
+        InferRequest(Payload("image/jpeg", b"")).pack(),
+        InferRequest(Payload("image/jpeg", b"\xff\xd8\xff\xe0 truncated")).pack(),
+        InferRequest(Payload("image/jpeg", b"no picture at all", (), (4, 4))).pack(),
+        InferRequest(Payload("image/jpeg", b"x", (), (-1, 10**9))).pack(),
+        InferRequest(Payload("application/x-tensor", b"\x00" * 12, (3,))).pack(),
+        InferRequest(Payload("application/x-tensor", b"\x00" * 11, (3,))).pack(),
+        InferRequest(Payload("application/x-tensor", b"", (-3, 2))).pack(),
+        InferRequest(Payload("application/x-tensor", b"", (2**62, 2**62))).pack(),
     ],
 )
 async def test_bad_input_is_an_error_reply_and_the_next_is_answered(

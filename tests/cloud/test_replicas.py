@@ -23,6 +23,7 @@ from marram.registry import Registry
 from marram.runtime.image import encode_jpeg
 from marram.schema.api import DeployAsk
 from marram.schema.errors import Invalid, Missing, NotReady
+from marram.schema.payload import Payload
 
 APP = "app: gate\nsource: {images: photos}\nsteps:\n  - classify: colours\n    cloud: colours\n"
 
@@ -55,7 +56,7 @@ async def ready(cloud: Cloud, until: Any, pid_not: int | None = None) -> Served:
 
 
 async def infer(bus: Bus, image: Any) -> InferReply:
-    payload = InferRequest("image/jpeg", encode_jpeg(image, 95), (), (4, 4)).pack()
+    payload = InferRequest(Payload("image/jpeg", encode_jpeg(image, 95), (), (4, 4))).pack()
     return InferReply.unpack(await bus.request(subjects.infer("colours", 1), payload, 20))
 
 

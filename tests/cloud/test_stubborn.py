@@ -21,6 +21,7 @@ from marram.runtime.image import encode_jpeg
 from marram.runtime.model import Model, Prepared
 from marram.schema.device import Reported
 from marram.schema.errors import Invalid, Refused
+from marram.schema.payload import Payload
 
 
 async def test_a_report_of_a_device_that_was_removed_is_refused_whoever_brings_it(cloud: Cloud) -> None:
@@ -42,7 +43,7 @@ async def test_a_bug_in_answering_is_an_error_reply_counted(
     model = Model.load(colours)
     replica = Replica(Broken(model.bundle, model.variant, model.session))
     try:
-        payload = InferRequest("image/jpeg", encode_jpeg(picture("red")), (), (4, 4)).pack()
+        payload = InferRequest(Payload("image/jpeg", encode_jpeg(picture("red")), (), (4, 4))).pack()
         answer = await replica.on_infer(Message("infer.colours.1", payload, True))
         assert answer is not None
         reply = InferReply.unpack(answer)

@@ -20,6 +20,7 @@ from marram.edge.relay import Relay
 from marram.edge.remote import ChannelRemote
 from marram.pipeline.contract import CloudInput, Reply
 from marram.schema.errors import Invalid, MarramError, NotReady, Refused, Retryable
+from marram.schema.payload import Payload
 
 
 @dataclass
@@ -33,7 +34,9 @@ class Pair:
     bus: Bus
 
     def infer(self, model: str = "lite2", version: int = 1, timeout_s: float = 5, size: int = 1000) -> Future[Reply]:
-        return self.remote.infer(CloudInput(model, version, "image/jpeg", os.urandom(size), (), (480, 640)), timeout_s)
+        return self.remote.infer(
+            CloudInput(model, version, Payload("image/jpeg", os.urandom(size), (), (480, 640))), timeout_s
+        )
 
 
 @pytest.fixture
@@ -88,7 +91,11 @@ async def test_an_inference_goes_there_and_back(cloud: Cloud, pair: Pair) -> Non
     asked = await replica(cloud)
     replies = await asyncio.gather(*(asyncio.wrap_future(pair.infer(size=50_000)) for _ in range(20)))
     assert {r.result.label for r in replies if r.result} == {"cat"} and replies[0].service_s == 0.02
-    assert asked[0].media == "image/jpeg" and len(asked[0].body) == 50_000 and asked[0].frame_size == (480, 640)
+    assert (
+        asked[0].payload.media == "image/jpeg"
+        and len(asked[0].payload.body) == 50_000
+        and asked[0].payload.frame_size == (480, 640)
+    )
 
 
 async def test_a_probe_carries_its_size(cloud: Cloud, pair: Pair) -> None:

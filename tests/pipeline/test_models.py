@@ -30,6 +30,11 @@ Bundle = Callable[..., Path]
 REAL = onnx.TensorProto.FLOAT
 
 
+def key(ask: Ask, place: Place) -> str | None:
+    """Of the way that leads to `place`."""
+    return next((way.key for way in ask.ways if way.place is place), None)
+
+
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
     """Write a bundle: an ONNX graph from its nodes, or a file, and its card."""
@@ -318,7 +323,7 @@ class Cloud:
         return self._thread.submit(Reply, None, 0.0, 0.0)
 
     def _answer(self, request: CloudInput) -> Reply:
-        tensor = np.frombuffer(request.body, "<f4").reshape(request.shape)
+        tensor = np.frombuffer(request.payload.body, "<f4").reshape(request.payload.shape)
         begun_s = time.monotonic()
         result = self.model.predict(tensor)
         return Reply(replace(result, model="the-cloud"), 0.0, time.monotonic() - begun_s)
@@ -339,7 +344,7 @@ class Fixed:
     def decide(self, ask: Ask) -> Decision:
         with self._lock:
             self.asks.append(ask)
-        return Decision(self._place, 0.01, 30.0 if self._place is Place.CLOUD else None, "as the test says")
+        return Decision(self._place, None, 0.01, "as the test says", 30.0 if self._place is Place.CLOUD else None)
 
     def learn(self, outcome: Any) -> None:
         with self._lock:
@@ -378,11 +383,15 @@ def test_windows_of_readings_are_answered_alike_here_and_in_the_cloud(
     pipeline.run()
     assert [frame.result.score for frame in seen.frames] == [2.0] * 10
     assert {frame.placed.place for frame in seen.frames} == {place}
-    assert {(ask.edge_key, ask.cloud_key) for ask in policy.asks} == {("spread@2/onnx 4x2", "big@2 4x2")}
+    assert {(key(ask, Place.EDGE), key(ask, Place.CLOUD)) for ask in policy.asks} == {
+        ("spread@2/onnx 4x2", "big@2 4x2")
+    }
     if place is Place.CLOUD:
-        assert {(r.media, r.shape, len(r.body)) for r in cloud.asked} == {("application/x-tensor", (4, 2), 32)}
+        assert {(r.payload.media, r.payload.shape, len(r.payload.body)) for r in cloud.asked} == {
+            ("application/x-tensor", (4, 2), 32)
+        }
         assert {frame.result.model for frame in seen.frames} == {"the-cloud"}
-        assert {ask.payload_bytes for ask in policy.asks} == {32}
+        assert {ask.ways[1].payload_bytes for ask in policy.asks} == {32}
         assert policy.keys(CloudSent) == {"big@2 4x2"}
         assert seen.events[0].data["sent_bytes"] == 32
     else:
@@ -423,7 +432,7 @@ def test_pictures_of_other_sizes_are_other_work(build: Any, colours: Path, tmp_p
         remote.close()
     assert policy.keys(EdgeOutcome) == {"colours@7/onnx 4^5px", "colours@7/onnx 4^9px"}
     # The cloud is sent them fitted to its model, all alike.
-    assert {ask.cloud_key for ask in policy.asks} == {"colours@7"}
+    assert {key(ask, Place.CLOUD) for ask in policy.asks} == {"colours@7"}
 
 
 @pytest.mark.parametrize(("frame", "key"), [

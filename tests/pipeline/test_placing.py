@@ -26,6 +26,11 @@ from marram.schema.errors import Invalid, NotReady
 from marram.schema.result import Place
 
 
+def key(ask: Ask, place: Place) -> str | None:
+    """Of the way that leads to `place`."""
+    return next((way.key for way in ask.ways if way.place is place), None)
+
+
 class Cloud:
     """A replica in this process: the same kind of model, asked with what would have travelled.
 
@@ -70,7 +75,7 @@ class Cloud:
         self.gate.wait(30)
         with self._turn:
             begun_s = time.monotonic()
-            result = self.model.predict(pictures.decode(request.body), request.frame_size)
+            result = self.model.predict(pictures.decode(request.payload.body), request.payload.frame_size)
         with self._lock:
             self.inside -= 1
         return Reply(replace(result, model="the-cloud"), 0.0, time.monotonic() - begun_s)
@@ -87,7 +92,7 @@ class Fixed:
     """A policy that always decides the same, and remembers what it was told."""
 
     def __init__(self, place: Place, timeout_s: float = 30.0) -> None:
-        self._decision = Decision(place, 0.012, timeout_s if place is Place.CLOUD else None, "as the test says")
+        self._decision = Decision(place, None, 0.012, "as the test says", timeout_s if place is Place.CLOUD else None)
         self.asks: list[Ask] = []
         self.learnt: list[Any] = []
         self.up = True
@@ -97,7 +102,7 @@ class Fixed:
         assert self._inside.acquire(blocking=False), "two threads in the policy at once"
         self.asks.append(ask)
         self._inside.release()
-        if not ask.cloud_allowed:
+        if not key(ask, Place.CLOUD):
             return replace(self._decision, place=Place.EDGE)
         return self._decision
 
@@ -146,20 +151,20 @@ def test_the_cloud_answers_what_is_sent_to_it(placed: Any, cloud: Cloud) -> None
     assert {frame.result.model for frame in seen.frames} == {"the-cloud"}
     assert {frame.placed.place for frame in seen.frames} == {Place.CLOUD}
     request = cloud.asked[0]
-    assert (request.model, request.version, request.media) == ("colours", 7, "image/jpeg")
-    assert request.frame_size == (48, 64)
+    assert (request.model, request.version, request.payload.media) == ("colours", 7, "image/jpeg")
+    assert request.payload.frame_size == (48, 64)
     # Fitted to the cloud model's input before it travels.
-    assert pictures.decode(request.body).shape == (16, 16, 3)
+    assert pictures.decode(request.payload.body).shape == (16, 16, 3)
     stats = pipeline.stats()
     assert (stats["cloud"], stats["edge"], stats["timeouts"]) == (9, 0, 0)
     assert (stats["link_rate_bit_s"], stats["link_rtt_ms"], stats["link_up"]) == (8e6, 4.0, True)
     sent, outcomes = policy.of(CloudSent), policy.of(CloudOutcome)
-    assert [s.bytes for s in sent] == [len(r.body) for r in cloud.asked]
+    assert [s.bytes for s in sent] == [len(r.payload.body) for r in cloud.asked]
     assert {o.id for o in outcomes} == {s.id for s in sent}
     assert all(o.ok and o.service_s > 0 for o in outcomes)
     event = seen.events[0].data
     assert (event["place"], event["predicted_ms"], event["reason"]) == ("cloud", 12.0, "as the test says")
-    assert event["sent_bytes"] == len(request.body)
+    assert event["sent_bytes"] == len(request.payload.body)
 
 
 def test_a_silent_cloud_is_answered_for_by_the_edge(placed: Any, cloud: Cloud) -> None:
@@ -312,7 +317,7 @@ def test_what_may_not_leave_is_never_sent(placed: Any, cloud: Cloud, caplog: pyt
     assert seen.labels == NAMES
     assert pipeline.stats()["edge"] == 9
     assert cloud.asked == []
-    assert policy.asks and not any(ask.cloud_allowed for ask in policy.asks)
+    assert policy.asks and not any(key(ask, Place.CLOUD) for ask in policy.asks)
     assert "steps[0].cloud: is never asked" in caplog.text
     with pytest.raises(Invalid, match="the cloud may not answer"):
         placed(policy, raw="never", options="place: cloud")
@@ -356,9 +361,9 @@ def test_the_policy_hears_what_it_asks_for(placed: Any) -> None:
     pipeline, _ = placed(policy, options="parallel: 2, deadline: 200 ms, place: surest")
     pipeline.run()
     ask = policy.asks[-1]
-    assert (ask.edge_key, ask.cloud_key) == ("colours@7/onnx 4^6px", "colours@7")
+    assert (key(ask, Place.EDGE), key(ask, Place.CLOUD)) == ("colours@7/onnx 4^6px", "colours@7")
     assert (ask.edge_parallel, ask.deadline_s, ask.objective) == (2, 0.2, "surest")
-    assert ask.payload_bytes > 0
+    assert ask.ways[1].payload_bytes > 0
     assert 0 <= ask.edge_waiting <= 4
     assert all(o.key == "colours@7/onnx 4^6px" and o.service_s > 0 for o in policy.of(EdgeOutcome))
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from marram.lab.simulate import World, simulate
 from marram.lab.traces import constant, synthetic
-from marram.placement.contract import Ask, CloudOutcome, CloudSent, Decision, EdgeOutcome, Policy
+from marram.placement.contract import Ask, CloudOutcome, CloudSent, Decision, EdgeOutcome, Policy, Way
 from marram.placement.policy import LatencyPolicy
 from marram.placement.reference import GreedyPolicy
 from marram.schema.result import Place
@@ -22,18 +22,18 @@ pytestmark = pytest.mark.parametrize("make", POLICIES)
 
 anything = st.floats(allow_nan=True, allow_infinity=True)
 keys = st.sampled_from(["a", "b"])
+ways = st.lists(
+    st.builds(Way, place=st.sampled_from([Place.EDGE, Place.CLOUD]), key=keys, payload_bytes=st.integers(-1, 10**8)),
+    max_size=4,
+).map(tuple)
 asks = st.builds(
     Ask,
     now_s=st.floats(0, 1e6),
-    edge_key=keys,
-    cloud_key=st.none() | keys,
-    payload_bytes=st.integers(-1, 10**8),
+    ways=ways,
     edge_waiting=st.integers(0, 50),
     edge_parallel=st.integers(0, 16),
     deadline_s=st.none() | st.floats(0, 100),
     objective=st.sampled_from(["soonest", "surest", "cheapest", "edge", "cloud"]),
-    edge_allowed=st.booleans(),
-    cloud_allowed=st.booleans(),
 )
 outcomes = st.one_of(
     st.builds(EdgeOutcome, now_s=st.floats(0, 1e6), key=keys, service_s=anything),
@@ -53,10 +53,11 @@ outcomes = st.one_of(
 
 
 def check(ask: Ask, decision: Decision) -> None:
-    may_cloud = ask.cloud_allowed and ask.cloud_key is not None
-    allowed = {Place.DROP} | ({Place.EDGE} if ask.edge_allowed else set()) | ({Place.CLOUD} if may_cloud else set())
+    allowed = {way.place for way in ask.ways} | {Place.DROP}
     assert decision.place in allowed
-    if ask.edge_allowed:
+    assert (decision.way is None) == (decision.place is Place.DROP)
+    assert decision.way is None or decision.way in ask.ways
+    if Place.EDGE in allowed:
         assert decision.place is not Place.DROP, "a frame the edge may answer is never given up"
     assert math.isfinite(decision.predicted_s)
     assert decision.predicted_s >= 0
@@ -65,9 +66,9 @@ def check(ask: Ask, decision: Decision) -> None:
         assert 0 < decision.timeout_s < math.inf
     else:
         assert decision.timeout_s is None
-    for field in ("edge_s", "cloud_s", "transfer_s", "cloud_queue_s", "cloud_service_s", "idle_s"):
-        value = getattr(decision, field)
-        assert value is None or (math.isfinite(value) and value >= 0), field
+    for each in decision.considered:
+        assert math.isfinite(each.total_s) and each.total_s >= 0, each
+    assert decision.idle_s is None or (math.isfinite(decision.idle_s) and decision.idle_s >= 0)
     assert decision.reason
 
 
@@ -105,16 +106,16 @@ def test_in_true_order_as_well(make: Callable[[], Policy], steps: list[tuple[Ask
         decision = policy.decide(ask)
         check(ask, decision)
         if decision.place is Place.CLOUD:
-            policy.learn(CloudSent(now_s, number, ask.cloud_key, ask.payload_bytes))
+            policy.learn(CloudSent(now_s, number, decision.way.key, decision.way.payload_bytes))
             now_s += decision.timeout_s or 0
             policy.learn(CloudOutcome(now_s, number, ok, 0.0, 0.01, timed_out=not ok))
         elif decision.place is Place.EDGE:
-            policy.learn(EdgeOutcome(now_s, ask.edge_key, step_s))
+            policy.learn(EdgeOutcome(now_s, decision.way.key, step_s))
 
 
 def test_before_anything_is_known_the_edge_answers_and_a_probe_goes_out(make: Callable[[], Policy]) -> None:
     policy = make()
-    assert policy.decide(Ask(0.0, "edge", "cloud", 10_000)).place is Place.EDGE
+    assert policy.decide(Ask(0.0, (Way(Place.EDGE, "edge"), Way(Place.CLOUD, "cloud", 10_000)))).place is Place.EDGE
     assert policy.probe_due(0.0)
     assert not policy.link().up
 

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marram.placement.contract import Ask, CloudOutcome, CloudSent, EdgeOutcome
+from marram.placement.contract import Ask, CloudOutcome, CloudSent, Considered, Decision, EdgeOutcome, Way
 from marram.placement.estimators import LinkModel, ServiceTime
 from marram.placement.policy import LatencyPolicy
+from marram.schema.result import Place
 
 
 def measured(*, service_s: float, rate_bit_s: float = 1e6, rtt_s: float = 0.02) -> LatencyPolicy:
@@ -22,36 +23,42 @@ def measured(*, service_s: float, rate_bit_s: float = 1e6, rtt_s: float = 0.02) 
     return policy
 
 
+def cloud_of(decision: Decision) -> Considered:
+    return next(each for each in decision.considered if each.way.place is Place.CLOUD)
+
+
 @pytest.mark.parametrize(
     ("waiting", "parallel", "expected_s"),
     # Whoever runs now is half done: one ahead of a single instance costs half a turn, four cost three and a half.
     [(0, 1, 0.1), (1, 1, 0.15), (4, 1, 0.45), (1, 2, 0.1), (2, 2, 0.125), (6, 2, 0.325)],
 )
 def test_at_the_edge_those_ahead_are_waited_for(waiting: int, parallel: int, expected_s: float) -> None:
-    ask = Ask(21.0, "edge", None, 0, edge_waiting=waiting, edge_parallel=parallel)
-    assert measured(service_s=0.01).decide(ask).edge_s == pytest.approx(expected_s)
+    ask = Ask(21.0, (Way(Place.EDGE, "edge"),), edge_waiting=waiting, edge_parallel=parallel)
+    assert measured(service_s=0.01).decide(ask).predicted_s == pytest.approx(expected_s)
 
 
 def test_what_is_still_leaving_is_waited_for() -> None:
     policy = measured(service_s=0.01)
-    ask = Ask(21.0, "edge", "cloud", 10_000)
+    ask = Ask(21.0, (Way(Place.EDGE, "edge"), Way(Place.CLOUD, "cloud", 10_000)))
     alone = policy.decide(ask)
     policy.learn(CloudSent(21.0, 100, "cloud", 25_000))  # 200 ms of the link
     behind = policy.decide(ask)
-    assert alone.transfer_s == pytest.approx(0.1, rel=0.1)
-    assert behind.transfer_s == pytest.approx(0.1 + 0.2, rel=0.15)
+    assert cloud_of(alone).transfer_s == pytest.approx(0.1, rel=0.1)
+    assert cloud_of(behind).transfer_s == pytest.approx(0.1 + 0.2, rel=0.15)
     assert behind.idle_s == pytest.approx(alone.idle_s)  # what it would take alone is unchanged by it
 
 
 def test_at_the_replica_our_own_last_request_is_waited_for() -> None:
     policy = measured(service_s=0.5, rate_bit_s=1e8)
-    ask = Ask(21.0, "edge", "cloud", 200)
+    ask = Ask(21.0, (Way(Place.EDGE, "edge"), Way(Place.CLOUD, "cloud", 200)))
     alone = policy.decide(ask)
     policy.learn(CloudSent(21.0, 100, "cloud", 200))
     behind = policy.decide(ask)
-    assert alone.cloud_s is not None and alone.cloud_s == pytest.approx(0.52, rel=0.1)
-    assert behind.cloud_s == pytest.approx(alone.cloud_s + 0.5, rel=0.1)  # one replica answers one after another
-    assert behind.cloud_queue_s == pytest.approx(0.5, rel=0.1)
+    assert cloud_of(alone).total_s == pytest.approx(0.52, rel=0.1)
+    assert cloud_of(behind).total_s == pytest.approx(
+        cloud_of(alone).total_s + 0.5, rel=0.1
+    )  # one replica answers one after another
+    assert cloud_of(behind).queue_s == pytest.approx(0.5, rel=0.1)
 
 
 @given(stall_s=st.floats(1.0, 3600.0))

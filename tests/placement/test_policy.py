@@ -10,9 +10,13 @@ import pytest
 
 from marram.lab.simulate import Always, Outcome, World, simulate
 from marram.lab.traces import constant, read_mahimahi, read_sabre, synthetic
-from marram.placement.contract import Ask, CloudOutcome, CloudSent, EdgeOutcome
+from marram.placement.contract import Ask, CloudOutcome, CloudSent, EdgeOutcome, Way
 from marram.placement.policy import LatencyPolicy
 from marram.schema.result import Place
+
+
+def ways(payload_bytes: int) -> tuple[Way, ...]:
+    return Way(Place.EDGE, "edge"), Way(Place.CLOUD, "cloud", payload_bytes)
 
 
 def ratio(world: World) -> float:
@@ -61,7 +65,7 @@ def test_a_cold_first_reply_does_not_keep_it_from_the_cloud() -> None:
     policy.learn(CloudOutcome(0.92, 3, True, 0.0, 0.8))  # loading the model, most of it
 
     def place(now_s: float) -> Place:
-        return policy.decide(Ask(now_s, "edge", "cloud", 15_000)).place
+        return policy.decide(Ask(now_s, ways(15_000))).place
 
     assert place(1.0) is Place.EDGE
     assert place(40.0) is Place.CLOUD
@@ -79,13 +83,14 @@ def known(policy: LatencyPolicy, *, rtt_s: float = 0.02) -> None:
 def test_the_parts_of_a_prediction_are_those_of_the_measurements() -> None:
     policy = LatencyPolicy()
     known(policy)
-    decision = policy.decide(Ask(1.5, "edge", "cloud", 10_000))
+    decision = policy.decide(Ask(1.5, ways(10_000)))
     assert decision.place is Place.CLOUD
-    assert decision.transfer_s == pytest.approx(0.02, rel=0.05)
-    assert decision.cloud_service_s == pytest.approx(0.02, rel=0.05)
-    assert decision.cloud_queue_s == pytest.approx(0.0, abs=1e-6)
+    edge, cloud = decision.considered
+    assert cloud.transfer_s == pytest.approx(0.02, rel=0.05)
+    assert cloud.service_s == pytest.approx(0.02, rel=0.05)
+    assert cloud.queue_s == pytest.approx(0.0, abs=1e-6)
     assert decision.predicted_s == pytest.approx(0.04, rel=0.05)
-    assert decision.edge_s == pytest.approx(0.15)
+    assert edge.total_s == pytest.approx(0.15)
 
 
 def test_small_and_large_messages_tell_rate_from_round_trip() -> None:
@@ -103,18 +108,18 @@ def test_an_overdue_request_counts_for_this_decision_only() -> None:
     policy = LatencyPolicy()
     known(policy)
     policy.learn(CloudSent(2.0, 100, "cloud", 10_000))
-    assert policy.decide(Ask(2.01, "edge", "cloud", 10_000)).place is Place.CLOUD
-    assert policy.decide(Ask(2.30, "edge", "cloud", 10_000)).place is Place.EDGE
+    assert policy.decide(Ask(2.01, ways(10_000))).place is Place.CLOUD
+    assert policy.decide(Ask(2.30, ways(10_000))).place is Place.EDGE
     policy.learn(CloudOutcome(2.31, 100, True, 0.0, 0.28))  # it was the replica, not the link
     policy.learn(CloudSent(2.4, 101, "cloud", 10_000))
     policy.learn(CloudOutcome(2.44, 101, True, 0.0, 0.02))
-    assert policy.decide(Ask(2.5, "edge", "cloud", 10_000)).place is Place.CLOUD
+    assert policy.decide(Ask(2.5, ways(10_000))).place is Place.CLOUD
 
 
 def test_the_edge_still_answers_by_the_deadline() -> None:
     policy = LatencyPolicy()
     known(policy)
-    decision = policy.decide(Ask(1.5, "edge", "cloud", 10_000, deadline_s=0.22))
+    decision = policy.decide(Ask(1.5, ways(10_000), deadline_s=0.22))
     assert decision.place is Place.CLOUD
     assert decision.timeout_s is not None
     assert decision.timeout_s + 0.15 <= 0.22 + 1e-9
@@ -130,7 +135,7 @@ def test_a_replica_that_hangs_while_probes_come_back_is_left_alone_for_longer_ea
         if size is not None:
             policy.learn(CloudSent(now_s, -number, None, size))
             policy.learn(CloudOutcome(now_s + 0.02, -number, True))
-        decision = policy.decide(Ask(now_s, "edge", "cloud", 10_000))
+        decision = policy.decide(Ask(now_s, ways(10_000)))
         if decision.place is Place.CLOUD:
             tries.append(now_s)
             policy.learn(CloudSent(now_s, number, "cloud", 10_000))
@@ -147,7 +152,7 @@ def test_a_late_reply_shows_that_the_cloud_is_back() -> None:
     policy.learn(CloudSent(2.0, 100, "cloud", 10_000))
     policy.learn(CloudOutcome(2.2, 100, False, timed_out=True))
     assert not policy.link().up
-    assert policy.decide(Ask(2.25, "edge", "cloud", 10_000)).place is Place.EDGE
+    assert policy.decide(Ask(2.25, ways(10_000))).place is Place.EDGE
     policy.learn(CloudOutcome(2.3, 100, True, 0.0, 0.02))
     assert policy.link().up
 
@@ -167,7 +172,7 @@ def test_what_is_never_answered_is_forgotten() -> None:
 def test_privacy_is_not_weighed() -> None:
     policy = LatencyPolicy()
     known(policy)
-    ask = Ask(1.5, "edge", "cloud", 10_000, cloud_allowed=False)
+    ask = Ask(1.5, (Way(Place.EDGE, "edge"),))
     for objective in ("soonest", "surest", "cheapest", "edge", "cloud"):
         assert policy.decide(dataclasses.replace(ask, objective=objective)).place is Place.EDGE
 

@@ -21,6 +21,7 @@ from marram.schema.device import Desired, Reported
 from marram.schema.errors import Invalid, Threat, Untrusted
 from marram.schema.event import Event, EventKind, Recorded
 from marram.schema.model import TRAVERSAL
+from marram.schema.payload import Payload
 
 # How deep what a device says may nest: somewhere beyond, those who read it later (JSON writers, people) give up.
 MAX_DEPTH = 64
@@ -315,29 +316,42 @@ def unpack_metadata(message: bytes) -> tuple[bytes, int | None]:
 
 @dataclass(frozen=True, slots=True)
 class InferRequest:
-    """One inference asked of a replica; see `pipeline.contract.CloudInput` for the fields."""
+    """One inference asked of a replica. `left_s`: after so long nobody needs the answer any more (None: no limit)."""
 
-    media: str
-    body: bytes
-    shape: tuple[int, ...] = ()
-    frame_size: tuple[int, int] | None = None
+    payload: Payload
+    left_s: float | None = None
 
     def pack(self) -> bytes:
-        return pack({"media": self.media, "body": self.body, "shape": list(self.shape), "frame": self.frame_size})
+        sent = self.payload
+        document: dict[str, Any] = {
+            "media": sent.media,
+            "body": sent.body,
+            "shape": list(sent.shape),
+            "frame": sent.frame_size,
+        }
+        if sent.cut:
+            document |= {"cut": sent.cut, "scale": sent.scale, "zero": sent.zero_point}
+        if self.left_s is not None:
+            document["left"] = self.left_s
+        return pack(document)
 
     @classmethod
     def unpack(cls, message: bytes) -> InferRequest:
         """Raises Invalid."""
         document = unpack_dict(message)
         try:
-            size = document["frame"]
-            return cls(
+            size, left_s = document["frame"], document.get("left")
+            payload = Payload(
                 str(document["media"]),
                 bytes(document["body"]),
                 tuple(int(n) for n in document["shape"]),
                 None if size is None else (int(size[0]), int(size[1])),
+                str(document.get("cut", "")),
+                float(document.get("scale", 1.0)),
+                int(document.get("zero", 0)),
             )
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+            return cls(payload, None if left_s is None else float(left_s))
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
             raise Invalid(f"not an inference: {error!r}") from error
 
 
@@ -346,6 +360,7 @@ class InferReply:
     """A replica's answer: `result` or `error`, the seconds it queued and computed; `waiting`: others queued there.
 
     `busy`: nothing is wrong with the question, too many wait; `queue_s` is then how long this one would have waited.
+    `replica`: its name, "" where it has none.
     """
 
     result: dict[str, Any] | None
@@ -354,6 +369,7 @@ class InferReply:
     service_s: float
     waiting: int = 0
     busy: bool = False
+    replica: str = ""
 
     def pack(self) -> bytes:
         return pack(
@@ -364,6 +380,7 @@ class InferReply:
                 "service": self.service_s,
                 "waiting": self.waiting,
                 "busy": self.busy,
+                "replica": self.replica,
             }
         )
 
@@ -379,6 +396,7 @@ class InferReply:
                 float(document["service"]),
                 int(document["waiting"]),
                 bool(document.get("busy", False)),
+                str(document.get("replica", "")),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise Invalid(f"not a reply: {error!r}") from error

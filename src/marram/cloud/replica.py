@@ -33,6 +33,7 @@ from marram.last_resort import ended
 from marram.runtime import image as pictures
 from marram.runtime.model import Model, Prepared
 from marram.schema.errors import Invalid, MarramError
+from marram.schema.payload import Payload
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ class Replica:
         return self._reply(result, None, max(0.0, total_s - service_s), service_s)
 
     def _prepare(self, payload: bytes) -> Prepared:
-        request = InferRequest.unpack(payload)
+        request = InferRequest.unpack(payload).payload
         if request.media == "application/x-tensor":
             return self._model.prepare(_tensor(request))
         picture = pictures.decode(request.body, "the picture sent")
@@ -141,14 +142,14 @@ def _timed(work: Callable[[], _T]) -> tuple[_T, float]:
     return work(), time.perf_counter() - begin_s
 
 
-def _tensor(request: InferRequest) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def _tensor(request: Payload) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     """The readings sent: float32, little-endian, of the shape told. Raises Invalid where both do not fit."""
     if any(length < 0 for length in request.shape) or 4 * math.prod(request.shape) != len(request.body):
         raise Invalid(f"{len(request.body)} bytes are no float32 tensor of shape {list(request.shape)}")
     return np.frombuffer(request.body, dtype="<f4").astype(np.float32).reshape(request.shape)
 
 
-def _frame_size(request: InferRequest) -> tuple[int, int] | None:
+def _frame_size(request: Payload) -> tuple[int, int] | None:
     size = request.frame_size
     if size is not None and not (0 < size[0] < 65536 and 0 < size[1] < 65536):
         raise Invalid(f"{size[0]}×{size[1]} is no size of a frame")

@@ -36,7 +36,7 @@ class ChannelRemote:
 
     def infer(self, request: CloudInput, timeout_s: float) -> Future[Reply]:
         """See `pipeline.contract.Remote`."""
-        payload = InferRequest(request.media, request.body, request.shape, request.frame_size).pack()
+        payload = InferRequest(request.payload, request.left_s).pack()
         if len(payload) > MAX_MESSAGE_BYTES:
             return _failed(Invalid(f"{len(payload)} bytes are too many for one message", where=request.model))
         return self._ask(
@@ -112,7 +112,8 @@ def _resolve(future: Future[Reply], message: dict[str, Any]) -> None:
         reply = InferReply.unpack(payload)
         if reply.error is not None:
             raise (Retryable if reply.busy else Invalid)(reply.error)
-        answer = Reply(Result.from_dict(reply.result) if reply.result else None, reply.queue_s, reply.service_s)
+        result = Result.from_dict(reply.result) if reply.result else None
+        answer = Reply(result, reply.queue_s, reply.service_s, reply.replica or None, reply.waiting)
     except MarramError as error:
         _fail(future, error)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

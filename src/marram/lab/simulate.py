@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from marram.lab.traces import Direction, Trace
-from marram.placement.contract import Ask, CloudOutcome, CloudSent, Decision, EdgeOutcome, Policy
+from marram.placement.contract import Ask, CloudOutcome, CloudSent, Decision, EdgeOutcome, Policy, Way
 from marram.schema.app import Objective
 from marram.schema.result import Place
 
@@ -84,7 +84,8 @@ class Always:
 
     def decide(self, ask: Ask) -> Decision:
         place = self._place if not self._out else Place.EDGE
-        return Decision(place, 0.0, 1e6 if place is Place.CLOUD else None, "always")
+        way = next((way for way in ask.ways if way.place is place), None)
+        return Decision(place, way, 0.0, "always", 1e6 if place is Place.CLOUD else None)
 
     def learn(self, outcome: EdgeOutcome | CloudSent | CloudOutcome) -> None:
         if isinstance(outcome, CloudSent):
@@ -158,9 +159,8 @@ class _Run:
     def _ask(self) -> Ask:
         world = self._world
         waiting = len(self._edge_queue) + self._edge_busy
-        return Ask(
-            self._now, "edge", "cloud", world.payload_bytes, waiting, 1, world.deadline_s, world.objective
-        )  # fmt: skip
+        ways = (Way(Place.EDGE, "edge"), Way(Place.CLOUD, "cloud", world.payload_bytes))
+        return Ask(self._now, ways, waiting, 1, world.deadline_s, world.objective)
 
     def _capture(self) -> None:
         if self._now >= self._world.length_s:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from marram.runtime.bundle import Bundle
 from marram.schema.app import App
 from marram.schema.event import Event
+from marram.schema.payload import Payload
 from marram.schema.result import Place, Result
 
 Image = NDArray[np.uint8]  # uint8 [H, W, 3], RGB
@@ -166,26 +167,27 @@ class Outlet(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A replica's answer: the result (see `Result.to_dict`), and how long it queued and computed there."""
+    """A replica's answer: the result (see `Result.to_dict`), and how long it queued and computed there.
+
+    `replica`: who answered, `waiting`: how many wait there; None where it did not say.
+    """
 
     result: Result | None
     queue_s: float
     service_s: float
+    replica: str | None = None
+    waiting: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class CloudInput:
-    """What a replica is asked: `body` is a JPEG already fitted to the cloud model's input, or a float32 tensor's bytes.
-
-    `frame_size` (height, width of the original frame) lets the replica give boxes in the frame's pixels.
-    """
+    """What a replica is asked. `replica`: which one (None: whichever takes it); `left_s`: see `InferRequest`."""
 
     model: str
     version: int
-    media: str  # image/jpeg or application/x-tensor
-    body: bytes
-    shape: tuple[int, ...] = ()
-    frame_size: tuple[int, int] | None = None
+    payload: Payload
+    replica: str | None = None
+    left_s: float | None = None
 
 
 class Remote(Protocol):

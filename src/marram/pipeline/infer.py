@@ -2,7 +2,7 @@
 
 `T = min(T_trans + T_proc_cloud, T_proc_edge)`, decided for each frame. A cloud that does not answer in time is answered
 for by the edge, so it never costs a frame its answer. What may not leave the device (`raw:`) is no choice the policy
-has: it is asked with `cloud_allowed=False`.
+has: it is no way of the ask's.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from marram.pipeline.offload import Offload
 from marram.pipeline.runner import Slot
 from marram.pipeline.shadow import Shadow
 from marram.pipeline.stats import Stats
-from marram.placement.contract import Ask, Decision, EdgeOutcome
+from marram.placement.contract import Ask, Decision, EdgeOutcome, Way
 from marram.runtime import image as pictures
 from marram.runtime.contract import Tensor
 from marram.runtime.model import Model, Options, fit_for
 from marram.schema.app import App, ClassifyStep, DetectStep, InferStep
 from marram.schema.errors import Invalid, MarramError
 from marram.schema.model import ModelCard
+from marram.schema.payload import Payload
 from marram.schema.result import Place, Result
 
 # In flight to the cloud at most, besides what waits at the edge: beyond that a live source had better skip.
@@ -229,16 +230,16 @@ class Infer:
 
     def _ask(self, now_s: float) -> Ask:
         assert self._cloud is not None
+        ways = [Way(Place.EDGE, f"{self._edge} {self._shape}")]
+        if self._allowed:
+            ways.append(Way(Place.CLOUD, self._cloud_key(self._shape), self._payload_bytes))
         return Ask(
             now_s=now_s,
-            edge_key=f"{self._edge} {self._shape}",
-            cloud_key=self._cloud_key(self._shape),
-            payload_bytes=self._payload_bytes,
+            ways=tuple(ways),
             edge_waiting=self._at_edge,
             edge_parallel=self._parallel,
             deadline_s=self._spec.deadline,
             objective=self._spec.place,
-            cloud_allowed=self._allowed,
         )
 
     def _cloud_key(self, shape: str) -> str:
@@ -320,7 +321,7 @@ class Infer:
             self._stats.error(words(error))
             slot.finish(None)
             return
-        choice = replace(choice, sent_bytes=len(request.body))
+        choice = replace(choice, sent_bytes=len(request.payload.body))
         with self._changed:
             self._under_way += 1
             self._audited += choice.audit
@@ -336,10 +337,10 @@ class Infer:
             body = pictures.encode_jpeg(fit_for(self._cloud, frame.image))
             # Pictures of one source resemble each other: the next one will be about as large.
             self._payload_bytes += (len(body) - self._payload_bytes) // 4
-            return CloudInput(name, version, "image/jpeg", body, frame_size=frame.image.shape[:2])
+            return CloudInput(name, version, Payload("image/jpeg", body, frame_size=frame.image.shape[:2]))
         tensor = np.ascontiguousarray(readings(frame), "<f4")
         self._payload_bytes = tensor.nbytes
-        return CloudInput(name, version, "application/x-tensor", tensor.tobytes(), shape=tensor.shape)
+        return CloudInput(name, version, Payload("application/x-tensor", tensor.tobytes(), tensor.shape))
 
     def _from_cloud(
         self,

@@ -100,7 +100,7 @@ class Offload:
             if self._abandoned:
                 answered(None, False, None)
                 return
-        self.learn(CloudSent(now_s, asked.number, key, len(request.body)))
+        self.learn(CloudSent(now_s, asked.number, key, len(request.payload.body)))
         with self._watch:
             heapq.heappush(self._deadlines, (now_s + wait_s, asked.number, asked))
             if self._deadlines[0][2] is asked:

@@ -15,8 +15,18 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
-from marram.placement.contract import Ask, CloudOutcome, CloudSent, Decision, EdgeOutcome, LinkEstimate
+from marram.placement.contract import (
+    Ask,
+    CloudOutcome,
+    CloudSent,
+    Considered,
+    Decision,
+    EdgeOutcome,
+    LinkEstimate,
+    Way,
+)
 from marram.placement.estimators import LONGEST_S, LinkModel, Queue, ServiceTime
+from marram.schema.app import Objective
 from marram.schema.result import Place
 
 # A small probe tells the round trip, a large one the rate as well.
@@ -86,6 +96,37 @@ class _CloudDelay:
         return self.total_s - self.wait_s
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """An ask with at most one way of each kind."""
+
+    now_s: float
+    edge_key: str
+    cloud_key: str | None
+    payload_bytes: int
+    edge_waiting: int
+    edge_parallel: int
+    deadline_s: float | None
+    objective: Objective
+    edge_allowed: bool
+    cloud_allowed: bool
+
+    @classmethod
+    def of(cls, ask: Ask, edge: Way | None, cloud: Way | None) -> _Asked:
+        return cls(
+            ask.now_s,
+            edge.key if edge else "",
+            cloud.key if cloud else None,
+            cloud.payload_bytes if cloud else 0,
+            ask.edge_waiting,
+            ask.edge_parallel,
+            ask.deadline_s,
+            ask.objective,
+            edge is not None,
+            cloud is not None,
+        )
+
+
 class LatencyPolicy:
     """See the module's words. One for each app on a device; implements `placement.contract.Policy`."""
 
@@ -103,31 +144,45 @@ class LatencyPolicy:
 
     # ------------------------------------------------ deciding
 
-    def decide(self, ask: Ask) -> Decision:
+    def decide(self, asked: Ask) -> Decision:
+        """See `Policy.decide`."""
+        ways = {way.place: way for way in reversed(asked.ways)}
+        ask = _Asked.of(asked, ways.get(Place.EDGE), ways.get(Place.CLOUD))
         edge_s = self._edge_delay(ask) if ask.edge_allowed else None
-        cloud = (
-            self._cloud_delay(ask.now_s, ask.cloud_key, ask.payload_bytes)
-            if ask.cloud_allowed and ask.cloud_key is not None
-            else None
-        )
+        cloud = self._cloud_delay(ask.now_s, ask.cloud_key, ask.payload_bytes) if ask.cloud_allowed else None
         place, reason = self._choose(ask, edge_s, cloud)
         # What a person reads is what is expected, not the hope that has a silent place tried again.
         cloud_s = cloud.total_s if cloud else None
         predicted = edge_s if place is Place.EDGE else cloud_s if place is Place.CLOUD else 0.0
+        considered = []
+        if edge_s is not None:
+            considered.append(Considered(ways[Place.EDGE], edge_s, edge_s, edge_s, service_s=edge_s))
+        if cloud is not None:
+            considered.append(
+                Considered(
+                    ways[Place.CLOUD],
+                    cloud.total_s,
+                    cloud.total_s,
+                    cloud.total_s,
+                    transfer_s=cloud.transfer_s,
+                    queue_s=cloud.queue_s,
+                    service_s=cloud.service_s,
+                )
+            )
         return Decision(
             place=place,
+            way=ways.get(place),
             predicted_s=predicted if predicted is not None else 0.0,
             timeout_s=self._timeout(ask, edge_s, cloud_s) if place is Place.CLOUD else None,
             reason=reason,
-            edge_s=edge_s,
-            cloud_s=cloud_s,
             idle_s=self._idle(ask, place, cloud),
-            transfer_s=cloud.transfer_s if cloud else None,
-            cloud_queue_s=cloud.queue_s if cloud else None,
-            cloud_service_s=cloud.service_s if cloud else None,
+            considered=tuple(considered),
         )
 
-    def _choose(self, ask: Ask, edge_s: float | None, cloud: _CloudDelay | None) -> tuple[Place, str]:
+    def hedged(self, now_s: float) -> None:
+        """See `Policy.hedged`."""
+
+    def _choose(self, ask: _Asked, edge_s: float | None, cloud: _CloudDelay | None) -> tuple[Place, str]:
         may_cloud = ask.cloud_allowed and ask.cloud_key is not None
         silent = may_cloud and self._silent(ask)
         if not ask.edge_allowed:
@@ -149,7 +204,7 @@ class LatencyPolicy:
             return (Place.CLOUD, "the edge is not measured yet and busy") if ask.edge_waiting else (Place.EDGE, "first")
         return self._weigh(ask, edge_s, cloud)
 
-    def _weigh(self, ask: Ask, edge_s: float, cloud: _CloudDelay) -> tuple[Place, str]:
+    def _weigh(self, ask: _Asked, edge_s: float, cloud: _CloudDelay) -> tuple[Place, str]:
         deadline_s = ask.deadline_s if ask.deadline_s is not None else math.inf
         cloud_s = cloud.total_s
         if ask.objective == "surest":
@@ -165,7 +220,7 @@ class LatencyPolicy:
         hope_edge, hope_cloud = self._hopes(ask, edge_s, cloud)
         return (Place.EDGE, "soonest") if hope_edge <= hope_cloud else (Place.CLOUD, "soonest")
 
-    def _hopes(self, ask: Ask, edge_s: float, cloud: _CloudDelay) -> tuple[float, float]:
+    def _hopes(self, ask: _Asked, edge_s: float, cloud: _CloudDelay) -> tuple[float, float]:
         """Both delays, each allowed the benefit of the doubt where nothing was heard of it for long."""
         service = self._edge[ask.edge_key]
         if service.typical_s:
@@ -176,7 +231,7 @@ class LatencyPolicy:
         cloud_s = cloud.transfer_s + cloud.queue_s + (hope if hope is not None else cloud.service_s)
         return edge_s, cloud_s
 
-    def _idle(self, ask: Ask, place: Place, cloud: _CloudDelay | None) -> float | None:
+    def _idle(self, ask: _Asked, place: Place, cloud: _CloudDelay | None) -> float | None:
         """See `Decision.idle_s`."""
         edge = self._edge.get(ask.edge_key)
         edge_s = edge.typical_s if edge is not None and ask.edge_allowed else None
@@ -185,7 +240,7 @@ class LatencyPolicy:
             return cloud_s if place is Place.CLOUD else edge_s
         return min((s for s in (edge_s, cloud_s) if s is not None), default=None)
 
-    def _silent(self, ask: Ask) -> bool:
+    def _silent(self, ask: _Asked) -> bool:
         if self._circuit is Circuit.OPEN:
             return True
         model = self._cloud.get(ask.cloud_key or "")
@@ -193,7 +248,7 @@ class LatencyPolicy:
 
     # ------------------------------------------------ predicting
 
-    def _edge_delay(self, ask: Ask) -> float | None:
+    def _edge_delay(self, ask: _Asked) -> float | None:
         service = self._edge.get(ask.edge_key)
         if service is None or service.typical_s is None:
             return None
@@ -224,7 +279,7 @@ class LatencyPolicy:
         oldest = next(iter(self._flights.values()), None)
         return max(0.0, now_s - oldest.sent_s - processing_s) if oldest is not None else 0.0
 
-    def _timeout(self, ask: Ask, edge_s: float | None, cloud_s: float | None) -> float:
+    def _timeout(self, ask: _Asked, edge_s: float | None, cloud_s: float | None) -> float:
         """How long the cloud has: until the edge could just still answer in time, or well beyond what it takes."""
         if cloud_s is None:
             generous_s = _UNKNOWN_TIMEOUT_S
@@ -241,7 +296,7 @@ class LatencyPolicy:
         # Where the edge alone would be late anyway, giving up early saves nothing.
         return min(spare_s, generous_s) if cloud_s is None or spare_s > cloud_s else generous_s
 
-    def _deviation(self, ask: Ask) -> float:
+    def _deviation(self, ask: _Asked) -> float:
         """How far off predictions were lately: of the whole where requests were answered, else of the link."""
         model = self._cloud.get(ask.cloud_key or "")
         return model.deviation_s if model is not None and model.service.count else self._link.deviation_s

@@ -29,9 +29,11 @@ class GreedyPolicy:
         self._next_probe_s = -math.inf
 
     def decide(self, ask: Ask) -> Decision:
-        may_cloud = ask.cloud_allowed and ask.cloud_key is not None
-        edge_s = self._edge_s.get(ask.edge_key, 0.0) * (1 + ask.edge_waiting / max(1, ask.edge_parallel))
-        cloud_s = self._cloud_s.get(ask.cloud_key or "", self._probe_s or 0.0)
+        ways = {way.place: way for way in reversed(ask.ways)}
+        edge, far = ways.get(Place.EDGE), ways.get(Place.CLOUD)
+        may_cloud = far is not None
+        edge_s = self._edge_s.get(edge.key if edge else "", 0.0) * (1 + ask.edge_waiting / max(1, ask.edge_parallel))
+        cloud_s = self._cloud_s.get(far.key if far else "", self._probe_s or 0.0)
         timeout_s = 2 * cloud_s + 0.1
         if not self._up or not may_cloud:
             place, reason = Place.EDGE, "the cloud is away"
@@ -43,11 +45,14 @@ class GreedyPolicy:
             fits = {Place.EDGE: edge_s <= deadline_s, Place.CLOUD: cloud_s <= deadline_s}
             soonest = Place.EDGE if edge_s <= cloud_s else Place.CLOUD
             place, reason = (wanted, ask.objective) if wanted is not None and fits[wanted] else (soonest, "soonest")
-        if place is Place.EDGE and not ask.edge_allowed:
+        if place is Place.EDGE and edge is None:
             place, reason = (Place.CLOUD, "only the cloud") if self._up and may_cloud else (Place.DROP, "nobody may")
         cloud = place is Place.CLOUD
         predicted_s = cloud_s if cloud else edge_s if place is Place.EDGE else 0.0
-        return Decision(place, predicted_s, timeout_s if cloud else None, reason, edge_s, cloud_s)
+        return Decision(place, ways.get(place), predicted_s, reason, timeout_s if cloud else None)
+
+    def hedged(self, now_s: float) -> None:
+        """See `Policy.hedged`."""
 
     def learn(self, outcome: EdgeOutcome | CloudSent | CloudOutcome) -> None:
         if isinstance(outcome, EdgeOutcome):

@@ -38,7 +38,9 @@ class Reply(BaseModel):
 class Fault(Reply):
     """What is wrong; `kind` is that of `schema/errors`: what the caller should do."""
 
-    kind: Literal["invalid", "missing", "refused", "conflict", "retryable", "not_ready", "permanent", "untrusted"]
+    kind: Literal[
+        "invalid", "missing", "refused", "conflict", "retryable", "not_ready", "busy", "permanent", "untrusted"
+    ]
     what: str
     where: str | None = None
     hint: str | None = None

@@ -46,6 +46,19 @@ class NotReady(Retryable):
     kind = "not_ready"
 
 
+class Busy(Retryable):
+    """Nothing is wrong but the queue: ask elsewhere, or after `queue_s`, which one more would have waited."""
+
+    kind = "busy"
+
+    def __init__(
+        self, what: str, *, queue_s: float = 0.0, waiting: int = 0, where: str | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(what, where=where, hint=hint)
+        self.queue_s = queue_s
+        self.waiting = waiting
+
+
 class Permanent(MarramError):
     """It will fail again however often it is tried: change something first."""
 
@@ -119,5 +132,6 @@ class Untrusted(Refused):
 
 
 KINDS: dict[str, type[MarramError]] = {
-    error.kind: error for error in (Retryable, NotReady, Permanent, Invalid, Missing, Refused, Conflict, Untrusted)
+    error.kind: error
+    for error in (Retryable, NotReady, Busy, Permanent, Invalid, Missing, Refused, Conflict, Untrusted)
 }

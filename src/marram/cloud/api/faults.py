@@ -23,7 +23,7 @@ from marram.schema.words import field_fault
 _log = logging.getLogger(__name__)
 
 _STATUSES = {
-    "not_ready": 503, "retryable": 503, "invalid": 400, "missing": 404, "refused": 403, "conflict": 409,
+    "not_ready": 503, "busy": 503, "retryable": 503, "invalid": 400, "missing": 404, "refused": 403, "conflict": 409,
     "untrusted": 403, "permanent": 500,
 }  # fmt: skip
 _OF_STATUS = {401: "refused", 403: "refused", 404: "missing", 409: "conflict", 429: "retryable"}

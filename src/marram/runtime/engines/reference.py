@@ -37,7 +37,7 @@ class ReferenceSession(CheckedSession):
 
     def __init__(self, file: Path) -> None:
         onnx = _onnx()
-        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+        from google.protobuf.message import DecodeError
 
         try:
             model = onnx.load(str(file))
