@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from marram.cli import COMMANDS
 from marram.schema.app import SINKS, SOURCES, STEPS, App, Health, Limits
 from marram.schema.model import Input, ModelCard, Output, Variant
+from marram.schema.placing import Allowance, Cascade, Serve, Tariff
 from marram.train.recipe import Accept, Data, Recipe, Samples
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +62,21 @@ def test_every_setting_is_documented() -> None:
 @pytest.mark.parametrize(
     ("name", "models"),
     [
-        ("app.md", [App, Health, Limits, *SOURCES.values(), *STEPS.values(), *SINKS.values()]),
+        (
+            "app.md",
+            [
+                App,
+                Health,
+                Limits,
+                Cascade,
+                Tariff,
+                Allowance,
+                Serve,
+                *SOURCES.values(),
+                *STEPS.values(),
+                *SINKS.values(),
+            ],
+        ),
         ("models.md", [ModelCard, Input, Output, Variant]),
         ("learning.md", [Recipe, Data, Samples, Accept]),
     ],

@@ -5,6 +5,7 @@ The YAML text itself is the canonical form: it is what travels to devices and wh
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
@@ -16,6 +17,20 @@ from marram.schema.health import Health
 from marram.schema.ids import SECRET, Name
 from marram.schema.model import RelativePath, Strict, Task
 from marram.schema.page import Page, Place
+from marram.schema.placing import (
+    HEDGE,
+    Allowance,
+    CascadeField,
+    HedgeShare,
+    ObjectiveField,
+    Region,
+    ServeField,
+    Tariff,
+    spelt_out,
+)
+from marram.schema.placing import Cascade as Cascade
+from marram.schema.placing import Objective as Objective
+from marram.schema.placing import Serve as Serve
 from marram.schema.units import Budget, Duration, Power, Share, Size
 from marram.schema.words import did_you_mean, field_fault
 
@@ -76,8 +91,6 @@ SOURCES: dict[str, type[Strict]] = {
 
 # ---------------------------------------------------------------- steps
 
-Objective = Literal["soonest", "surest", "cheapest", "edge", "cloud"]
-
 
 class Step(Strict):
     """One verb with its main argument; what follows are options."""
@@ -91,8 +104,21 @@ class InferStep(Step):
     task: ClassVar[Task]
     # A model that may answer instead, in the cloud: sooner, or surer.
     cloud: str | None = None
-    place: Objective = "soonest"
+    # `surest within 200 ms` says the deadline too.
+    place: ObjectiveField = "soonest"
     deadline: Duration | None = None
+    # What of the picture the model sees, at the edge and in the cloud: a box of it, or the surest earlier detection's.
+    # Boxes in results stay in pixels of the frame.
+    region: Region | None = None
+    # How much accuracy the encoding of what is sent may cost, as the card's measurements say; None: the card's own.
+    encoding_loss: Share | None = None
+    # Whether the model's front may run here and its back in the cloud, where its card has a cut that can win.
+    split: bool = True
+    # The share of the cloud's requests that the edge starts on too, where the reply threatens to be late.
+    hedge: HedgeShare = HEDGE
+    cascade: CascadeField = None
+    costs: Tariff = Tariff()
+    budget: Allowance = Allowance()
     # Share of the time spent answering everything at the edge, then everything in the cloud, so that what
     # placement saves is measured instead of supposed.
     audit: Share = 0.0
@@ -104,10 +130,19 @@ class InferStep(Step):
     def model(self) -> str:
         return str(getattr(self, self.verb))
 
+    @model_validator(mode="before")
+    @classmethod
+    def _spelt_out(cls, value: Any) -> Any:
+        return spelt_out(value) if isinstance(value, dict) else value
+
     @model_validator(mode="after")
     def _cloud_named(self) -> InferStep:
-        if self.place == "cloud" and self.cloud is None:
-            raise ValueError('place: cloud needs a cloud model; add for example "cloud: efficientnet-lite2"')
+        if self.cloud is None:
+            for wants, word in ((self.place == "cloud", "place: cloud"), (self.cascade is not None, "cascade")):
+                if wants:
+                    raise ValueError(f'{word} needs a cloud model; add for example "cloud: efficientnet-lite2"')
+        if self.cascade is not None and self.place in ("edge", "cloud"):
+            raise ValueError(f"cascade asks the cloud where the edge is unsure, and place: {self.place} never may")
         return self
 
 
@@ -296,6 +331,10 @@ class App(Strict):
     health: Health = Health()
     # Secrets (`marram secret set`) that it is given: `${NAME}` in addresses, environment variables in functions.
     secrets: list[Annotated[str, Field(pattern=SECRET)]] = Field(default=[], max_length=64)
+    # Whether other devices of the fleet may be asked for its inferences, and may ask this one.
+    peers: bool = False
+    # Where its models answer others on this device (Open Inference Protocol); None: nowhere.
+    serve: ServeField = None
     # Further files that travel with the app (a model a function loads, a table), relative to the app file.
     files: list[RelativePath] = []
 
@@ -415,6 +454,15 @@ _TABLES: dict[str, tuple[str, dict[str, type[Any]]]] = {
     "steps": ("step", STEPS),
     "sinks": ("sink", SINKS),
 }
+# Mappings inside the page, by the field they stand under.
+_PARTS: dict[str, type[Strict]] = {
+    "limits": Limits,
+    "health": Health,
+    "cascade": Cascade,
+    "costs": Tariff,
+    "budget": Allowance,
+    "serve": Serve,
+}
 
 
 def _message(error: Any, location: list[str | int]) -> str:
@@ -431,9 +479,10 @@ def _message(error: Any, location: list[str | int]) -> str:
         if location[0] in _TABLES and len(location) > 1:
             table = _TABLES[str(location[0])][1]
             model = table.get(str(error["loc"][1 if location[0] == "source" else 2]), App)
-        elif location[0] == "limits":
-            model = Limits
+        model = _PARTS.get(str(location[-2]), model) if len(location) > 1 else model
         return f"no such option{_one_of_these(str(location[-1]), list(model.model_fields))}"
+    if kind == "model_type" and location[-1] in _PARTS:
+        return f"is a mapping of {', '.join(_PARTS[str(location[-1])].model_fields)}, got {reprlib.repr(given)}"
     if kind == "missing" and len(location) == 1:
         return "is missing; an app has app, source and steps"
     return field_fault(error)

@@ -86,6 +86,21 @@ def parse_budget(text: object) -> float:
     return parse_size(amount) / _DURATION_S[period]
 
 
+def parse_spending(text: object) -> float:
+    """`2/day` -> 2.3e-5 (of any currency) per second. Raises ValueError."""
+    amount, slash, period = str(text).partition("/")
+    period = period.strip()
+    if not slash or period not in _DURATION_S:
+        raise ValueError(f'"{text}" is not an amount per time; write for example 2/day')
+    try:
+        value = float(amount)
+    except ValueError:
+        raise ValueError(f'"{amount.strip()}" is not an amount of money; write a number, as in 2/day') from None
+    if not 0 <= value < math.inf:
+        raise ValueError(f'"{text}" is not an amount that can be spent')
+    return value / _DURATION_S[period]
+
+
 def parse_power(text: object) -> float:
     """`6 W` -> 6.0 watts. Raises ValueError."""
     value, unit = _split(text, _POWER_W, "6 W")
@@ -108,5 +123,6 @@ def _quantity(base: type, parse: Callable[[object], Any], example: str) -> Any:
 Duration = _quantity(float, parse_duration, "200 ms")
 Size = _quantity(int, parse_size, "300 MB")
 Budget = _quantity(float, parse_budget, "50 MB/day")
+Spending = _quantity(float, parse_spending, "2/day")
 Power = _quantity(float, parse_power, "6 W")
 Share = _quantity(float, parse_share, "5 %")

@@ -1,0 +1,237 @@
+"""The words by which an app says how its inferences are placed: objectives, cascades, what may be spent, who may ask.
+
+YAML reads `yes`, `no`, `on` and `off` as true and false, also where a person meant a share, a mapping or a port: each
+field here says what such a word means, or asks for what it wants instead; none is ever taken for the number 1.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+
+from marram.schema.model import Strict
+from marram.schema.units import Power, Share, Spending
+
+Objective = Literal["soonest", "surest", "cheapest", "edge", "cloud"]
+OBJECTIVES: tuple[str, ...] = get_args(Objective)
+
+# Requests that are started at the edge too, as a share of those asked of the cloud.
+HEDGE = 0.05
+# Accepted answers that the cloud is asked about in the background.
+CHECKS = 0.02
+_WITHIN = re.compile(r"^\s*(\w+)\s+within\s+(.*\S)\s*$")
+
+_OBJECTIVE_SCHEMA = {
+    "anyOf": [
+        {"enum": list(OBJECTIVES)},
+        {"type": "string", "pattern": f"^({'|'.join(OBJECTIVES)}) within .+$", "examples": ["surest within 200 ms"]},
+    ]
+}
+ObjectiveField = Annotated[Objective, WithJsonSchema(_OBJECTIVE_SCHEMA, mode="validation")]
+
+
+def spelt_out(step: dict[str, Any]) -> dict[str, Any]:
+    """`place: surest within 200 ms` as `place: surest` and `deadline: 200 ms`.
+
+    Raises ValueError where the step has another deadline besides, or the word before "within" is no objective.
+    """
+    match = _WITHIN.match(step["place"]) if isinstance(step.get("place"), str) else None
+    if match is None:
+        return step
+    objective, within = match.groups()
+    if objective not in OBJECTIVES:
+        raise ValueError(f'place: no objective "{objective}"; use one of {", ".join(OBJECTIVES)}')
+    deadline = step.get("deadline")
+    if deadline is not None and str(deadline).split() != within.split():
+        raise ValueError(f"place says within {within}, and deadline says {deadline}; keep one of them")
+    return {**step, "place": objective, "deadline": within}
+
+
+def _switched(value: object) -> object:
+    if isinstance(value, bool):
+        return f"{HEDGE * 100} %" if value else "0 %"
+    return value
+
+
+# `no` is none of it, `yes` the usual share.
+HedgeShare = Annotated[Share, BeforeValidator(_switched)]
+
+# ---------------------------------------------------------------- what the model sees
+
+
+def _region(value: object) -> object:
+    if value == "detections":
+        return value
+    numbers = value if isinstance(value, list | tuple) else ()
+    plain = all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers)
+    if len(numbers) != 4 or not plain or not (0 <= numbers[0] < numbers[2] <= 1 and 0 <= numbers[1] < numbers[3] <= 1):
+        raise ValueError(
+            "is `detections`, or left, top, right and bottom as shares of the picture, such as [0.25, 0, 0.75, 1]"
+        )
+    return tuple(float(n) for n in numbers)
+
+
+# x0, y0, x1, y1 as shares (0–1) of the picture's width and height.
+Box = tuple[float, float, float, float]
+Region = Annotated[
+    Box | Literal["detections"],
+    BeforeValidator(_region),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"const": "detections"},
+                {"type": "array", "items": {"type": "number", "minimum": 0, "maximum": 1}, "minItems": 4,
+                 "maxItems": 4, "examples": [[0.25, 0, 0.75, 1]]},
+            ]
+        },
+        mode="validation",
+    ),
+]  # fmt: skip
+
+# ---------------------------------------------------------------- the edge first, the cloud where it is unsure
+
+
+class Cascade(Strict):
+    """The edge answers first, and the cloud is asked where that answer is not sure enough.
+
+    How sure is learnt: so that `accuracy` of the cloud model's answers are matched, or at most `offload` of the frames
+    are sent; with neither, by what asking costs at that moment. `checks`: the share of accepted answers that the cloud
+    is asked about in the background, which keeps what was learnt true.
+    """
+
+    accuracy: Share | None = None
+    offload: Share | None = None
+    checks: Share = CHECKS
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Cascade:
+        if self.accuracy is not None and self.offload is not None:
+            raise ValueError("accuracy and offload are two targets; keep one of them")
+        if self.accuracy is not None and not 0 < self.accuracy < 1:
+            raise ValueError("accuracy lies between 0 % and 100 %; for every answer of the cloud's write place: cloud")
+        if self.offload == 0:
+            raise ValueError("offload: 0 % never asks the cloud; leave cascade away, or write place: edge")
+        if self.checks > 0.5:
+            raise ValueError("checks: more than 50 % would ask the cloud about everything; usual are 1 % or 2 %")
+        return self
+
+
+def _cascade(value: object) -> object:
+    if value is False:
+        return None
+    if value == "learnt":
+        return {}
+    if not isinstance(value, dict | Cascade | None):
+        raise ValueError("is learnt, {accuracy: 99 %} or {offload: 20 %}")
+    return value
+
+
+CascadeField = Annotated[
+    Cascade | None,
+    BeforeValidator(_cascade),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"const": "learnt"},
+                {"const": False},
+                {
+                    "type": "object",
+                    "additionalProperties": False,
+                    "properties": {
+                        name: {"type": "string", "examples": [example]}
+                        for name, example in (("accuracy", "99 %"), ("offload", "20 %"), ("checks", "2 %"))
+                    },
+                },
+            ]
+        },
+        mode="validation",
+    ),
+]
+
+# ---------------------------------------------------------------- what it costs
+
+
+def _money(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("is an amount of money, such as 0.0004")
+    return value
+
+
+class Tariff(Strict):
+    """What an inference costs: watts while the edge computes and while the radio sends, money for a cloud's answer."""
+
+    edge: Power = 0.0
+    send: Power = 0.0
+    cloud: Annotated[float, BeforeValidator(_money), Field(ge=0, allow_inf_nan=False)] = 0.0
+
+
+class Allowance(Strict):
+    """What may be spent in the long run: watts on average, and money (in the currency of `costs`) per second."""
+
+    power: Power | None = None
+    money: Spending | None = None
+
+
+# ---------------------------------------------------------------- who may ask the device
+
+_Port = Annotated[int, Field(ge=1, le=65_535)]
+
+
+class Serve(Strict):
+    """The app's models answer others through the Open Inference Protocol: over HTTP, over gRPC, on `host`."""
+
+    http: _Port | None = None
+    grpc: _Port | None = None
+    host: str = Field(default="127.0.0.1", min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_switch(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            for name in ("http", "grpc"):
+                if isinstance(value.get(name), bool):
+                    raise ValueError(f"{name} is a port, such as 8000")
+        return value
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> Serve:
+        if self.http is None and self.grpc is None:
+            raise ValueError("names no port; write serve: 8000, or http: and grpc: with one each")
+        if self.http == self.grpc:
+            raise ValueError(f"http and grpc both have port {self.http}; give each its own")
+        return self
+
+
+def _serve(value: object) -> object:
+    if value is False:
+        return None
+    if isinstance(value, int) and not isinstance(value, bool):
+        if not 1 <= value <= 65_535:
+            raise ValueError(f"{value} is no port; write 1 to 65535")
+        return {"http": value}
+    if not isinstance(value, dict | Serve | None):
+        raise ValueError("is a port, such as 8000, or {http: 8000, grpc: 8001, host: 127.0.0.1}")
+    return value
+
+
+_PORT_SCHEMA = {"type": "integer", "minimum": 1, "maximum": 65_535}
+ServeField = Annotated[
+    Serve | None,
+    BeforeValidator(_serve),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                _PORT_SCHEMA,
+                {"const": False},
+                {
+                    "type": "object",
+                    "additionalProperties": False,
+                    "properties": {"http": _PORT_SCHEMA, "grpc": _PORT_SCHEMA, "host": {"type": "string"}},
+                },
+            ]
+        },
+        mode="validation",
+    ),
+]
