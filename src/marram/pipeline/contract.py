@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from marram.runtime.bundle import Bundle
 from marram.schema.app import App
 from marram.schema.event import Event
+from marram.schema.load import Load
 from marram.schema.payload import Payload
 from marram.schema.result import Place, Result
 
@@ -169,7 +170,8 @@ class Outlet(Protocol):
 class Reply:
     """A replica's answer: the result (see `Result.to_dict`), and how long it queued and computed there.
 
-    `replica`: who answered, `waiting`: how many wait there; None where it did not say.
+    `replica`: who answered, `waiting`: how many wait there; None where it did not say. `loads`: what it announced of
+    replicas, itself among them.
     """
 
     result: Result | None
@@ -177,6 +179,7 @@ class Reply:
     service_s: float
     replica: str | None = None
     waiting: int | None = None
+    loads: tuple[Load, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from marram.schema.app import Objective
+from marram.schema.load import Load
 from marram.schema.result import Place
 
 
@@ -150,7 +151,7 @@ class CloudOutcome:
     `ok`: the reply came, with the replica's own `queue_s` and `service_s`. Not ok and `timed_out`: a censored sample,
     the true delay is at least the time waited. Not ok and `busy`: the replica refused, its `queue_s` says how long it
     would have taken. Not ok otherwise: refused at once (no replica, link down). `replica`: who answered; `waiting`: how
-    many wait there now; both None where nobody said.
+    many wait there now; both None where nobody said. `loads`: what was announced of replicas along with it.
     """
 
     now_s: float
@@ -162,6 +163,7 @@ class CloudOutcome:
     busy: bool = False
     replica: str | None = None
     waiting: int | None = None
+    loads: tuple[Load, ...] = ()
 
 
 class Policy(Protocol):
