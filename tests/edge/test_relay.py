@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 from tests.edge.world import DEVICE, LONG_S, Cloud
@@ -19,7 +20,8 @@ from marram.edge.channel import WorkerEnd
 from marram.edge.relay import Relay
 from marram.edge.remote import ChannelRemote
 from marram.pipeline.contract import CloudInput, Reply
-from marram.schema.errors import Invalid, MarramError, NotReady, Refused, Retryable
+from marram.schema.errors import Busy, Invalid, MarramError, NotReady, Refused, Retryable
+from marram.schema.load import Load
 from marram.schema.payload import Payload
 
 
@@ -33,10 +35,16 @@ class Pair:
     agent_end: AgentEnd
     bus: Bus
 
-    def infer(self, model: str = "lite2", version: int = 1, timeout_s: float = 5, size: int = 1000) -> Future[Reply]:
-        return self.remote.infer(
-            CloudInput(model, version, Payload("image/jpeg", os.urandom(size), (), (480, 640))), timeout_s
-        )
+    def infer(
+        self,
+        model: str = "lite2",
+        version: int = 1,
+        timeout_s: float = 5,
+        size: int = 1000,
+        replica: str | None = None,
+    ) -> Future[Reply]:
+        payload = Payload("image/jpeg", os.urandom(size), (), (480, 640))
+        return self.remote.infer(CloudInput(model, version, payload, replica), timeout_s)
 
 
 @pytest.fixture
@@ -152,7 +160,73 @@ async def test_a_busy_replica_is_nobodys_fault(cloud: Cloud, pair: Pair) -> None
 
     await cloud.bus.subscribe(subjects.infer("lite2", 1), busy)
     fault = await failure(pair.infer())
-    assert isinstance(fault, Retryable) and not isinstance(fault, NotReady)
+    assert isinstance(fault, Busy) and (fault.queue_s, fault.waiting) == (0.5, 64)
+
+
+async def named(cloud: Cloud, name: str) -> Bus:
+    """A replica with a name, on a connection of its own."""
+    bus = await cloud.server.connect()
+    await bus.wait_connected(10)
+
+    async def answer(message: Message) -> bytes:
+        loads = (Load(name, "lite2@1", 3, 0.06, 0.02),)
+        return InferReply(None, None, 0.001, 0.02, 3, replica=name, loads=loads).pack()
+
+    await bus.subscribe(subjects.infer("lite2", 1), answer, "replicas", parallel=8)
+    await bus.subscribe(subjects.infer("lite2", 1, name), answer, parallel=8)
+    await bus.subscribe(subjects.probe("lite2", 1), answer, "replicas")
+    return bus
+
+
+async def test_a_replica_is_asked_by_its_name_and_says_how_it_is(cloud: Cloud, pair: Pair) -> None:
+    buses = [await named(cloud, name) for name in ("a", "b", "c")]
+    replies = await asyncio.gather(*(asyncio.wrap_future(pair.infer(replica=name)) for name in "abcabc"))
+    assert [reply.replica for reply in replies] == list("abcabc")
+    assert replies[0].waiting == 3 and replies[0].loads == (Load("a", "lite2@1", 3, 0.06, 0.02),)
+    for bus in buses:
+        await bus.close()
+
+
+async def test_one_that_is_gone_is_asked_as_whichever_takes_it_without_the_worker_noticing(
+    cloud: Cloud, pair: Pair
+) -> None:
+    stays, goes = await named(cloud, "stays"), await named(cloud, "goes")
+    await goes.close()
+    reply = await asyncio.wrap_future(pair.infer(replica="goes"))
+    assert reply.replica == "stays"
+    await stays.close()
+    assert isinstance(await failure(pair.infer(replica="goes", timeout_s=60)), NotReady)  # nobody at all: at once
+
+
+@pytest.mark.parametrize("name", ["*", ">", "a.b", "a b", "", "x" * 65, 7, b"a"])
+async def test_what_cannot_be_a_replicas_name_is_asked_nowhere(cloud: Cloud, pair: Pair, name: object) -> None:
+    heard: list[str] = []
+
+    async def listen(message: Message) -> bytes:
+        heard.append(message.subject)
+        return b""
+
+    await cloud.bus.subscribe("infer.>", listen)
+    message = {"t": "infer", "id": 1, "model": "lite2", "version": 1, "payload": b"x", "replica": name}
+    sent: list[dict[str, object]] = []
+    end = SimpleNamespace(send=sent.append)
+    Relay(pair.bus, end, {("lite2", 1)}).ask(message)  # type: ignore[arg-type]
+    assert sent[0]["kind"] == "invalid" and not heard
+
+
+async def test_a_probe_about_a_model_tells_the_load_of_those_that_serve_it(cloud: Cloud, pair: Pair) -> None:
+    bus = await named(cloud, "a")
+    reply = await asyncio.wrap_future(pair.remote.probe(6000, 5, ("lite2", 1)))
+    assert [load.replica for load in reply.loads] == ["a"]
+    assert isinstance(await failure(pair.remote.probe(6000, 5, ("other", 1))), Refused)
+    await bus.close()
+    # Nobody serves it: whoever answers probes still tells what the link is like.
+
+    async def answer(message: Message) -> bytes:
+        return InferReply(None, None, 0, 0).pack()
+
+    await cloud.bus.subscribe(subjects.PROBE, answer)
+    assert (await asyncio.wrap_future(pair.remote.probe(6000, 5, ("lite2", 1)))).loads == ()
 
 
 async def test_with_the_link_down_the_answer_comes_at_once(cloud: Cloud, pair: Pair) -> None:

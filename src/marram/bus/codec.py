@@ -20,11 +20,15 @@ from marram.bus.packing import unpack_dict as unpack_dict
 from marram.schema.device import Desired, Reported
 from marram.schema.errors import Invalid, Threat, Untrusted
 from marram.schema.event import Event, EventKind, Recorded
+from marram.schema.load import Load
 from marram.schema.model import TRAVERSAL
 from marram.schema.payload import Payload
 
 # How deep what a device says may nest: somewhere beyond, those who read it later (JSON writers, people) give up.
 MAX_DEPTH = 64
+
+# Of replicas, in one answer: more are not chosen among.
+MAX_LOADS = 16
 
 # Of what a device says of itself: a hundred apps that say all they may, and every package there is.
 MAX_REPORT_BYTES = 1_000_000
@@ -360,7 +364,7 @@ class InferReply:
     """A replica's answer: `result` or `error`, the seconds it queued and computed; `waiting`: others queued there.
 
     `busy`: nothing is wrong with the question, too many wait; `queue_s` is then how long this one would have waited.
-    `replica`: its name, "" where it has none.
+    `replica`: its name, "" where it has none. `loads`: what it knows of those that serve this model, itself among them.
     """
 
     result: dict[str, Any] | None
@@ -370,6 +374,7 @@ class InferReply:
     waiting: int = 0
     busy: bool = False
     replica: str = ""
+    loads: tuple[Load, ...] = ()
 
     def pack(self) -> bytes:
         return pack(
@@ -381,6 +386,7 @@ class InferReply:
                 "waiting": self.waiting,
                 "busy": self.busy,
                 "replica": self.replica,
+                "loads": [_load_row(load) for load in self.loads[:MAX_LOADS]],
             }
         )
 
@@ -397,6 +403,29 @@ class InferReply:
                 int(document["waiting"]),
                 bool(document.get("busy", False)),
                 str(document.get("replica", "")),
+                tuple(_load(row) for row in document.get("loads", ())[:MAX_LOADS]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
             raise Invalid(f"not a reply: {error!r}") from error
+
+
+def pack_load(load: Load) -> bytes:
+    """What a replica tells the others, on `load.<model>.<version>`."""
+    return pack(_load_row(load))
+
+
+def unpack_load(message: bytes) -> Load:
+    """The inverse of `pack_load`. Raises Invalid."""
+    try:
+        return _load(unpack(message))
+    except (TypeError, ValueError, IndexError, KeyError, OverflowError) as error:
+        raise Invalid(f"not a load: {error!r}") from error
+
+
+def _load_row(load: Load) -> list[Any]:
+    return [load.replica, load.model, load.waiting, load.queue_s, load.service_s, load.age_s]
+
+
+def _load(row: Any) -> Load:
+    replica, model, waiting, queue_s, service_s, age_s = row
+    return Load(str(replica), str(model), int(waiting), float(queue_s), float(service_s), float(age_s))

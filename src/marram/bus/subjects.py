@@ -9,12 +9,17 @@
 | `d.<id>.metadata` | device → fleet (queue group) | one range of a signed metadata file by name |
 | `d.<id>.renew` | device → fleet (queue group) | a new certificate for a new key |
 | `d.<id>.secrets` | device → fleet (queue group) | the secrets that its apps declare, sealed to its key |
-| `infer.<model>.<version>` | device → replicas (queue group) | one inference |
+| `infer.<model>.<version>` | device → replicas (queue group) | one inference, for whichever takes it |
+| `infer.<model>.<version>.<replica>` | device → that replica | one inference |
 | `probe` | device → replicas (queue group) | bytes to time the link with |
+| `probe.<model>.<version>` | device → replicas (queue group) | the same; the answer tells the load of all of them |
+| `load.<model>.<version>` | replica → replicas | its load |
 | `fleet.cut` | any role → fleet (queue group) | a device's name: its connections are ended now |
 """
 
 from __future__ import annotations
+
+import re
 
 INGEST = "d.*.events"
 REPORTS = "d.*.report"
@@ -23,6 +28,8 @@ METADATA = "d.*.metadata"
 RENEWALS = "d.*.renew"
 SECRETS = "d.*.secrets"
 PROBE = "probe"
+# Names of replicas are part of a subject, and come from outside.
+_REPLICA = re.compile(r"[A-Za-z0-9_-]{1,64}")
 CUT = "fleet.cut"
 
 
@@ -54,8 +61,21 @@ def secrets(device: str) -> str:
     return f"d.{device}.secrets"
 
 
-def infer(model: str, version: int) -> str:
-    return f"infer.{model}.{version}"
+def infer(model: str, version: int, replica: str | None = None) -> str:
+    return f"infer.{model}.{version}" + (f".{replica}" if replica else "")
+
+
+def is_replica(name: object) -> bool:
+    """Whether it can be the name of a replica."""
+    return isinstance(name, str) and _REPLICA.fullmatch(name) is not None
+
+
+def probe(model: str, version: int) -> str:
+    return f"{PROBE}.{model}.{version}"
+
+
+def load(model: str, version: int) -> str:
+    return f"load.{model}.{version}"
 
 
 def device_of(subject: str) -> str:
@@ -70,6 +90,7 @@ def device_permissions(device: str) -> dict[str, list[str]]:
             *(f"d.{device}.{what}" for what in ("events", "report", "blob", "metadata", "renew", "secrets")),
             "infer.>",
             PROBE,
+            f"{PROBE}.>",
         ],
         "subscribe": [f"d.{device}.desired", f"_INBOX_{device}.>"],
     }

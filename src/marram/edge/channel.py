@@ -9,8 +9,8 @@
 | `verified`, `running`, `finished` | worker → agent | how far it came |
 | `beat` | worker → agent | busy_s: for how long the app has been in one step |
 | `stats` | worker → agent | stats |
-| `infer` | worker → agent | id, model, version, payload, timeout_s |
-| `probe` | worker → agent | id, size, timeout_s |
+| `infer` | worker → agent | id, model, version, payload, timeout_s; replica: which one to ask first |
+| `probe` | worker → agent | id, size, timeout_s; model, version: whose replicas' load is asked |
 | `fatal` | worker → agent | message, again: another start may help, engine: if one fails, disk: no room for us |
 
 A worker runs other people's code: the agent believes nothing it says without checking, and never waits for it

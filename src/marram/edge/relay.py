@@ -1,12 +1,14 @@
 """Carries a worker's questions to the cloud and the answers back: the worker itself knows no network and no secret.
 
 What it may ask is what its app names; everything in flight is bounded; with the link down the answer "not now" comes
-at once, so that the edge answers without waiting.
+at once, so that the edge answers without waiting. A replica asked by name that is gone is asked again as "whichever
+takes it", at once: replicas come and go without the worker noticing.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Collection
 from typing import Any, Protocol
 
@@ -43,7 +45,7 @@ class Relay:
         if type(number) is not int:  # it is kept until the answer comes, and goes back with it
             raise Invalid("a question to the cloud without a number")
         try:
-            subject, payload, timeout_s = self._request(message)
+            to, payload, timeout_s = self._request(message)
             if not self._bus.connected:
                 raise NotReady("the link to the cloud is down")
             if len(self._asked) >= _MOST_ASKED or self._bytes + len(payload) > _MOST_BYTES:
@@ -52,7 +54,7 @@ class Relay:
             self._fail(number, error)
             return
         self._bytes += len(payload)
-        task = asyncio.create_task(self._carry(number, subject, payload, timeout_s))
+        task = asyncio.create_task(self._carry(number, to, payload, timeout_s))
         self._asked.add(task)
         task.add_done_callback(self._asked.discard)
 
@@ -65,32 +67,48 @@ class Relay:
         for task in self._asked:
             task.cancel()
 
-    def _request(self, message: dict[str, Any]) -> tuple[str, bytes, float]:
+    def _request(self, message: dict[str, Any]) -> tuple[tuple[str, ...], bytes, float]:
+        """Whom to ask, one after another while nobody is there; what, and how long it may take."""
         timeout_s = message.get("timeout_s")
         if not isinstance(timeout_s, (int, float)) or not 0 < timeout_s <= _LONGEST_S:
             timeout_s = _LONGEST_S
+        model, version = message.get("model"), message.get("version")
         if message["t"] == "probe":
             size = message.get("size")
-            return (
-                subjects.PROBE,
-                bytes(min(size, MAX_MESSAGE_BYTES) if isinstance(size, int) and size > 0 else 0),
-                timeout_s,
-            )
-        model, version, payload = message.get("model"), message.get("version"), message.get("payload")
-        names = isinstance(model, str) and type(version) is int  # what else there is cannot even be looked up
-        if not names or not isinstance(payload, bytes) or (model, version) not in self._allowed:
-            raise Refused(f"this app does not name {model!r:.80} version {version!r:.20} for the cloud")
-        assert isinstance(model, str) and isinstance(version, int)
-        return subjects.infer(model, version), payload, timeout_s
+            padding = bytes(min(size, MAX_MESSAGE_BYTES) if isinstance(size, int) and size > 0 else 0)
+            if model is None:
+                return (subjects.PROBE,), padding, timeout_s
+            model, version = self._named(model, version)
+            return (subjects.probe(model, version), subjects.PROBE), padding, timeout_s
+        model, version = self._named(model, version)
+        payload, replica = message.get("payload"), message.get("replica")
+        if not isinstance(payload, bytes) or (replica is not None and not subjects.is_replica(replica)):
+            raise Invalid(f"no question for the cloud (to the replica {replica!r:.80})")
+        group = subjects.infer(model, version)
+        return (group,) if replica is None else (subjects.infer(model, version, replica), group), payload, timeout_s
 
-    async def _carry(self, number: Any, subject: str, payload: bytes, timeout_s: float) -> None:
+    def _named(self, model: object, version: object) -> tuple[str, int]:
+        """Raises Refused where the app does not name it for the cloud."""
+        # What is of another type cannot even be looked up.
+        if not isinstance(model, str) or type(version) is not int or (model, version) not in self._allowed:
+            raise Refused(f"this app does not name {model!r:.80} version {version!r:.20} for the cloud")
+        return model, version
+
+    async def _carry(self, number: Any, to: tuple[str, ...], payload: bytes, timeout_s: float) -> None:
         try:
-            answer = await self._bus.request(subject, payload, timeout_s)
+            answer = await self._answer(to, payload, timeout_s)
             self._channel.send({"t": "reply", "id": number, "payload": answer})
         except MarramError as error:
             self._fail(number, error)
         finally:
             self._bytes -= len(payload)
+
+    async def _answer(self, to: tuple[str, ...], payload: bytes, timeout_s: float) -> bytes:
+        """Of the first subject where anybody listens. That nobody does is known at once, so the time is not shared."""
+        for subject in to[:-1]:
+            with contextlib.suppress(NotReady):
+                return await self._bus.request(subject, payload, timeout_s)
+        return await self._bus.request(to[-1], payload, timeout_s)
 
     def _fail(self, number: Any, error: MarramError) -> None:
         self._channel.send({"t": "reply", "id": number, "error": str(error)[:500], "kind": error.kind})

@@ -16,7 +16,7 @@ from typing import Any
 from marram.bus.codec import MAX_MESSAGE_BYTES, InferReply, InferRequest
 from marram.edge.channel import WorkerEnd
 from marram.pipeline.contract import CloudInput, Reply
-from marram.schema.errors import KINDS, Invalid, MarramError, NotReady, Retryable
+from marram.schema.errors import KINDS, Busy, Invalid, MarramError, NotReady, Retryable
 from marram.schema.result import Result
 
 _MOST_PENDING = 64
@@ -39,13 +39,13 @@ class ChannelRemote:
         payload = InferRequest(request.payload, request.left_s).pack()
         if len(payload) > MAX_MESSAGE_BYTES:
             return _failed(Invalid(f"{len(payload)} bytes are too many for one message", where=request.model))
-        return self._ask(
-            {"t": "infer", "model": request.model, "version": request.version, "payload": payload}, timeout_s
-        )
+        message = {"t": "infer", "model": request.model, "version": request.version, "payload": payload}
+        return self._ask(message | ({"replica": request.replica} if request.replica else {}), timeout_s)
 
-    def probe(self, size_bytes: int, timeout_s: float) -> Future[Reply]:
+    def probe(self, size_bytes: int, timeout_s: float, about: tuple[str, int] | None = None) -> Future[Reply]:
         """See `pipeline.contract.Remote`."""
-        return self._ask({"t": "probe", "size": size_bytes}, timeout_s)
+        model = {"model": about[0], "version": about[1]} if about is not None else {}
+        return self._ask({"t": "probe", "size": size_bytes, **model}, timeout_s)
 
     def answered(self, message: dict[str, Any]) -> None:
         """Take a `reply` of the agent's in; one nobody waits for is forgotten."""
@@ -111,9 +111,11 @@ def _resolve(future: Future[Reply], message: dict[str, Any]) -> None:
     try:
         reply = InferReply.unpack(payload)
         if reply.error is not None:
-            raise (Retryable if reply.busy else Invalid)(reply.error)
+            if reply.busy:
+                raise Busy(reply.error, queue_s=reply.queue_s, waiting=reply.waiting)
+            raise Invalid(reply.error)
         result = Result.from_dict(reply.result) if reply.result else None
-        answer = Reply(result, reply.queue_s, reply.service_s, reply.replica or None, reply.waiting)
+        answer = Reply(result, reply.queue_s, reply.service_s, reply.replica or None, reply.waiting, reply.loads)
     except MarramError as error:
         _fail(future, error)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

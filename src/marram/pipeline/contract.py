@@ -194,8 +194,12 @@ class CloudInput:
 
 
 class Remote(Protocol):
-    """The way to the cloud's replicas. The future fails with Retryable (link down, no replica, too late) or Invalid."""
+    """The way to the cloud's replicas. The future fails with Retryable (link down, no replica, too late), among them
+    Busy (refused for its queue), or Invalid.
+    """
 
     def infer(self, request: CloudInput, timeout_s: float) -> Future[Reply]: ...
 
-    def probe(self, size_bytes: int, timeout_s: float) -> Future[Reply]: ...
+    def probe(self, size_bytes: int, timeout_s: float, about: tuple[str, int] | None = None) -> Future[Reply]:
+        """`about`: the model (name, version) whose replicas' load the reply tells."""
+        ...
