@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from marram.cli import COMMANDS
 from marram.schema.app import SINKS, SOURCES, STEPS, App, Health, Limits
-from marram.schema.model import Input, ModelCard, Output, Variant
+from marram.schema.model import Codec, Cut, Input, ModelCard, Output, Variant
 from marram.schema.placing import Allowance, Cascade, Serve, Tariff
 from marram.train.recipe import Accept, Data, Recipe, Samples
 
@@ -77,7 +77,7 @@ def test_every_setting_is_documented() -> None:
                 *SINKS.values(),
             ],
         ),
-        ("models.md", [ModelCard, Input, Output, Variant]),
+        ("models.md", [ModelCard, Input, Output, Variant, Codec, Cut]),
         ("learning.md", [Recipe, Data, Samples, Accept]),
     ],
 )

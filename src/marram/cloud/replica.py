@@ -11,29 +11,27 @@ import argparse
 import asyncio
 import contextlib
 import logging
-import math
 import os
+import secrets
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
-
-import numpy as np
 
 from marram.bus import subjects
 from marram.bus.client import Bus, Message
 from marram.bus.codec import InferReply, InferRequest
 from marram.bus.tls import TlsFiles
+from marram.cloud.loads import Loads
 from marram.last_resort import ended
-from marram.runtime import image as pictures
+from marram.runtime import codecs
 from marram.runtime.model import Model, Prepared
-from marram.schema.errors import Invalid, MarramError
-from marram.schema.payload import Payload
+from marram.schema.errors import MarramError
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +67,10 @@ class Replica:
     """Serves `model` (which belongs to the one inference thread from now on). All methods on one event loop."""
 
     def __init__(self, model: Model) -> None:
+        self.name = secrets.token_hex(4)  # by which it is asked, of all that serve the model
         self._model = model
+        self._key = ("", 0)
+        self._loads: Loads | None = None
         self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
         self._engine = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self.figures = Figures()
@@ -77,8 +78,12 @@ class Replica:
     async def serve(self, bus: Bus, name: str, version: int) -> None:
         """Subscribe; from now on questions are answered."""
         parallel = MAX_WAITING + 8  # a few above the bound, so that refusals do not wait behind answers
+        self._key, self._loads = (name, version), Loads(bus)
         await bus.subscribe(subjects.infer(name, version), self.on_infer, QUEUE, parallel=parallel)
-        await bus.subscribe(subjects.PROBE, self.on_probe, QUEUE, parallel=8)
+        await bus.subscribe(subjects.infer(name, version, self.name), self.on_infer, parallel=parallel)
+        for probe in (subjects.PROBE, subjects.probe(name, version)):
+            await bus.subscribe(probe, self.on_probe, QUEUE, parallel=8)
+        await self._loads.serve(self._key, self._load)
 
     async def on_probe(self, message: Message) -> bytes | None:
         """Whatever came, it came: the link is timed by it."""
@@ -91,9 +96,9 @@ class Replica:
             self.figures.refused += 1
             expected_s = self.figures.waiting * self.figures.service_s
             busy = f"busy: {self.figures.waiting} wait here already"
-            waiting = self.figures.waiting
-            return InferReply(None, busy, expected_s, self.figures.service_s, waiting, busy=True).pack()
-        self.figures.waiting += 1
+            refusal = self._reply(None, busy, expected_s, self.figures.service_s)
+            return replace(refusal, waiting=self.figures.waiting, busy=True).pack()
+        self._waits(1)
         try:
             return (await self._infer(message.payload, arrived_s)).pack()
         except MarramError as error:
@@ -104,7 +109,7 @@ class Replica:
             log.exception("an inference failed")
             return self._reply(None, f"the replica failed: {type(error).__name__}", 0.0, 0.0).pack()
         finally:
-            self.figures.waiting -= 1
+            self._waits(-1)
 
     async def _infer(self, payload: bytes, arrived_s: float) -> InferReply:
         loop = asyncio.get_running_loop()
@@ -120,15 +125,28 @@ class Replica:
 
     def _prepare(self, payload: bytes) -> Prepared:
         request = InferRequest.unpack(payload).payload
-        if request.media == "application/x-tensor":
-            return self._model.prepare(_tensor(request))
-        picture = pictures.decode(request.body, "the picture sent")
-        return self._model.prepare(picture, _frame_size(request))
+        return self._model.prepare(codecs.decode(request, self._model.card), request.frame_size)
 
     def _reply(
         self, result: dict[str, object] | None, error: str | None, queue_s: float, service_s: float
     ) -> InferReply:
-        return InferReply(result, error, queue_s, service_s, max(0, self.figures.waiting - 1))
+        loads = self._loads.known(self._key) if self._loads is not None else ()
+        waiting = max(0, self.figures.waiting - 1)
+        return InferReply(result, error, queue_s, service_s, waiting, replica=self.name, loads=loads)
+
+    def _waits(self, more: int) -> None:
+        self.figures.waiting += more
+        if self._loads is not None:
+            self._loads.changed(self._key)
+
+    def _load(self) -> Load:
+        waiting, service_s = self.figures.waiting, self.figures.service_s
+        return Load(self.name, f"{self._key[0]}@{self._key[1]}", waiting, waiting * service_s, service_s)
+
+    async def leave(self) -> None:
+        """Tell nobody anything any more."""
+        if self._loads is not None:
+            await self._loads.close()
 
     def close(self) -> None:
         """After the bus was closed: finish what is under way, free the engine."""
@@ -140,20 +158,6 @@ class Replica:
 def _timed(work: Callable[[], _T]) -> tuple[_T, float]:
     begin_s = time.perf_counter()
     return work(), time.perf_counter() - begin_s
-
-
-def _tensor(request: Payload) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    """The readings sent: float32, little-endian, of the shape told. Raises Invalid where both do not fit."""
-    if any(length < 0 for length in request.shape) or 4 * math.prod(request.shape) != len(request.body):
-        raise Invalid(f"{len(request.body)} bytes are no float32 tensor of shape {list(request.shape)}")
-    return np.frombuffer(request.body, dtype="<f4").astype(np.float32).reshape(request.shape)
-
-
-def _frame_size(request: Payload) -> tuple[int, int] | None:
-    size = request.frame_size
-    if size is not None and not (0 < size[0] < 65536 and 0 < size[1] < 65536):
-        raise Invalid(f"{size[0]}×{size[1]} is no size of a frame")
-    return size
 
 
 # ---------------------------------------------------------------- the process
@@ -206,6 +210,7 @@ async def _serve(model: Model, options: argparse.Namespace) -> None:
         with contextlib.suppress(asyncio.CancelledError):
             await connected
     finally:
+        await replica.leave()
         await bus.close()
         replica.close()
 

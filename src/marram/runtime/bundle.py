@@ -13,7 +13,18 @@ import yaml
 from pydantic import ValidationError
 
 from marram.schema.errors import Invalid, Missing, Threat, Untrusted
-from marram.schema.model import TRAVERSAL, Input, ModelCard, Output, Strict, Task, Variant
+from marram.schema.model import (
+    MAX_CUT_BYTES,
+    TRAVERSAL,
+    Codec,
+    Cut,
+    Input,
+    ModelCard,
+    Output,
+    Strict,
+    Task,
+    Variant,
+)
 from marram.schema.page import Page
 from marram.schema.words import did_you_mean, field_fault, file_fault
 
@@ -27,7 +38,13 @@ _FORMS = {
     Task.ANOMALY: {"reconstruction", "score"},
 }
 # The parts of a card that have fields of their own.
-_PARTS: dict[str, type[Strict]] = {"input": Input, "output": Output, "variants": Variant}
+_PARTS: dict[str, type[Strict]] = {
+    "input": Input,
+    "output": Output,
+    "variants": Variant,
+    "codecs": Codec,
+    "cuts": Cut,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +59,8 @@ class Bundle:
     def open(cls, folder: Path, *, partial: bool = False) -> Bundle:
         """Read and check `folder`. Raises Missing where it or a file of it is absent, Invalid naming file and field.
 
-        `partial`: a folder that a device installed for itself, with some of the variants alone. The bundle's card then
-        has only those whose file is here, one at least. Anywhere else an absent file is a fault.
+        `partial`: a folder that a device installed for itself, with some of the variants or the fronts of cuts alone.
+        The bundle's card then has only those whose file is here, one at least. Anywhere else an absent file is a fault.
         """
         path = folder / CARD
         if not folder.is_dir():
@@ -58,10 +75,16 @@ class Bundle:
         card = _card_on(page)
         if partial:
             here = [variant for variant in card.variants if (folder / variant.file).is_file()]
-            card = card.model_copy(update={"variants": here or card.variants})
+            cuts = [cut for cut in card.cuts if (folder / cut.front).is_file()]
+            # Of a model that only the cloud answers with, a device has fronts and no variant.
+            card = card.model_copy(update={"variants": here if here or cuts else card.variants, "cuts": cuts})
         for index, variant in enumerate(card.variants):
             if not (folder / variant.file).is_file():
                 raise Missing(f'no such file "{variant.file}"', where=page.where(("variants", index, "file")))
+        for index, cut in enumerate(card.cuts):
+            for part, file in (("front", cut.front), ("back", cut.back)):
+                if not partial and not (folder / file).is_file():
+                    raise Missing(f'no such file "{file}"', where=page.where(("cuts", index, part)))
         return cls(folder, card, _labels(page, folder, card))
 
     @property
@@ -73,13 +96,21 @@ class Bundle:
         """Where the variant's file lies."""
         return self.folder / variant.file
 
+    def cut(self, name: str) -> Cut:
+        """The cut called `name`. Raises Missing, saying which there are."""
+        for cut in self.card.cuts:
+            if cut.name == name:
+                return cut
+        has = f"it has {', '.join(cut.name for cut in self.card.cuts)}" if self.card.cuts else "it has none"
+        raise Missing(f'no cut "{name}"; {has}', where=str(self.folder / CARD))
+
     def files(self) -> list[str]:
         """Every file that makes the bundle, relative to its folder, card first: what is published and installed."""
-        named = [v.file for v in self.card.variants]
+        named = self.card.files
+        # ONNX keeps weights past 2 GB in files beside the model; they belong to it though the card cannot know them.
+        beside = [f"{file}.data" for file in named if (self.folder / f"{file}.data").is_file()]
         if isinstance(self.card.labels, str):
             named.append(self.card.labels)
-        # ONNX keeps weights past 2 GB in files beside the model; they belong to it though the card cannot know them.
-        beside = [f"{v.file}.data" for v in self.card.variants if (self.folder / f"{v.file}.data").is_file()]
         return [CARD, *sorted({*named, *beside})]
 
     def size_bytes(self, variant: Variant) -> int:
@@ -154,6 +185,31 @@ def _check(card: ModelCard, page: Page) -> None:
     names = [v.name for v in card.variants]
     if len(set(names)) != len(names):
         raise Invalid("two variants have one name", where=page.where(("variants",)))
+    _check_sending(card, page)
+
+
+def _check_sending(card: ModelCard, page: Page) -> None:
+    """Codecs and cuts: what is sent, and what answers it."""
+    for field, given in (("codecs", [c.name for c in card.codecs]), ("cuts", [c.name for c in card.cuts])):
+        if len(set(given)) != len(given):
+            raise Invalid(f"two {field} have one name", where=page.where((field,)))
+    if card.codecs and card.input.kind != "image":
+        raise Invalid("readings are sent as they are: only pictures have codecs", where=page.where(("codecs",)))
+    if card.cuts and card.output.form == "reconstruction":
+        what = '"reconstruction" compares with what went in, which a back never sees'
+        raise Invalid(what, where=page.where(("cuts",)))
+    names = [variant.name for variant in card.variants]
+    whole = {variant.file for variant in card.variants}
+    fronts, backs = {cut.front for cut in card.cuts}, {cut.back for cut in card.cuts}
+    for index, cut in enumerate(card.cuts):
+        if cut.variant not in names:
+            which = did_you_mean(cut.variant, names) or f"; it has {', '.join(names)}"
+            raise Invalid(f'no variant "{cut.variant}"{which}', where=page.where(("cuts", index, "variant")))
+        if cut.size > MAX_CUT_BYTES:
+            raise Invalid(f"{cut.size:,} numbers are too many to send", where=page.where(("cuts", index, "shape")))
+        if cut.front in whole | backs or cut.back in whole | fronts:
+            what = f"{cut.front} and {cut.back} are not a front and a back of their own"
+            raise Invalid(what, where=page.where(("cuts", index)))
 
 
 def _labels(page: Page, folder: Path, card: ModelCard) -> tuple[str, ...]:

@@ -28,14 +28,15 @@ Image = NDArray[np.uint8]  # uint8 [H, W, 3], RGB
 MAX_PIXELS = 100_000_000
 
 
-def decode(data: bytes, where: str = "picture") -> Image:
+def decode(data: bytes, where: str = "picture", *, most_pixels: int = MAX_PIXELS) -> Image:
     """JPEG, PNG, WebP, BMP, GIF (first frame), TIFF … to uint8 [H, W, 3], RGB, upright (EXIF honoured), alpha dropped.
 
-    Raises Invalid, with `where` (the file's name), on anything truncated, corrupt, not a picture, or too large.
+    Raises Invalid, with `where` (the file's name), on anything truncated, corrupt, not a picture, or of more than
+    `most_pixels`, before it is unpacked.
     """
     if data[:2] == b"\xff\xd8":
-        return _decode_jpeg(data, where)
-    return _decode_pillow(data, where)
+        return _decode_jpeg(data, where, most_pixels)
+    return _decode_pillow(data, where, most_pixels)
 
 
 def encode_jpeg(image: Image, quality: int = 85) -> bytes:
@@ -125,14 +126,14 @@ def _opencv() -> Any:
     return module if hasattr(module, "resize") else None
 
 
-def _decode_jpeg(data: bytes, where: str) -> Image:
+def _decode_jpeg(data: bytes, where: str, most_pixels: int) -> Image:
     try:
         height, width, *_ = simplejpeg.decode_jpeg_header(data)
-        _check_pixels(height, width, where)
+        _check_pixels(height, width, where, most_pixels)
         image: Image = simplejpeg.decode_jpeg(data, colorspace="RGB")
     except ValueError as error:
         if "unsupported" in str(error).lower() or "conver" in str(error).lower():
-            return _decode_pillow(data, where)  # CMYK and other rarities
+            return _decode_pillow(data, where, most_pixels)  # CMYK and other rarities
         raise Invalid(f"not a whole JPEG: {first_line(error)}", where=where) from error
     # Cameras write how they were held into EXIF; only then is Pillow asked, since it costs 0.1 ms.
     if b"Exif\0\0" in data[:4096]:
@@ -153,12 +154,12 @@ def _upright(data: bytes, image: Image) -> Image:
     return np.ascontiguousarray(turned[:, ::-1] if mirrored else turned)
 
 
-def _decode_pillow(data: bytes, where: str) -> Image:
+def _decode_pillow(data: bytes, where: str, most_pixels: int) -> Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large and odd files; ours are checked or refused below
             picture = Pillow.open(io.BytesIO(data))
-            _check_pixels(picture.height, picture.width, where)
+            _check_pixels(picture.height, picture.width, where, most_pixels)
             picture.load()
             if picture.mode.startswith("I;16"):
                 grey = (np.asarray(picture) >> 8).astype(np.uint8)
@@ -175,8 +176,7 @@ def _decode_pillow(data: bytes, where: str) -> Image:
         raise Invalid(f"a broken picture: {first_line(error)}", where=where) from error
 
 
-def _check_pixels(height: int, width: int, where: str) -> None:
-    if height * width > MAX_PIXELS:
-        raise Invalid(
-            f"{width}×{height} pixels are more than {MAX_PIXELS // 1_000_000} million", where=where, hint="Shrink it."
-        )
+def _check_pixels(height: int, width: int, where: str, most: int) -> None:
+    if height * width > most:
+        words = f"{most // 1_000_000} million" if most >= 1_000_000 else f"{most:,}"
+        raise Invalid(f"{width}×{height} pixels are more than {words}", where=where, hint="Shrink it.")

@@ -9,6 +9,7 @@ A model belongs to one thread at a time, as its session does. It must never answ
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from marram.runtime import image as pictures
 from marram.runtime.bundle import Bundle
-from marram.runtime.contract import Session, Tensor
+from marram.runtime.contract import Session, Tensor, TensorInfo
 from marram.runtime.engines import PLUGINS
 from marram.runtime.fit import Fit, plan
 from marram.runtime.image import Image
@@ -28,7 +29,7 @@ from marram.schema.errors import Invalid, Missing, NotReady, Permanent
 from marram.schema.model import ModelCard, Output, Variant
 from marram.schema.result import Result
 
-__all__ = ["Model", "Options", "Prepared", "fit_for"]
+__all__ = ["Answerer", "Model", "Options", "Prepared", "fit_for"]
 
 DEFAULT = Options()
 
@@ -41,74 +42,20 @@ class Prepared:
     fit: Fit | None
 
 
-class Model:
-    """See the module's words. Made by `load`."""
+class Answerer(ABC):
+    """What gives the card's answers: a whole model, or the back of one that is cut (`runtime/cut.py`)."""
 
-    def __init__(self, bundle: Bundle, variant: Variant, session: Session) -> None:
+    def __init__(self, bundle: Bundle, session: Session, where: str) -> None:
         self.bundle = bundle
         self.card = bundle.card
-        self.variant = variant
         self.session = session
-        where = str(bundle.file(variant))
-        if len(session.inputs) != 1:
-            raise Invalid(f"has {len(session.inputs)} inputs; Marram feeds models that have one", where=where)
-        self._preprocessor = Preprocessor(self.card.input, session.inputs[0], where)
-        self._preprocessor.check()
         self._taken = _taken(self.card.output, session, where)
         check_labels(bundle, [session.outputs[i].shape for i in self._taken], where)
         self._form = FORMS[self.card.output.form]
 
-    @classmethod
-    def load(cls, bundle: Bundle | Path, *, variant: str | None = None, threads: int = 1) -> Model:
-        """Load the variant called `variant`, or the card's first that this machine can run.
-
-        Raises Missing (no such folder, file, variant), Invalid (card or file malformed), NotReady (no engine for it).
-        """
-        opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        wanted = [opened.variant(variant)] if variant is not None else opened.card.variants
-        unready: NotReady | None = None
-        for candidate in wanted:
-            try:
-                session = PLUGINS[candidate.engine].load(opened.file(candidate), threads=threads)
-            except NotReady as error:
-                unready = error
-                continue
-            try:
-                return cls(opened, candidate, session)
-            except Invalid:
-                session.close()
-                raise
-        assert unready is not None  # a card has at least one variant
-        raise NotReady(
-            f"no engine here runs {', '.join(v.name for v in wanted)} ({unready.what})",
-            where=opened.reference,
-            hint=unready.hint or "`marram runtime` shows what this machine has.",
-        ) from unready
-
-    def predict(
-        self, data: Image | Tensor, frame_size: tuple[int, int] | None = None, options: Options = DEFAULT
-    ) -> Result:
-        """`prepare`, `run`, `interpret`. Raises Invalid (wrong input), Permanent (the engine failed, or said NaN)."""
-        prepared = self.prepare(data, frame_size)
-        return self.interpret(self.run(prepared), prepared, options)
-
+    @abstractmethod
     def prepare(self, data: Image | Tensor, frame_size: tuple[int, int] | None = None) -> Prepared:
-        """A picture (uint8 [H, W, 3], RGB), or readings for a model of `kind: tensor`, made ready for the engine.
-
-        With `frame_size` (height, width) the picture is taken as fitted already, by `fit_for`, from a frame of that
-        size. Raises Invalid where `data` is not what the model takes.
-        """
-        if self.card.input.kind == "tensor":
-            return Prepared([self._preprocessor.tensor(np.asarray(data))], None)
-        picture = pictures.check(data, self.card.model)
-        height, width = picture.shape[:2] if frame_size is None else frame_size
-        fit = plan(self.card.input, height, width)
-        if frame_size is None:
-            picture = pictures.apply(fit, picture)
-        elif picture.shape[:2] != fit.size:
-            got, takes = f"{picture.shape[1]}×{picture.shape[0]}", f"{fit.size[1]}×{fit.size[0]}"
-            raise Invalid(f"a fitted picture is {takes} here, got {got}", where=self.card.model)
-        return Prepared([self._preprocessor.image(picture)], fit)
+        """Make what came ready for the engine; `frame_size` (height, width): of the frame it was made from."""
 
     def run(self, prepared: Prepared) -> list[Tensor]:
         """The engine's outputs that the card's form takes, float32. Raises Invalid, Permanent."""
@@ -126,9 +73,94 @@ class Model:
         asked = Asked(self.card, self.bundle.labels, prepared.tensors, self.session.inputs, prepared.fit, options)
         return self._form(outputs, asked)
 
+    def predict(
+        self, data: Image | Tensor, frame_size: tuple[int, int] | None = None, options: Options = DEFAULT
+    ) -> Result:
+        """`prepare`, `run`, `interpret`. Raises Invalid (wrong input), Permanent (the engine failed, or said NaN)."""
+        prepared = self.prepare(data, frame_size)
+        return self.interpret(self.run(prepared), prepared, options)
+
     def close(self) -> None:
         """Free the engine's memory."""
         self.session.close()
+
+
+class Model(Answerer):
+    """See the module's words. Made by `load`."""
+
+    def __init__(self, bundle: Bundle, variant: Variant, session: Session) -> None:
+        where = str(bundle.file(variant))
+        self.variant = variant
+        self._preprocessor = preprocessor_for(bundle.card, session, where)
+        super().__init__(bundle, session, where)
+
+    @classmethod
+    def load(cls, bundle: Bundle | Path, *, variant: str | None = None, threads: int = 1) -> Model:
+        """Load the variant called `variant`, or the card's first that this machine can run.
+
+        Raises Missing (no such folder, file, variant), Invalid (card or file malformed), NotReady (no engine for it).
+        """
+        opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        wanted = [opened.variant(variant)] if variant is not None else opened.card.variants
+        if not wanted:
+            raise Missing("only the fronts of its cuts are here, no variant", where=opened.reference)
+        unready: NotReady | None = None
+        for candidate in wanted:
+            try:
+                session = PLUGINS[candidate.engine].load(opened.file(candidate), threads=threads)
+            except NotReady as error:
+                unready = error
+                continue
+            try:
+                return cls(opened, candidate, session)
+            except Invalid:
+                session.close()
+                raise
+        assert unready is not None
+        raise NotReady(
+            f"no engine here runs {', '.join(v.name for v in wanted)} ({unready.what})",
+            where=opened.reference,
+            hint=unready.hint or "`marram runtime` shows what this machine has.",
+        ) from unready
+
+    def prepare(self, data: Image | Tensor, frame_size: tuple[int, int] | None = None) -> Prepared:
+        """A picture (uint8 [H, W, 3], RGB), or readings for a model of `kind: tensor`, made ready for the engine.
+
+        With `frame_size` (height, width) the picture is taken as fitted already, by `fit_for`, from a frame of that
+        size. Raises Invalid where `data` is not what the model takes.
+        """
+        return prepared_for(self.card, self._preprocessor, data, frame_size)
+
+
+def preprocessor_for(card: ModelCard, session: Session, where: str) -> Preprocessor:
+    """What fills the input of `session`, a file that takes the card's input. Raises Invalid where it does not."""
+    preprocessor = Preprocessor(card.input, the_input(session, where), where)
+    preprocessor.check()
+    return preprocessor
+
+
+def the_input(session: Session, where: str) -> TensorInfo:
+    """The one input. Raises Invalid where there are others."""
+    if len(session.inputs) != 1:
+        raise Invalid(f"has {len(session.inputs)} inputs; Marram feeds models that have one", where=where)
+    return session.inputs[0]
+
+
+def prepared_for(
+    card: ModelCard, preprocessor: Preprocessor, data: Image | Tensor, frame_size: tuple[int, int] | None
+) -> Prepared:
+    """What `Model.prepare` does, for whatever file takes the card's input. Raises Invalid."""
+    if card.input.kind == "tensor":
+        return Prepared([preprocessor.tensor(np.asarray(data))], None)
+    picture = pictures.check(data, card.model)
+    height, width = picture.shape[:2] if frame_size is None else frame_size
+    fit = plan(card.input, height, width)
+    if frame_size is None:
+        picture = pictures.apply(fit, picture)
+    elif picture.shape[:2] != fit.size:
+        got, takes = f"{picture.shape[1]}×{picture.shape[0]}", f"{fit.size[1]}×{fit.size[0]}"
+        raise Invalid(f"a fitted picture is {takes} here, got {got}", where=card.model)
+    return Prepared([preprocessor.image(picture)], fit)
 
 
 def _taken(output: Output, session: Session, where: str) -> list[int]:

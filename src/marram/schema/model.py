@@ -6,6 +6,7 @@ function (litert-int8, onnx-fp32 …); a device runs whichever it can, fastest f
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections.abc import Iterable
 from enum import StrEnum
@@ -130,6 +131,53 @@ class Variant(Strict):
     accuracy: float | None = Field(default=None, ge=0, le=1)
 
 
+# How a picture may be sent: as JPEG of that quality, or as its pixels, compressed without loss.
+CodecName = Literal["jpeg-60", "jpeg-75", "jpeg-85", "jpeg-95", "raw-zstd"]
+# More than any cut worth having by far: who receives one makes room for so many bytes.
+MAX_CUT_BYTES = 2**24
+
+
+class Codec(Strict):
+    """What one way of sending a picture costs, as `marram model codecs` measured it.
+
+    `bytes`: of one input, the mean. `loss`: the share of inputs (0–1) whose answer is another one than to the input as
+    it is. `encode_ms`: on the machine that measured it; only proportions to the card's other times count.
+    """
+
+    name: CodecName
+    bytes: int = Field(ge=1)
+    loss: float = Field(ge=0, le=1)
+    encode_ms: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+
+
+class Cut(Strict):
+    """A tensor at which the model is parted: `front` runs on the device, what it gives is sent, `back` answers.
+
+    What crosses is one tensor of `shape` (without the batch), a byte a number: real = (byte - zero_point) * scale.
+    `variant`: the one whose two parts these are. `bytes` (compressed, the mean of one input), `loss` (as a codec's,
+    beside the whole variant) and the milliseconds of both parts are as `marram model cut` measured them.
+    """
+
+    name: Name
+    variant: Name
+    tensor: str = Field(min_length=1)
+    engine: Engine = Engine.ONNX
+    front: RelativePath
+    back: RelativePath
+    shape: list[Annotated[int, Field(ge=1)]] = Field(min_length=1, max_length=7)
+    scale: float = Field(gt=0, allow_inf_nan=False)
+    zero_point: int = Field(default=0, ge=0, le=255)
+    bytes: int = Field(ge=1)
+    loss: float = Field(ge=0, le=1)
+    front_ms: float = Field(ge=0, allow_inf_nan=False)
+    back_ms: float = Field(ge=0, allow_inf_nan=False)
+
+    @property
+    def size(self) -> int:
+        """Numbers that cross, and bytes before they are compressed."""
+        return math.prod(self.shape)
+
+
 class ModelCard(Strict):
     """`model.yaml`."""
 
@@ -141,6 +189,10 @@ class ModelCard(Strict):
     variants: list[Variant] = Field(min_length=1)
     # A device picks the fastest variant whose `accuracy` is at least this; None: any.
     accuracy_floor: float | None = Field(default=None, ge=0, le=1)
+    # Whoever sends an input may choose among the codecs and cuts whose `loss` is at most this.
+    accuracy_budget: float = Field(default=0.02, ge=0, le=1)
+    codecs: list[Codec] = []
+    cuts: list[Cut] = []
     # One label a line; or listed here.
     labels: RelativePath | list[str] | None = None
     licence: str
@@ -151,6 +203,12 @@ class ModelCard(Strict):
     def reference(self) -> str:
         """`name@version`: what a result says answered it."""
         return f"{self.model}@{self.version}"
+
+    @property
+    def files(self) -> list[str]:
+        """Every file that the card names, each once, without the labels."""
+        parts = [part for cut in self.cuts for part in (cut.front, cut.back)]
+        return list(dict.fromkeys([*(variant.file for variant in self.variants), *parts]))
 
 
 class File(Strict):
