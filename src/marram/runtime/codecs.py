@@ -37,6 +37,7 @@ _GUESS = {UNMEASURED: 0.25, RAW: 2.3}
 
 # A picture that was not fitted may have so many bytes as pixels; a fitted one is as large as the model's input.
 MAX_PIXEL_BYTES = 2**26
+_NO_HARM_PIXELS = 2**20
 _MAX_SIDE = 65_536
 _MAX_DIMENSIONS = 8
 # Level 1 and 3 are as fast on pixels (0.1 ms for 224 × 224) and differ by a hundredth in size.
@@ -95,8 +96,8 @@ def decode(payload: Payload, card: ModelCard) -> Image | Tensor:
     rows, columns = card.input.size
     if payload.media == PIXELS:
         return _pixels(payload, (rows, columns) if size is not None else None)
-    # A fitted picture is as large as the model's input, whatever it claims.
-    most = rows * columns if size is not None else pictures.MAX_PIXELS
+    # A fitted picture is as large as the model's input (one a little larger is told so by `prepare`).
+    most = max(rows * columns, _NO_HARM_PIXELS) if size is not None else pictures.MAX_PIXELS
     return pictures.decode(payload.body, "the picture sent", most_pixels=most)
 
 
