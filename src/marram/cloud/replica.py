@@ -32,6 +32,7 @@ from marram.last_resort import ended
 from marram.runtime import codecs
 from marram.runtime.model import Model, Prepared
 from marram.schema.errors import MarramError
+from marram.schema.load import Load
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,114 @@
+"""What the replicas of a model tell each other of their load, so that any answer can tell it of all of them.
+
+A device hears from one replica at a time, and of the others only what it remembers; replicas stand close together and
+tell each other at every change. Said rarely enough that hearing it costs a replica nothing to speak of, however many
+there are. Nothing is kept: who has not been heard for a moment is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from marram.bus import subjects
+from marram.bus.client import Bus, Message
+from marram.bus.codec import MAX_LOADS, pack_load, unpack_load
+from marram.schema.errors import MarramError
+from marram.schema.load import Load
+
+log = logging.getLogger(__name__)
+
+# Without any change it is said so often, and who was silent for three times that is gone.
+ALIVE_S = 1.0
+_GONE_S = 3 * ALIVE_S
+# Each replica hears at most so many a second, of all others together.
+_HEARD_A_SECOND = 200
+_SOONEST_S = 0.02
+
+Key = tuple[str, int]
+
+
+@dataclass(slots=True)
+class _Model:
+    """One model that is served here: its own load, what the others said and when, and whether ours changed."""
+
+    own: Callable[[], Load]
+    heard: dict[str, tuple[float, Load]] = field(default_factory=dict)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
+
+
+class Loads:
+    """One for each replica process. All methods on one event loop."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._models: dict[Key, _Model] = {}
+        self._subscribed: set[Key] = set()
+
+    async def serve(self, key: Key, own: Callable[[], Load]) -> None:
+        """From now on the load of this model here is told; `own` gives it, at any time."""
+        served = self._models[key] = _Model(own)
+        if key not in self._subscribed:
+            self._subscribed.add(key)
+
+            async def hear(message: Message) -> None:
+                self._hear(key, message.payload)
+
+            await self._bus.subscribe(subjects.load(*key), hear)
+        served.task = asyncio.create_task(self._tell(key, served), name=f"load of {key[0]}@{key[1]}")
+
+    def changed(self, key: Key) -> None:
+        """More or fewer wait here now."""
+        if key in self._models:
+            self._models[key].changed.set()
+
+    def known(self, key: Key) -> tuple[Load, ...]:
+        """Of those that serve this model: our own first, then the least loaded."""
+        served = self._models.get(key)
+        if served is None:
+            return ()
+        now_s = time.monotonic()
+        served.heard = {name: each for name, each in served.heard.items() if now_s - each[0] < _GONE_S}
+        others = sorted(served.heard.values(), key=lambda each: each[1].queue_s + each[1].service_s)
+        return served.own(), *(
+            replace(load, age_s=load.age_s + now_s - heard_s) for heard_s, load in others[: MAX_LOADS - 1]
+        )
+
+    async def leave(self, key: Key) -> None:
+        """This model is no longer served here: the others hear no more of it from us."""
+        served = self._models.pop(key, None)
+        if served is not None and served.task is not None:
+            served.task.cancel()
+            await asyncio.gather(served.task, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Tell nothing any more."""
+        for key in list(self._models):
+            await self.leave(key)
+
+    def _hear(self, key: Key, message: bytes) -> None:
+        served = self._models.get(key)
+        if served is None:
+            return
+        try:
+            load = unpack_load(message)
+        except MarramError as error:
+            log.warning("on %s: %s", subjects.load(*key), error)
+            return
+        if load.sane and load.replica != served.own().replica:
+            served.heard[load.replica] = (time.monotonic(), load)
+
+    async def _tell(self, key: Key, served: _Model) -> None:
+        while True:
+            served.changed.clear()
+            with contextlib.suppress(MarramError):  # the broker is away: told once it is back
+                await self._bus.publish(subjects.load(*key), pack_load(served.own()))
+            await asyncio.sleep(max(_SOONEST_S, len(served.heard) / _HEARD_A_SECOND))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ALIVE_S):
+                    await served.changed.wait()
