@@ -24,9 +24,9 @@ from marram.runtime import probe
 from marram.runtime.admit import admit, admit_bundle, archives, parent
 from marram.runtime.admit import child as admitting
 from marram.runtime.admit.archives import look_into
-from marram.runtime.admit.onnxfile import outside
 from marram.runtime.admit.pickles import is_pickle
 from marram.runtime.bundle import CARD, Bundle, dump_card
+from marram.runtime.onnxfile import outside
 from marram.schema.errors import Invalid, Threat, Untrusted
 from marram.schema.model import Engine, Input, ModelCard, Output, Task, Variant
 from marram.system import landlock

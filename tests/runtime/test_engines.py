@@ -120,6 +120,18 @@ def test_two_threads_get_right_answers_or_are_refused(session: Session) -> None:
     assert len(answers) + len(refused) == 400
     np.testing.assert_allclose(np.array(answers), 0, atol=1e-4)
     assert all("two threads" in str(error) for error in refused)
+    assert not (session.parallel and refused)
+
+
+def test_several_items_run_as_one_where_the_engine_can_declare_the_first_length_free(
+    engine: Engine, float_model: Callable[[Engine], Path]
+) -> None:
+    session = PLUGINS[engine].load(float_model(engine), free=True)
+    assert session.inputs[0].shape[0] == (-1 if engine is Engine.ONNX else 1)
+    if session.inputs[0].shape[0] == -1:
+        x = rng.normal(size=(5, 4)).astype(np.float32)
+        np.testing.assert_allclose(session.run([x])[0], layer(x), rtol=1e-5, atol=1e-6)
+        assert session.outputs[0].shape == (-1, 3)
 
 
 @pytest.mark.parametrize("damage", ["empty", "text", "noise", "half", "tail"])

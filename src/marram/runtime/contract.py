@@ -32,10 +32,11 @@ class TensorInfo:
 
 
 class Session(Protocol):
-    """One loaded model on one engine. Not thread-safe: one session for each thread that infers."""
+    """One loaded model on one engine. One session for each thread that infers, unless it is `parallel`."""
 
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
+    parallel: bool  # whether several threads may run it at once
 
     def run(self, tensors: list[Tensor]) -> list[Tensor]:
         """`tensors` in the order of `inputs`, shapes as declared; real-valued float32 (see the module's words).
@@ -52,8 +53,12 @@ class Session(Protocol):
 class Engine(Protocol):
     """A runtime plug-in: a module `runtime/engines/NAME.py` with these functions; the file name is the registration."""
 
-    def load(self, file: Path, *, threads: int = 1) -> Session:
-        """Raises Invalid where the file is no model this engine reads, NotReady where the engine is not installed."""
+    def load(self, file: Path, *, threads: int = 1, free: bool = False) -> Session:
+        """Raises Invalid where the file is no model this engine reads, NotReady where the engine is not installed.
+
+        `free`: where the engine can, inputs and outputs whose first length is 1 are declared free (-1), so that several
+        items run as one. Not every graph answers rightly then: whoever asks for it compares.
+        """
         ...
 
     def describe(self) -> list[Accelerator]:

@@ -56,15 +56,18 @@ def format_shape(shape: tuple[int, ...]) -> str:
 class CheckedSession(ABC):
     """A `contract.Session` in which only the engine's own call is left to write.
 
-    `where` names the model's file in messages. Used by two threads at once it raises Permanent: engines answer
-    wrongly then (LiteRT), or race.
+    `where` names the model's file in messages. Used by two threads at once it raises Permanent, unless the plug-in sets
+    `parallel`: most engines answer wrongly then (LiteRT), or race.
     """
+
+    parallel = False
 
     def __init__(self, where: str, inputs: tuple[TensorInfo, ...], outputs: tuple[TensorInfo, ...]) -> None:
         self.inputs = inputs
         self.outputs = outputs
         self._where = where
-        self._busy = threading.Lock()
+        self._door = threading.Condition()
+        self._running = 0
         self._closed = False
 
     def run(self, tensors: list[Tensor]) -> list[Tensor]:
@@ -73,13 +76,17 @@ class CheckedSession(ABC):
         Raises Invalid on a wrong number, shape or dtype of tensors, Permanent when closed, used by two threads at
         once, or where the engine fails.
         """
-        if not self._busy.acquire(blocking=False):
-            raise Permanent(
-                "one session was used by two threads at once", where=self._where, hint="Load one session per thread."
-            )
-        try:
+        with self._door:
+            if self._running and not self.parallel:
+                raise Permanent(
+                    "one session was used by two threads at once",
+                    where=self._where,
+                    hint="Load one session per thread.",
+                )
             if self._closed:
                 raise Permanent("the session is closed", where=self._where, hint="Load the model again.")
+            self._running += 1
+        try:
             if len(tensors) != len(self.inputs):
                 raise Invalid(f"takes {len(self.inputs)} tensors, got {len(tensors)}", where=self._where)
             raw = [self._entering(t, info) for t, info in zip(tensors, self.inputs, strict=True)]
@@ -91,13 +98,16 @@ class CheckedSession(ABC):
                 raise Permanent(f"the engine failed: {first_line(error)}", where=self._where) from error
             return [dequantise(a, info) for a, info in zip(answered, self.outputs, strict=True)]
         finally:
-            self._busy.release()
+            with self._door:
+                self._running -= 1
+                self._door.notify_all()
 
     def close(self) -> None:
-        """See `contract.Session.close`. Waits for a run in progress; closing twice is no fault."""
-        with self._busy:
-            if not self._closed:
-                self._closed = True
+        """See `contract.Session.close`. Waits for runs in progress; closing twice is no fault."""
+        with self._door:
+            first, self._closed = not self._closed, True
+            self._door.wait_for(lambda: self._running == 0)
+            if first:
                 self._free()
 
     def _entering(self, tensor: Tensor, info: TensorInfo) -> Tensor:

@@ -16,12 +16,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from marram.runtime.admit.archives import look_into
-from marram.runtime.admit.onnxfile import outside
 from marram.runtime.bundle import CARD, Bundle
 from marram.runtime.engines.torch import clean_archive
 from marram.runtime.example import example
 from marram.runtime.installed import PACKAGES, installed
 from marram.runtime.model import Model, check_labels
+from marram.runtime.onnxfile import outside
 from marram.schema.errors import Invalid, MarramError, NotReady, Permanent, Threat, Untrusted
 from marram.schema.model import Engine, Variant
 

@@ -2,7 +2,7 @@
 
 Architecture: Tan & Le, "EfficientNet" (2019), in the Lite form of TensorFlow's `efficientnet/lite`: ReLU6, no
 squeeze-and-excitation, stem and head of fixed width. Padding is TensorFlow's SAME; batch norm (epsilon 1e-3) is folded
-into the convolution before it. Input: real [1, H, W, 3]; output: logits [1, 1000].
+into the convolution before it. Input: real [N, H, W, 3]; output: logits [N, 1000], of N pictures at once.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ def build(scale: Scale, weights: Weights) -> Any:
         graph.classify("_fc")
     except KeyError as error:
         raise Invalid(f"the weights of {scale.name} lack {error}") from error
-    shape = [1, scale.size, scale.size, 3]
+    shape = ["pictures", scale.size, scale.size, 3]
     model = helper.make_model(
         helper.make_graph(
             graph.nodes,
             scale.name,
             [helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, shape)],
-            [helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, [1, weights["_fc.bias"].size])],
+            [helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["pictures", weights["_fc.bias"].size])],
             graph.constants,
         ),
         opset_imports=[helper.make_opsetid("", _OPSET)],

@@ -24,7 +24,7 @@ from marram.schema.words import first_line
 _EDGE_TPU_LIBRARIES = ("libedgetpu.so.1", "libedgetpu.1.dylib", "edgetpu.dll")
 
 
-def load(file: Path, *, threads: int = 1) -> Session:
+def load(file: Path, *, threads: int = 1, free: bool = False) -> Session:
     """See `contract.Engine.load`. `MARRAM_EDGE_TPU=1` runs what was compiled for an Edge TPU on it."""
     delegates = [_edge_tpu()] if os.environ.get("MARRAM_EDGE_TPU") == "1" else []
     return LitertSession(file, threads, delegates)

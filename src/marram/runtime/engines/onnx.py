@@ -14,6 +14,7 @@ from typing import Any
 from marram.runtime import probe
 from marram.runtime.contract import Accelerator, Session, Tensor, TensorInfo
 from marram.runtime.installed import importing, installed
+from marram.runtime.onnxfile import freed
 from marram.runtime.session import CheckedSession
 from marram.schema.errors import Invalid, NotReady
 from marram.schema.model import Engine
@@ -36,12 +37,12 @@ _DTYPES = {
 }
 
 
-def load(file: Path, *, threads: int = 1) -> Session:
+def load(file: Path, *, threads: int = 1, free: bool = False) -> Session:
     """See `contract.Engine.load`. Runs on CUDA where this build has it, else on the CPU.
 
     `MARRAM_ONNX_PROVIDERS=tensorrt,cuda,cpu` chooses otherwise. TensorRT only on request: it compiles for minutes.
     """
-    return OnnxSession(file, threads, _wanted_providers())
+    return OnnxSession(file, threads, _wanted_providers(), freed(file) if free and file.is_file() else None)
 
 
 def describe() -> list[Accelerator]:
@@ -65,9 +66,12 @@ def describe() -> list[Accelerator]:
 
 
 class OnnxSession(CheckedSession):
-    """One InferenceSession with `threads` threads."""
+    """One InferenceSession with `threads` threads, of the file's `content` where that is other than it lies there."""
 
-    def __init__(self, file: Path, threads: int, providers: list[str]) -> None:
+    # Each run has memory of its own; the weights and the threads are shared.
+    parallel = True
+
+    def __init__(self, file: Path, threads: int, providers: list[str], content: bytes | None = None) -> None:
         runtime = _runtime()
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -75,7 +79,7 @@ class OnnxSession(CheckedSession):
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 4  # what goes wrong is raised; the log would go past us to the terminal
         try:
-            self._session: Any = runtime.InferenceSession(str(file), options, providers=providers)
+            self._session: Any = runtime.InferenceSession(content or str(file), options, providers=providers)
         except _faults() as error:
             raise Invalid(
                 f"not a model ONNX Runtime can load: {_reason(error)}", where=str(file), hint="Is the file complete?"

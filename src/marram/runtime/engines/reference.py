@@ -22,7 +22,7 @@ from marram.schema.errors import Invalid
 from marram.schema.model import Engine
 
 
-def load(file: Path, *, threads: int = 1) -> Session:
+def load(file: Path, *, threads: int = 1, free: bool = False) -> Session:
     """See `contract.Engine.load`. One thread, whatever is asked."""
     return ReferenceSession(file)
 

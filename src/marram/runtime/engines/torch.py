@@ -36,7 +36,7 @@ _ARITHMETIC = frozenset(
 )
 
 
-def load(file: Path, *, threads: int = 1) -> Session:
+def load(file: Path, *, threads: int = 1, free: bool = False) -> Session:
     """See `contract.Engine.load`. `threads` holds for all of PyTorch in this process; so PyTorch has it.
 
     Runs on the CPU; `MARRAM_TORCH_DEVICE=cuda` moves it. Raises Invalid for anything that holds a pickle.

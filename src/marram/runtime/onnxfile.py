@@ -1,7 +1,8 @@
-"""What an ONNX file says of files outside of it, read without any library: where its weights lie.
+"""An ONNX file read without any library, which a device does not have: where its weights lie, how many items it takes.
 
 A model may keep weights in other files, named by a path. A path that leaves the bundle would make whoever loads the
-model read, and a hostile one's author learn of, any file of that machine. The fields are those of onnx.proto3.
+model read, and a hostile one's author learn of, any file of that machine. Most are exported for one item at a time
+though their graphs would take several. The fields are those of onnx.proto3.
 """
 
 from __future__ import annotations
@@ -36,6 +37,46 @@ def outside(file: Path) -> set[str]:
         return set(_locations(content, "model", 0))
     except (ValueError, IndexError) as error:
         raise Invalid("not an ONNX model", where=str(file), hint="Is the file complete?") from error
+
+
+# A dimension that is 1 long, and one whose length has no name: as many bytes, so that nothing around it has to change.
+_ONE, _FREE = b"\x08\x01", b"\x12\x00"
+_GRAPH, _INITIALIZER, _INPUT, _OUTPUT, _NAME, _TENSOR_NAME = 7, 5, 11, 12, 1, 8
+
+
+def freed(file: Path) -> bytes | None:
+    """The model with the first length of its inputs and outputs declared free where it is 1, None where none is.
+
+    Whether the graph answers several items as it does each alone is not looked at. A model that keeps weights in other
+    files is None too: it cannot be loaded from bytes. Raises Invalid where the file is no ONNX model.
+    """
+    if outside(file):
+        return None
+    content = bytearray(file.read_bytes())
+    changed = False
+    for _, graph in _parts(memoryview(content), _GRAPH):
+        constants = {bytes(name) for _, each in _parts(graph, _INITIALIZER) for _, name in _parts(each, _TENSOR_NAME)}
+        for _, value in _parts(graph, _INPUT, _OUTPUT):
+            if constants.isdisjoint(bytes(name) for _, name in _parts(value, _NAME)):
+                changed |= _free_first(value)
+    return bytes(content) if changed else None
+
+
+def _free_first(value: memoryview) -> bool:
+    """ValueInfoProto.type(2).tensor_type(1).shape(2).dim(1), the first of them."""
+    for path in (2, 1, 2):
+        value = next((part for _, part in _parts(value, path)), value[:0])
+    first = next((part for _, part in _parts(value, 1)), value[:0])
+    if bytes(first) != _ONE:
+        return False
+    first[:] = _FREE
+    return True
+
+
+def _parts(content: memoryview, *numbers: int) -> Iterator[tuple[int, memoryview]]:
+    for number, _, value in _fields(content):
+        if number in numbers and isinstance(value, memoryview):
+            yield number, value
 
 
 def _locations(content: memoryview, message: str, depth: int) -> Iterator[str]:
