@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import socket
 import time
@@ -21,6 +20,8 @@ from fastapi import FastAPI
 from marram.cloud.door import BACKLOG, Door
 from marram.cloud.loops import DUE_LOOK_S, Due, for_ever
 from marram.cloud.threshold import replace_identity, server_context, threshold
+from marram.schema.addresses import bracketed as bracketed
+from marram.schema.addresses import is_loopback as is_loopback
 from marram.schema.errors import Conflict, Retryable
 from marram.trust.authority import SERVER_LIFE_S, Authority
 
@@ -131,14 +132,6 @@ def _listen(host: str, port: int, option: str) -> socket.socket:
     return listener
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches what listens on `host`."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def reachable(host: str) -> str:
     """How other machines reach what listens on `host`: on every address, the one that leads outwards."""
     if host not in ("0.0.0.0", "", "::"):
@@ -155,8 +148,3 @@ def reachable(host: str) -> str:
 def names_of(host: str) -> list[str]:
     """What a server that listens on `host` may be called: for browsers and other tools; devices do not look at it."""
     return list(dict.fromkeys([reachable(host), socket.gethostname(), "localhost", "127.0.0.1", "::1"]))
-
-
-def bracketed(host: str) -> str:
-    """`host` as a URL has it."""
-    return f"[{host}]" if ":" in host else host
