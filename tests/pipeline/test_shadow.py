@@ -14,10 +14,11 @@ from tests.pipeline.conftest import Seen, picture
 
 from marram.pipeline import shadow as shadowing
 from marram.pipeline.build import Around, Pipeline
-from marram.pipeline.shadow import Before, disagree
+from marram.pipeline.shadow import Before
 from marram.pipeline.stats import Stats
 from marram.runtime.bundle import Bundle
 from marram.runtime.model import Model
+from marram.schema.agreement import disagree
 from marram.schema.app import parse_app
 from marram.schema.model import Task
 from marram.schema.result import Detection, Result

@@ -26,10 +26,10 @@ from marram.runtime.bundle import Bundle
 from marram.runtime.contract import Tensor
 from marram.runtime.image import Image
 from marram.runtime.model import Model, Options
+from marram.schema.agreement import disagree
 from marram.schema.app import App, ClassifyStep, DetectStep, InferStep
 from marram.schema.errors import MarramError
-from marram.schema.model import Task
-from marram.schema.result import Detection, Result
+from marram.schema.result import Result
 from marram.schema.units import format_size
 
 log = logging.getLogger(__name__)
@@ -38,8 +38,6 @@ log = logging.getLogger(__name__)
 SHARE = 10
 # Enough to tell 1 % of disagreement from 2 %, and longer than a rollout's stage soaks.
 MOST_FRAMES, MOST_S = 2000, 3600.0
-# Boxes that overlap so far (IoU) are the same; values and scores this near (share of the larger) are the same.
-SAME_BOX, SAME_VALUE, SAME_SCORE = 0.5, 0.05, 0.1
 _NICER = 10
 # How long the app's end waits for an answer under way.
 _PATIENCE_S = 3.0
@@ -178,53 +176,6 @@ class Shadow:
 
 class _NoRoom(Exception):
     """Both models do not fit the memory limit."""
-
-
-def disagree(old: Result, new: Result) -> bool:
-    """Whether two answers to one input differ.
-
-    Classification: another first label. Detection: a box of either without one of the same label in the other that
-    overlaps it by half (IoU 0.5). Anomaly: another verdict (without a threshold: scores more than 10 % apart).
-    Regression: values more than 5 % apart.
-    """
-    if new.task is Task.DETECTION:
-        return _boxes_differ(list(old.detections), list(new.detections))
-    if new.task is Task.ANOMALY:
-        if old.anomaly is not None and new.anomaly is not None:
-            return old.anomaly is not new.anomaly
-        return _apart(old.score, new.score, SAME_SCORE)
-    if new.task is Task.REGRESSION:
-        return _apart(old.value, new.value, SAME_VALUE)
-    return old.label != new.label
-
-
-def _boxes_differ(old: list[Detection], new: list[Detection]) -> bool:
-    """Greedy, the surest first, as detections are scored."""
-    if len(old) != len(new):
-        return True
-    left = list(new)
-    for box in sorted(old, key=lambda each: -each.confidence):
-        near = [(overlap(box, each), n) for n, each in enumerate(left) if each.label == box.label]
-        best, at = max(near, default=(0.0, 0))
-        if best < SAME_BOX:
-            return True
-        del left[at]
-    return False
-
-
-def overlap(one: Detection, other: Detection) -> float:
-    """Intersection over union of two boxes."""
-    ax0, ay0, ax1, ay1 = one.box
-    bx0, by0, bx1, by1 = other.box
-    shared = max(0.0, min(ax1, bx1) - max(ax0, bx0)) * max(0.0, min(ay1, by1) - max(ay0, by0))
-    union = (ax1 - ax0) * (ay1 - ay0) + (bx1 - bx0) * (by1 - by0) - shared
-    return shared / union if union > 0 else 0.0
-
-
-def _apart(old: float | None, new: float | None, share: float) -> bool:
-    if old is None or new is None:
-        return old is not new
-    return abs(old - new) > share * max(abs(old), abs(new))
 
 
 def resident_bytes() -> int:

@@ -1,0 +1,56 @@
+"""Whether two answers to one input say the same: what versions, codecs and cuts are compared by."""
+
+from __future__ import annotations
+
+from marram.schema.model import Task
+from marram.schema.result import Detection, Result
+
+# Boxes that overlap so far (IoU) are the same; values and scores this near (share of the larger) are the same.
+SAME_BOX, SAME_VALUE, SAME_SCORE = 0.5, 0.05, 0.1
+
+
+def disagree(old: Result, new: Result) -> bool:
+    """Whether two answers to one input differ.
+
+    Classification: another first label. Detection: a box of either without one of the same label in the other that
+    overlaps it by half (IoU 0.5). Anomaly: another verdict (without a threshold: scores more than 10 % apart).
+    Regression: values more than 5 % apart.
+    """
+    if new.task is Task.DETECTION:
+        return _boxes_differ(list(old.detections), list(new.detections))
+    if new.task is Task.ANOMALY:
+        if old.anomaly is not None and new.anomaly is not None:
+            return old.anomaly is not new.anomaly
+        return _apart(old.score, new.score, SAME_SCORE)
+    if new.task is Task.REGRESSION:
+        return _apart(old.value, new.value, SAME_VALUE)
+    return old.label != new.label
+
+
+def _boxes_differ(old: list[Detection], new: list[Detection]) -> bool:
+    """Greedy, the surest first, as detections are scored."""
+    if len(old) != len(new):
+        return True
+    left = list(new)
+    for box in sorted(old, key=lambda each: -each.confidence):
+        near = [(overlap(box, each), n) for n, each in enumerate(left) if each.label == box.label]
+        best, at = max(near, default=(0.0, 0))
+        if best < SAME_BOX:
+            return True
+        del left[at]
+    return False
+
+
+def overlap(one: Detection, other: Detection) -> float:
+    """Intersection over union of two boxes."""
+    ax0, ay0, ax1, ay1 = one.box
+    bx0, by0, bx1, by1 = other.box
+    shared = max(0.0, min(ax1, bx1) - max(ax0, bx0)) * max(0.0, min(ay1, by1) - max(ay0, by0))
+    union = (ax1 - ax0) * (ay1 - ay0) + (bx1 - bx0) * (by1 - by0) - shared
+    return shared / union if union > 0 else 0.0
+
+
+def _apart(old: float | None, new: float | None, share: float) -> bool:
+    if old is None or new is None:
+        return old is not new
+    return abs(old - new) > share * max(abs(old), abs(new))
