@@ -75,10 +75,13 @@ class Back(Answerer):
         super().__init__(bundle, session, where)
 
     @classmethod
-    def load(cls, bundle: Bundle, name: str, *, threads: int = 1) -> Back:
-        """The back of the cut called `name`. Raises Missing, Invalid (card or file), NotReady (no engine for it)."""
+    def load(cls, bundle: Bundle, name: str, *, threads: int = 1, free: bool = False) -> Back:
+        """The back of the cut called `name`; `free`: see `Engine.load`.
+
+        Raises Missing, Invalid (card or file), NotReady (no engine for it).
+        """
         cut = bundle.cut(name)
-        session = PLUGINS[cut.engine].load(bundle.folder / cut.back, threads=threads)
+        session = PLUGINS[cut.engine].load(bundle.folder / cut.back, threads=threads, free=free)
         try:
             return cls(bundle, cut, session)
         except MarramError:

@@ -59,7 +59,10 @@ class Answerer(ABC):
 
     def run(self, prepared: Prepared) -> list[Tensor]:
         """The engine's outputs that the card's form takes, float32. Raises Invalid, Permanent."""
-        outputs = self.session.run(prepared.tensors)
+        return self.taken(self.session.run(prepared.tensors))
+
+    def taken(self, outputs: list[Tensor]) -> list[Tensor]:
+        """Of all that the session gave, what the card's form takes, in its order."""
         return [outputs[i] for i in self._taken]
 
     def interpret(self, outputs: list[Tensor], prepared: Prepared, options: Options = DEFAULT) -> Result:
@@ -95,8 +98,8 @@ class Model(Answerer):
         super().__init__(bundle, session, where)
 
     @classmethod
-    def load(cls, bundle: Bundle | Path, *, variant: str | None = None, threads: int = 1) -> Model:
-        """Load the variant called `variant`, or the card's first that this machine can run.
+    def load(cls, bundle: Bundle | Path, *, variant: str | None = None, threads: int = 1, free: bool = False) -> Model:
+        """Load the variant called `variant`, or the card's first that this machine can run; `free`: see `Engine.load`.
 
         Raises Missing (no such folder, file, variant), Invalid (card or file malformed), NotReady (no engine for it).
         """
@@ -107,7 +110,7 @@ class Model(Answerer):
         unready: NotReady | None = None
         for candidate in wanted:
             try:
-                session = PLUGINS[candidate.engine].load(opened.file(candidate), threads=threads)
+                session = PLUGINS[candidate.engine].load(opened.file(candidate), threads=threads, free=free)
             except NotReady as error:
                 unready = error
                 continue
