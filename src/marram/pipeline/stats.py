@@ -22,6 +22,11 @@ Constant in memory for weeks of frames (log-spaced buckets, not lists), microsec
 | `shadow_frames` | inputs on which the version before was asked too (`pipeline/shadow.py`) |
 | `shadow_disagreements` | those of them on which it answers another thing |
 | `shadow_skipped` | why it is not asked, "" where it is |
+| `escalated` | edge answers that were not sure enough, so the cloud was asked (`cascade:`) |
+| `checked` | accepted edge answers that the cloud was asked about in the background, and answered |
+| `disagreed` | escalated and checked answers for which the cloud had another |
+| `unverified` | edge answers that stood although unsure, or of unknown worth: the cloud did not answer, or is away |
+| `cascade` | what the cascade accepts now, and why; absent where there is none |
 | `samples`, `alerts` | samples kept, alerts raised (not their end) |
 | `over_budget` | samples not kept because the budget of their `keep` step was spent |
 | `repeated` | pictures not kept because the very same one was kept before |
@@ -45,7 +50,7 @@ RECENT_S = 10
 COUNTED = (
     "frames", "edge", "cloud", "dropped", "skipped", "errors", "audit_edge_frames", "audit_cloud_frames", "timeouts",
     "answered_while_away", "samples", "alerts", "over_budget", "confidence_frames", "shadow_frames",
-    "shadow_disagreements", "delays", "repeated",
+    "shadow_disagreements", "delays", "repeated", "escalated", "checked", "disagreed", "unverified",
 )  # fmt: skip
 
 
@@ -88,6 +93,7 @@ class Stats:
         # Frames in each of the last seconds: [second, count], oldest first.
         self._seconds: deque[list[int]] = deque(maxlen=RECENT_S + 1)
         self._started_s: float | None = None
+        self._told: list[tuple[str, Callable[[], str]]] = []
 
     def count(self, name: str, by: int = 1) -> None:
         """Add to a counter of the table above. Raises KeyError where there is no such counter."""
@@ -118,6 +124,11 @@ class Stats:
         """The version before is not asked, and why."""
         with self._lock:
             self._shadow_skipped = reason[:300]
+
+    def tell(self, name: str, words: Callable[[], str]) -> None:
+        """Have `words` asked each time the figures are read; where it is told twice (two steps), both are there."""
+        with self._lock:
+            self._told.append((name, words))
 
     def frame(self, delay_s: float | None = None) -> None:
         """One frame went through every step; `delay_s` after its capture, where no model's answer is what is timed."""
@@ -166,6 +177,9 @@ class Stats:
                 "always_edge_p50_ms": self._edge_block.quantile_ms(0.50),
                 "always_cloud_p50_ms": self._cloud_block.quantile_ms(0.50),
             }
+            told = list(self._told)
+        for name, words in told:
+            figures[name] = "; ".join(filter(None, (figures.get(name), words())))
         if source is not None:
             figures["skipped"] += source.skipped
             figures["errors"] += source.errors

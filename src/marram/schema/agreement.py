@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from marram.schema.model import Task
 from marram.schema.result import Detection, Result
 
@@ -17,7 +19,7 @@ def disagree(old: Result, new: Result) -> bool:
     Regression: values more than 5 % apart.
     """
     if new.task is Task.DETECTION:
-        return _boxes_differ(list(old.detections), list(new.detections))
+        return _boxes_differ(old.detections, new.detections)
     if new.task is Task.ANOMALY:
         if old.anomaly is not None and new.anomaly is not None:
             return old.anomaly is not new.anomaly
@@ -27,18 +29,32 @@ def disagree(old: Result, new: Result) -> bool:
     return old.label != new.label
 
 
-def _boxes_differ(old: list[Detection], new: list[Detection]) -> bool:
-    """Greedy, the surest first, as detections are scored."""
-    if len(old) != len(new):
-        return True
+def lost(answer: Result, right: Result) -> float:
+    """What is lost with `answer` where `right` is right: 0 where they agree, 1 where they do not.
+
+    A detection may be right in part: 1 - F1 of its boxes, that is boxes without their like over all boxes of both.
+    """
+    if right.task is Task.DETECTION:
+        boxes = len(answer.detections) + len(right.detections)
+        return 1 - 2 * _alike(answer.detections, right.detections) / boxes if boxes else 0.0
+    return float(disagree(answer, right))
+
+
+def _boxes_differ(old: Sequence[Detection], new: Sequence[Detection]) -> bool:
+    return len(old) != len(new) or _alike(old, new) < len(old)
+
+
+def _alike(old: Sequence[Detection], new: Sequence[Detection]) -> int:
+    """How many pairs of the same label overlap by half. Greedy, the surest first, as detections are scored."""
     left = list(new)
+    pairs = 0
     for box in sorted(old, key=lambda each: -each.confidence):
         near = [(overlap(box, each), n) for n, each in enumerate(left) if each.label == box.label]
         best, at = max(near, default=(0.0, 0))
-        if best < SAME_BOX:
-            return True
-        del left[at]
-    return False
+        if best >= SAME_BOX:
+            pairs += 1
+            del left[at]
+    return pairs
 
 
 def overlap(one: Detection, other: Detection) -> float:
