@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hmac
 import socket
+import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ import uvicorn
 from starlette.types import Scope
 
 from marram.schema.addresses import bracketed, is_loopback
-from marram.schema.errors import Conflict, Invalid, MarramError, Refused, Retryable
+from marram.schema.errors import Conflict, Invalid, Refused, Retryable
 from marram.serving.contract import Answering
 from marram.serving.oip.faults import Unproven
 from marram.serving.oip.inference import Inference
@@ -40,6 +41,18 @@ class Tls:
     certificate: Path
     key: Path
 
+    def check(self) -> None:
+        """Raises Invalid where they cannot be read, or do not belong together."""
+        for file in (self.certificate, self.key):
+            try:
+                file.read_bytes()
+            except OSError as error:
+                raise Invalid(f"cannot read it: {error.strerror}", where=str(file)) from error
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.certificate, self.key)
+        except OSError as error:
+            raise Invalid("the certificate and the key do not belong together", where=str(self.certificate)) from error
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -52,16 +65,18 @@ class Place:
     tls: Tls | None = None
 
     def check(self) -> None:
-        """Raises Refused where other machines would be let in without a token."""
+        """Raises Refused where other machines would be let in without a token, Invalid where TLS' files are none."""
         if self.token is None and not is_loopback(self.host):
             raise Refused(f"whoever reaches {self.host} could ask: that needs a token")
+        if self.tls is not None:
+            self.tls.check()
 
 
 class Server:
     """See the module's words. `http` and `grpc`: the ports, once it runs."""
 
     def __init__(self, answering: Answering, place: Place) -> None:
-        """Raises Refused where other machines would be let in without a token."""
+        """Raises Refused where other machines would be let in without a token, Invalid where TLS' files are none."""
         place.check()
         self._place = place
         self._inference = Inference(answering)
@@ -81,7 +96,7 @@ class Server:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Server]:
-        """Listening; at the end what was asked is answered first. Raises Conflict (port taken), Invalid (TLS files)."""
+        """Listening; at the end what was asked is answered first. Raises Conflict (port taken)."""
         async with contextlib.AsyncExitStack() as closing:
             if self._place.grpc is not None:
                 closing.push_async_callback((await self._start_rpc(self._place.grpc)).stop, _GRACE_S)
@@ -154,38 +169,25 @@ class _Stop:
 
 
 def _configured(app: object, tls: Tls | None) -> uvicorn.Config:
-    try:
-        config = uvicorn.Config(
-            app,  # type: ignore[arg-type]
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            lifespan="off",
-            proxy_headers=False,
-            server_header=False,
-            date_header=False,
-            limit_concurrency=_MOST_REQUESTS,
-            h11_max_incomplete_event_size=_MOST_HEAD_BYTES,
-            timeout_graceful_shutdown=round(_GRACE_S),
-            ssl_certfile=None if tls is None else tls.certificate,
-            ssl_keyfile=None if tls is None else tls.key,
-        )
-        config.load()  # reads the certificate
-    except OSError as error:
-        raise _unreadable(error) from error
-    return config
+    return uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+        limit_concurrency=_MOST_REQUESTS,
+        h11_max_incomplete_event_size=_MOST_HEAD_BYTES,
+        timeout_graceful_shutdown=round(_GRACE_S),
+        ssl_certfile=None if tls is None else tls.certificate,
+        ssl_keyfile=None if tls is None else tls.key,
+    )
 
 
 def _credentials(tls: Tls) -> grpc.ServerCredentials:
-    try:
-        return grpc.ssl_server_credentials([(tls.key.read_bytes(), tls.certificate.read_bytes())])
-    except OSError as error:
-        raise _unreadable(error) from error
-
-
-def _unreadable(error: OSError) -> MarramError:
-    name = f"{error.filename}: " if error.filename else ""
-    return Invalid(f"{name}the certificate and its key cannot be used: {error.strerror or error}")
+    return grpc.ssl_server_credentials([(tls.key.read_bytes(), tls.certificate.read_bytes())])
 
 
 def _listen(host: str, port: int) -> socket.socket:
