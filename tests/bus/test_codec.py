@@ -15,6 +15,7 @@ from marram.bus.packing import MAX_MESSAGE_BYTES
 from marram.schema.device import Reported
 from marram.schema.errors import Invalid
 from marram.schema.event import Event, EventKind, Recorded
+from marram.schema.payload import TENSORS, Payload, RawTensor
 
 # No clock decides here: a busy machine is no fault.
 patient = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -58,8 +59,13 @@ def test_a_batch_comes_back_as_it_was(pairs: list[tuple[int, Event]]) -> None:
 @example(msgpack.packb(msgpack.ExtType(5, b"x")))
 def test_garbage_is_invalid_and_nothing_else(garbage: bytes) -> None:
     for decode in (
-        codec.unpack_batch, codec.decode_event, codec.unpack_ack, codec.InferRequest.unpack, codec.InferReply.unpack
-    ):  # fmt: skip
+        codec.unpack_batch,
+        codec.decode_event,
+        codec.unpack_ack,
+        codec.InferRequest.unpack,
+        codec.InferReply.unpack,
+        codec.unpack_tensors,
+    ):
         with pytest.raises(Invalid):
             decode(garbage)
 
@@ -208,3 +214,31 @@ def test_an_acknowledgement_comes_back_as_it_was() -> None:
 def test_a_malformed_acknowledgement_is_invalid(document: object) -> None:
     with pytest.raises(Invalid):
         codec.unpack_ack(codec.pack(document))
+
+
+tensors = st.builds(
+    RawTensor,
+    st.text(max_size=10),
+    st.sampled_from(["float32", "int8"]),
+    st.lists(st.integers(1, 2**31), max_size=5).map(tuple),
+    st.binary(max_size=50),
+)
+
+
+@patient
+@given(st.lists(tensors, min_size=1, max_size=codec.MAX_TENSORS), st.floats(0, 1), st.integers(1, 1000))
+def test_tensors_and_what_is_asked_of_them_come_back(sent: list[RawTensor], least: float, top: int) -> None:
+    body = codec.pack_tensors(sent)
+    assert codec.unpack_tensors(body) == sent
+    request = codec.InferRequest(Payload(TENSORS, body), 0.5, top, least)
+    assert codec.InferRequest.unpack(request.pack()) == request
+    reply = codec.InferReply(None, "too large", 0.1, 0.2, outputs=body, kind="invalid")
+    assert codec.InferReply.unpack(reply.pack()) == reply
+
+
+@pytest.mark.parametrize(
+    "rows", [[], {}, [["x"]], [["x", "f4", 3, b""]], [["x", "f4", [1], 3.5]], [["x", "f4", [1], b""]] * 33]
+)
+def test_what_are_no_tensors(rows: object) -> None:
+    with pytest.raises(Invalid, match="not tensors"):
+        codec.unpack_tensors(codec.pack(rows))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +23,15 @@ from marram.schema.errors import Invalid, Threat, Untrusted
 from marram.schema.event import Event, EventKind, Recorded
 from marram.schema.load import Load
 from marram.schema.model import TRAVERSAL
-from marram.schema.payload import Payload
+from marram.schema.payload import Payload, RawTensor
 
 # How deep what a device says may nest: somewhere beyond, those who read it later (JSON writers, people) give up.
 MAX_DEPTH = 64
 
 # Of replicas, in one answer: more are not chosen among.
 MAX_LOADS = 16
+# A file has so many inputs, or outputs, at most.
+MAX_TENSORS = 32
 
 # Of what a device says of itself: a hundred apps that say all they may, and every package there is.
 MAX_REPORT_BYTES = 1_000_000
@@ -320,10 +323,15 @@ def unpack_metadata(message: bytes) -> tuple[bytes, int | None]:
 
 @dataclass(frozen=True, slots=True)
 class InferRequest:
-    """One inference asked of a replica. `left_s`: after so long nobody needs the answer any more (None: no limit)."""
+    """One inference asked of a replica. `left_s`: after so long nobody needs the answer any more (None: no limit).
+
+    `top`: how many classes to name, `min_confidence`: from which on; None: as the card and the replica have it.
+    """
 
     payload: Payload
     left_s: float | None = None
+    top: int | None = None
+    min_confidence: float | None = None
 
     def pack(self) -> bytes:
         sent = self.payload
@@ -337,6 +345,10 @@ class InferRequest:
             document |= {"cut": sent.cut, "scale": sent.scale, "zero": sent.zero_point}
         if self.left_s is not None:
             document["left"] = self.left_s
+        if self.top is not None:
+            document["top"] = self.top
+        if self.min_confidence is not None:
+            document["least"] = self.min_confidence
         return pack(document)
 
     @classmethod
@@ -345,16 +357,22 @@ class InferRequest:
         document = unpack_dict(message)
         try:
             size, left_s = document["frame"], document.get("left")
+            top, least = document.get("top"), document.get("least")
             payload = Payload(
                 str(document["media"]),
-                bytes(document["body"]),
+                _bytes(document["body"]),
                 tuple(int(n) for n in document["shape"]),
                 None if size is None else (int(size[0]), int(size[1])),
                 str(document.get("cut", "")),
                 float(document.get("scale", 1.0)),
                 int(document.get("zero", 0)),
             )
-            return cls(payload, None if left_s is None else float(left_s))
+            return cls(
+                payload,
+                None if left_s is None else float(left_s),
+                None if top is None else min(1000, max(1, int(top))),
+                None if least is None else float(least),
+            )
         except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
             raise Invalid(f"not an inference: {error!r}") from error
 
@@ -365,6 +383,7 @@ class InferReply:
 
     `busy`: nothing is wrong with the question, too many wait; `queue_s` is then how long this one would have waited.
     `replica`: its name, "" where it has none. `loads`: what it knows of those that serve this model, itself among them.
+    `outputs`: the file's own, packed by `pack_tensors`, where its own tensors were sent. `kind`: of the error.
     """
 
     result: dict[str, Any] | None
@@ -375,20 +394,25 @@ class InferReply:
     busy: bool = False
     replica: str = ""
     loads: tuple[Load, ...] = ()
+    outputs: bytes = b""
+    kind: str = ""
 
     def pack(self) -> bytes:
-        return pack(
-            {
-                "result": self.result,
-                "error": self.error,
-                "queue": self.queue_s,
-                "service": self.service_s,
-                "waiting": self.waiting,
-                "busy": self.busy,
-                "replica": self.replica,
-                "loads": [_load_row(load) for load in self.loads[:MAX_LOADS]],
-            }
-        )
+        document: dict[str, Any] = {
+            "result": self.result,
+            "error": self.error,
+            "queue": self.queue_s,
+            "service": self.service_s,
+            "waiting": self.waiting,
+            "busy": self.busy,
+            "replica": self.replica,
+            "loads": [_load_row(load) for load in self.loads[:MAX_LOADS]],
+        }
+        if self.outputs:
+            document["outputs"] = self.outputs
+        if self.kind:
+            document["kind"] = self.kind
+        return pack(document)
 
     @classmethod
     def unpack(cls, message: bytes) -> InferReply:
@@ -404,9 +428,37 @@ class InferReply:
                 bool(document.get("busy", False)),
                 str(document.get("replica", "")),
                 tuple(_load(row) for row in document.get("loads", ())[:MAX_LOADS]),
+                _bytes(document.get("outputs", b"")),
+                str(document.get("kind", "")),
             )
         except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
             raise Invalid(f"not a reply: {error!r}") from error
+
+
+def pack_tensors(tensors: Iterable[RawTensor]) -> bytes:
+    """A file's own tensors: the body of an `application/x-tensors`, or an answer to one."""
+    return pack([[each.name, each.dtype, list(each.shape), each.body] for each in tensors])
+
+
+def unpack_tensors(message: bytes) -> list[RawTensor]:
+    """The inverse of `pack_tensors`. Whoever uses them looks whether bytes and shape fit together. Raises Invalid."""
+    rows = unpack(message)
+    try:
+        if not isinstance(rows, list) or not 0 < len(rows) <= MAX_TENSORS:
+            raise Invalid(f"not tensors: 1 to {MAX_TENSORS} of them belong here")
+        return [
+            RawTensor(str(name), str(dtype), tuple(int(length) for length in shape), _bytes(body))
+            for name, dtype, shape, body in rows
+        ]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise Invalid(f"not tensors: {error!r}") from error
+
+
+def _bytes(value: Any) -> bytes:
+    """Of what should be bytes; `bytes` itself makes room for a number of them."""
+    if not isinstance(value, bytes):
+        raise TypeError(f"{type(value).__name__} where bytes belong")
+    return value
 
 
 def pack_load(load: Load) -> bytes:

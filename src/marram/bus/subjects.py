@@ -14,6 +14,7 @@
 | `probe` | device → replicas (queue group) | bytes to time the link with |
 | `probe.<model>.<version>` | device → replicas (queue group) | the same; the answer tells the load of all of them |
 | `load.<model>.<version>` | replica → replicas | its load |
+| `served` | api → replicas | which models each of them serves, and what those take |
 | `fleet.cut` | any role → fleet (queue group) | a device's name: its connections are ended now |
 """
 
@@ -31,6 +32,7 @@ PROBE = "probe"
 # Names of replicas are part of a subject, and come from outside.
 _REPLICA = re.compile(r"[A-Za-z0-9_-]{1,64}")
 CUT = "fleet.cut"
+SERVED = "served"
 
 
 def events(device: str) -> str:

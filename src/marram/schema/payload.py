@@ -15,6 +15,7 @@ class Payload:
     | `application/x-pixels+zstd` | uint8 `shape` [H, W, 3], RGB, likewise, compressed with Zstandard |
     | `application/x-tensor` | readings: float32, little-endian, of `shape` |
     | `application/x-cut+zstd` | what crosses the cut called `cut`: uint8 of `shape`, compressed with Zstandard |
+    | `application/x-tensors` | the file's own inputs by name (`RawTensor`), any number of items (`bus/codec.py`) |
 
     `frame_size` (height, width of the original frame) lets boxes be given in the frame's pixels. At a cut
     real = (byte - `zero_point`) * `scale`.
@@ -27,3 +28,17 @@ class Payload:
     cut: str = ""
     scale: float = 1.0
     zero_point: int = 0
+
+
+# The file's own tensors are sent; the answer is the file's own outputs, not a result.
+TENSORS = "application/x-tensors"
+
+
+@dataclass(frozen=True, slots=True)
+class RawTensor:
+    """A tensor as it travels: `dtype` is NumPy's name, `body` little-endian in row-major order."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    body: bytes
