@@ -24,6 +24,7 @@ from bench._verdict import conclude, skip
 from marram.pipeline import opencv
 from marram.pipeline.build import Around, NoOutlet, Pipeline
 from marram.pipeline.contract import Frame
+from marram.pipeline.edge_pool import Seat
 from marram.pipeline.events import result_sender
 from marram.pipeline.infer import Infer
 from marram.pipeline.runner import Runner, Stage
@@ -125,8 +126,8 @@ def own_ms(bundle: Bundle) -> float:
     """Milliseconds of wall time a frame takes through source, window, pool, order, statistics and event."""
     app = parse_app("app: bench\nsource: {images: .}\nsteps: [{classify: no-op, parallel: 2}]\n")
     stats = Stats()
-    models = [cast(Model, NoOp(bundle)) for _ in range(2)]
-    asker = Infer(app.inferences[0], app, models, stats)
+    seats = [Seat(cast(Model, NoOp(bundle))) for _ in range(2)]
+    asker = Infer(app.inferences[0], app, seats, stats)
     runner = Runner(Still(NO_OP_FRAMES), [], [Stage(asker, [])], [], result_sender(app, NoOutlet()), stats)
     begun_s = time.perf_counter()
     runner.run()

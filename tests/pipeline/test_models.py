@@ -319,7 +319,9 @@ class Cloud:
         self.asked.append(request)
         return self._thread.submit(self._answer, request)
 
-    def probe(self, size_bytes: int, timeout_s: float) -> Future[Reply]:
+    def probe(
+        self, size_bytes: int, timeout_s: float, about: tuple[str, int] | None = None
+    ) -> Future[Reply]:
         return self._thread.submit(Reply, None, 0.0, 0.0)
 
     def _answer(self, request: CloudInput) -> Reply:
@@ -451,8 +453,8 @@ def test_readings_have_a_shape_whatever_they_are(frame: Frame, key: str) -> None
 
 def test_pixels_count_by_their_power_of_four() -> None:
     def key(height: int, width: int) -> str:
-        return pixels_key(Frame(0, 0.0, 0.0, image=np.zeros((height, width, 3), np.uint8)))
+        return pixels_key(np.zeros((height, width, 3), np.uint8))
 
     assert key(1024, 1024) == key(1080, 1280) == "4^10px"
     assert key(1080, 1920) != key(480, 640)
-    assert key(1, 1) == pixels_key(Frame(0, 0.0, 0.0)) == "4^0px"
+    assert key(1, 1) == pixels_key(None) == "4^0px"

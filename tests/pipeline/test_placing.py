@@ -56,7 +56,9 @@ class Cloud:
         self.asked.append(request)
         return self._threads.submit(self._answer, request)
 
-    def probe(self, size_bytes: int, timeout_s: float) -> Future[Reply]:
+    def probe(
+        self, size_bytes: int, timeout_s: float, about: tuple[str, int] | None = None
+    ) -> Future[Reply]:
         self.probes += 1
         if self.refuse:
             raise NotReady("no replica")
@@ -362,7 +364,8 @@ def test_the_policy_hears_what_it_asks_for(placed: Any) -> None:
     pipeline.run()
     ask = policy.asks[-1]
     assert (key(ask, Place.EDGE), key(ask, Place.CLOUD)) == ("colours@7/onnx 4^6px", "colours@7")
-    assert (ask.edge_parallel, ask.deadline_s, ask.objective) == (2, 0.2, "surest")
+    assert (ask.edge_parallel, ask.objective) == (2, "surest")
+    assert ask.deadline_s is not None and 0.1 < ask.deadline_s <= 0.2  # what is left of it
     assert ask.ways[1].payload_bytes > 0
     assert 0 <= ask.edge_waiting <= 4
     assert all(o.key == "colours@7/onnx 4^6px" and o.service_s > 0 for o in policy.of(EdgeOutcome))

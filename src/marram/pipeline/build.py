@@ -7,6 +7,7 @@ What a pipeline needs of the world around it (the way out for events, the way to
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -15,10 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from marram.pipeline import plugins
+from marram.pipeline.carrier import Far
 from marram.pipeline.check import Resolve, at, examine
 from marram.pipeline.contract import Finite, Outlet, Remote, Sink, Source, Step, StepContext
+from marram.pipeline.escalation import Escalation
 from marram.pipeline.events import result_sender
-from marram.pipeline.infer import Infer, cloud_model, load_models
+from marram.pipeline.infer import Arrivals, Infer
+from marram.pipeline.loading import cloud_model, load_seats
+from marram.pipeline.memory import Memory
 from marram.pipeline.offload import Offload
 from marram.pipeline.progress import Ledger, Progress
 from marram.pipeline.runner import Passing, Runner, Stage
@@ -28,6 +33,7 @@ from marram.placement.contract import Policy
 from marram.placement.policy import LatencyPolicy
 from marram.runtime import library
 from marram.runtime.bundle import Bundle
+from marram.runtime.model import Model
 from marram.schema.app import SINKS, SOURCES, App, InferStep, running_steps
 from marram.schema.event import Event
 from marram.schema.model import ModelCard
@@ -47,30 +53,37 @@ class Around:
     """The world around a pipeline.
 
     `cloud_cards`: for each model reference that the app names under `cloud:`, the card of the version replicas serve.
-    `policy`: decides each inference; needed only with `remote` (default: `placement`'s own). `resolve`: finds a model's
-    bundle from its reference and the app's folder (default: the local library, paths beside the app file). `sinks`:
-    further sinks besides the app's own. `on_open` hears of each of the app's sinks (a preview has a `url`). `ledger`:
-    in place of `outlet` where the source is finite; that goes on where the ledger says that an earlier run came to.
-    `before`: the version that this one replaces, asked about a few of the same inputs.
+    `fronts`: for the same references, where the fronts of its cuts lie on this machine. `policy`: decides each
+    inference; needed only with `remote` (default: `placement`'s own). `resolve`: finds a model's bundle from its
+    reference and the app's folder (default: the local library, paths beside the app file). `sinks`: further sinks
+    besides the app's own. `on_open` hears of each of the app's sinks (a preview has a `url`). `ledger`: in place of
+    `outlet` where the source is finite; that goes on where the ledger says that an earlier run came to. `before`: the
+    version that this one replaces, asked about a few of the same inputs. `memory`: the file of what it learns and an
+    app's restart would lose.
     """
 
     outlet: Outlet = field(default_factory=NoOutlet)
     ledger: Ledger | None = None
     remote: Remote | None = None
     cloud_cards: Mapping[str, ModelCard] = field(default_factory=dict)
+    fronts: Mapping[str, Bundle] = field(default_factory=dict)
     policy: Policy | None = None
     resolve: Resolve = library.resolve
     sinks: tuple[Sink, ...] = ()
     on_open: Callable[[Sink], None] | None = None
     device: str = "here"
     before: Before | None = None
+    memory: Path | None = None
 
 
 class Pipeline:
     """One app, built and ready to run once. Made by `build`; `close` it where it is not run after all."""
 
-    def __init__(self, app: App, source: Source, runner: Runner, stats: Stats, offload: Offload | None) -> None:
+    def __init__(
+        self, app: App, source: Source, runner: Runner, stats: Stats, offload: Offload | None, memory: Memory
+    ) -> None:
         self.app = app
+        self._memory = memory
         self._source, self._runner, self._stats, self._offload = source, runner, stats, offload
 
     @classmethod
@@ -96,11 +109,13 @@ class Pipeline:
             outlet = CountingOutlet(progress or around.outlet, stats, alerts=app.send != "nothing")
             context = StepContext(app, base, outlet, around.device, stats, lambda reference: resolve(reference, base))
             clouds = _clouds(app, around.cloud_cards)
+            memory = Memory(around.memory)
             offload = None
             if around.remote is not None and clouds:
                 offload = Offload(around.remote, around.policy or LatencyPolicy())
                 opened.callback(offload.close)
-            head, stages = _stages(app, context, stats, offload, clouds, around.before, opened)
+            steps = _Steps(app, context, stats, around, offload, clouds, _arrivals(app, source), memory)
+            head, stages = steps.make(opened)
             sinks = []
             for index, spec in enumerate(app.sinks):
                 with at(("sinks", index, plugins.verb_of(spec, SINKS))):
@@ -110,10 +125,10 @@ class Pipeline:
                     around.on_open(sinks[-1])
             sinks.extend(around.sinks)
             runner = Runner(source, head, stages, sinks, result_sender(app, outlet), stats)
-            runner.fresh = source.live or getattr(app.source, "every", None) is not None
+            runner.fresh = steps.arrivals.fresh
             runner.progress = progress or runner.progress
             opened.pop_all()
-        return cls(app, source, runner, stats, offload)
+        return cls(app, source, runner, stats, offload, memory)
 
     def run(self) -> None:
         """Run until the source ends or `stop`; blocks. Call once.
@@ -125,6 +140,11 @@ class Pipeline:
         finally:
             if self._offload is not None:
                 self._offload.close()
+            self.remember()
+
+    def remember(self) -> None:
+        """Write down what a restart would lose (see `pipeline/memory.py`); at the end that is done by itself."""
+        self._memory.write()
 
     def stop(self) -> None:
         """End soon: frames in work are finished or given up. Safe from any thread and from a signal handler."""
@@ -150,35 +170,59 @@ class Pipeline:
         }
 
 
-def _stages(
-    app: App,
-    context: StepContext,
-    stats: Stats,
-    offload: Offload | None,
-    clouds: Mapping[int, ModelCard],
-    before: Before | None,
-    opened: ExitStack,
-) -> tuple[list[Step], list[Stage]]:
-    """The steps before the first inference, and each inference with the steps after it."""
-    head: list[Step] = []
-    stages: list[Stage] = []
-    if not app.inferences:
-        stages.append(Stage(Passing(), []))
-    for place, spec in running_steps(app):
-        if isinstance(spec, InferStep):
-            with at((*place, spec.verb)):
-                models = load_models(spec, context)
-                shadow = shadow_of(len(stages), spec, models[0], before, stats) if before is not None else None
-                cloud = clouds.get(id(spec))
-                asker = Infer(spec, app, models, stats, offload=offload, cloud=cloud, shadow=shadow)
-            opened.callback(asker.close)
-            stages.append(Stage(asker, []))
-        else:
-            with at((*place, spec.verb) if place != ("raw",) else place):
-                step = plugins.make_step(spec, context)
-            opened.callback(partial(_close, step))
-            (stages[-1].steps if stages else head).append(step)
-    return head, stages
+@dataclass(frozen=True, slots=True)
+class _Steps:
+    """What the steps of one pipeline are made of. `clouds`: the cloud's card for each inference that has one."""
+
+    app: App
+    context: StepContext
+    stats: Stats
+    around: Around
+    offload: Offload | None
+    clouds: Mapping[int, ModelCard]
+    arrivals: Arrivals
+    memory: Memory
+
+    def make(self, opened: ExitStack) -> tuple[list[Step], list[Stage]]:
+        """The steps before the first inference, and each inference with the steps after it."""
+        head: list[Step] = []
+        stages: list[Stage] = []
+        if not self.app.inferences:
+            stages.append(Stage(Passing(), []))
+        for place, spec in running_steps(self.app):
+            if isinstance(spec, InferStep):
+                with at((*place, spec.verb)):
+                    asker = self._asker(spec, len(stages))
+                opened.callback(asker.close)
+                stages.append(Stage(asker, []))
+            else:
+                with at((*place, spec.verb) if place != ("raw",) else place):
+                    step = plugins.make_step(spec, self.context)
+                opened.callback(partial(_close, step))
+                (stages[-1].steps if stages else head).append(step)
+        return head, stages
+
+    def _asker(self, spec: InferStep, number: int) -> Infer:
+        card = self.clouds.get(id(spec)) if self.offload is not None else None
+        seats = load_seats(spec, self.context, card, self.around.fronts.get(spec.cloud or ""))
+        far = None
+        if self.offload is not None and card is not None:
+            far = Far(self.offload, card, self._escalation(spec, seats[0].model, card))
+        before = self.around.before
+        shadow = shadow_of(number, spec, seats[0].model, before, self.stats) if before is not None else None
+        return Infer(spec, self.app, seats, self.stats, self.arrivals, far=far, shadow=shadow)
+
+    def _escalation(self, spec: InferStep, model: Model, card: ModelCard) -> Escalation | None:
+        if spec.cascade is None:
+            return None
+        pair = f"{model.bundle.reference}/{model.variant.name} {card.reference}"
+        return Escalation(spec, pair, self.stats, self.memory, random.Random())
+
+
+def _arrivals(app: App, source: Source) -> Arrivals:
+    """How often frames come where the app says so: rows (`every: 5`) are no time."""
+    every = getattr(app.source, "every", None)
+    return Arrivals(source.live, source.live or every is not None, every if isinstance(every, float) else None)
 
 
 def _clouds(app: App, cards: Mapping[str, ModelCard]) -> dict[int, ModelCard]:

@@ -19,7 +19,7 @@ from marram.pipeline import plugins
 from marram.pipeline.addresses import check_topic, parse_broker
 from marram.pipeline.conditions import Condition
 from marram.pipeline.functions import check_requirements
-from marram.pipeline.infer import check_task
+from marram.pipeline.loading import check_task
 from marram.pipeline.secrets import undeclared, with_secrets
 from marram.pipeline.sinks.video import CODECS
 from marram.pipeline.steps.redact import check_detector

@@ -22,6 +22,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from marram.placement.contract import Decision
 from marram.runtime.bundle import Bundle
 from marram.schema.app import App
 from marram.schema.event import Event
@@ -77,6 +78,9 @@ class Placed:
     """Where a frame was answered, how long it took from capture, and whether that was the policy's choice.
 
     `audit`: forced by an audit block, not chosen. `fallback`: the cloud was chosen and did not answer in time.
+    `hedged`: the edge was started too, because the reply threatened to be late. `decision`: what was predicted, for
+    whoever asks why. In a cascade, `escalated`: the edge was unsure and the cloud answered; `verified` False: it was
+    unsure, or nobody could say, and the cloud could not be asked.
     """
 
     place: Place
@@ -86,6 +90,10 @@ class Placed:
     fallback: bool = False
     reason: str = ""
     sent_bytes: int = 0
+    hedged: bool = False
+    escalated: bool = False
+    verified: bool = True
+    decision: Decision | None = None
 
 
 class Source(Protocol):

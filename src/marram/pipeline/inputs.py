@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from marram.pipeline.contract import Frame
+from marram.pipeline.contract import Frame, Image
 from marram.runtime.contract import Tensor
 from marram.schema.errors import Invalid
 from marram.schema.model import ModelCard
@@ -23,13 +23,13 @@ def readings(frame: Frame) -> Tensor:
         raise Invalid(f"the reading of frame {frame.index} is not all numbers") from error
 
 
-def pixels_key(frame: Frame) -> str:
+def pixels_key(image: Image | None) -> str:
     """How large the picture is, as far as it matters: its pixels to the nearest power of four; `4^10px` is a megapixel.
 
     A model's input is the same for every picture, but fitting a large one to it takes longer. Any finer, and a folder
     of mixed photos would have every size of its own measured, at the cost of frames that go the slower way for it.
     """
-    height, width = (0, 0) if frame.image is None else frame.image.shape[:2]
+    height, width = (0, 0) if image is None else image.shape[:2]
     return f"4^{round(math.log2(max(1, height * width)) / 2)}px"
 
 

@@ -15,6 +15,10 @@ Constant in memory for weeks of frames (log-spaced buckets, not lists), microsec
 | `recent_p50_ms` | the same over the last 10 s |
 | `always_edge_p50_ms`, `always_cloud_p50_ms` | delay in audit blocks, None where there were none |
 | `audit_edge_frames`, `audit_cloud_frames` | frames in those blocks |
+| `split` | of `cloud`, those whose front ran here |
+| `late` | of `dropped`, those that could not have been on time at the edge any more |
+| `hedged` | requests for which the edge started too, because the reply threatened to be late |
+| `unusable` | replies that are no answer (numbers that are none, another task), so the edge answered |
 | `timeouts` | cloud answers that did not come in time, so the edge answered |
 | `link_rate_bit_s`, `link_rtt_ms`, `link_up` | the link as the policy sees it, None without a cloud |
 | `answered_while_away` | frames answered while the link or the cloud was away |
@@ -51,6 +55,7 @@ COUNTED = (
     "frames", "edge", "cloud", "dropped", "skipped", "errors", "audit_edge_frames", "audit_cloud_frames", "timeouts",
     "answered_while_away", "samples", "alerts", "over_budget", "confidence_frames", "shadow_frames",
     "shadow_disagreements", "delays", "repeated", "escalated", "checked", "disagreed", "unverified",
+    "split", "late", "hedged", "unusable",
 )  # fmt: skip
 
 
@@ -158,6 +163,7 @@ class Stats:
                 (self._edge_block if in_edge_block else self._cloud_block).add(placed.latency_s)
                 return
             self._counts["edge" if at_edge else "cloud"] += 1
+            self._counts["split"] += placed.place is Place.SPLIT
             self._delay(placed.latency_s)
 
     def read(self, source: Source | None = None) -> dict[str, Any]:

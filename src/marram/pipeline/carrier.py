@@ -1,0 +1,331 @@
+"""Carries out what was decided for one frame: the edge, the cloud, the front here and the back there, or several.
+
+Whatever goes wrong elsewhere, the edge answers: a cloud that is silent, refuses, is gone or says nonsense never costs a
+frame its answer. Where the reply threatens to be late the edge starts too, and the first of both answers; who has not
+begun by then does not run. It decides nothing but that; `pipeline/infer.py` does, by what it asks the policy.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+from marram.pipeline.attempt import Attempt
+from marram.pipeline.contract import CloudInput, Reply
+from marram.pipeline.edge_pool import EdgePool, Job, Ran
+from marram.pipeline.escalation import Escalation
+from marram.pipeline.faults import words
+from marram.pipeline.offload import Answered, Errand, Offload
+from marram.pipeline.plausible import check_answer
+from marram.pipeline.shadow import Shadow
+from marram.pipeline.stats import Stats
+from marram.pipeline.ways import Ways
+from marram.placement.contract import EdgeOutcome, Way
+from marram.runtime.model import Options
+from marram.schema.errors import Invalid, MarramError, Retryable
+from marram.schema.model import ModelCard
+from marram.schema.payload import Payload
+from marram.schema.result import Place, Result
+
+
+@dataclass(frozen=True, slots=True)
+class Far:
+    """The cloud's side of one step: the way there, the card of the model that answers, the cascade if there is one."""
+
+    offload: Offload
+    card: ModelCard
+    escalation: Escalation | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a request to the cloud has, after how long the edge starts too (None: never), which replica it asks."""
+
+    wait_s: float
+    hedge_s: float | None = None
+    replica: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Inquiry:
+    """A question about a frame that has an answer. `late`: is given a reply that came after its time.
+
+    `hurried`: what is left of the frame's deadline is all the time there is.
+    """
+
+    way: Way
+    limits: Limits
+    answered: Answered
+    late: Callable[[Reply], None]
+    hurried: bool = True
+
+
+class Carrier:
+    """One step's. `sheds`: frames come from a live source, and what cannot be on time at the edge is given up there."""
+
+    def __init__(
+        self,
+        pool: EdgePool,
+        ways: Ways,
+        stats: Stats,
+        options: Options,
+        *,
+        far: Far | None,
+        shadow: Shadow | None,
+        sheds: bool,
+    ) -> None:
+        self._pool, self._ways, self._stats, self._options = pool, ways, stats, options
+        self._far, self._shadow, self._sheds = far, shadow, sheds
+        # What is at the edge and under way to the cloud now; who waits for either waits on this condition.
+        self.changed = threading.Condition()
+        self.at_edge = 0
+        self.under_way = 0
+        self.audited = 0  # of those, the ones of an audit block
+        self.audit_failed = False  # the cloud did not answer in one
+        self._abandoned = False
+        # What becomes of the edge's answers, where they are not simply the frame's: see `pipeline/appeals.py`.
+        self.judge: Callable[[Attempt, Result], None] | None = None
+
+    def abandon(self) -> None:
+        """The app ends: what has not begun is finished with nothing, soon."""
+        self._abandoned = True
+        self._pool.abandon()
+
+    def drop(self, attempt: Attempt, *, late: bool = False) -> None:
+        """The frame ends here, without an answer; `late`: because it could not have been on time."""
+        if attempt.settle():
+            self._stats.count("dropped")
+            if late:
+                self._stats.count("late")
+            attempt.slot.finish(None)
+
+    # ------------------------------------------------ the edge
+
+    def edge(self, attempt: Attempt) -> bool:
+        """The edge answers, or tries to; False where it has this frame already, or had it and failed."""
+        job = Job(
+            lambda seat: seat.model.predict(attempt.view.data, None, self._options),
+            partial(self._from_edge, attempt),
+            self._ways.edge_key(attempt.view.shape),
+            attempt.until_s if self._sheds else None,
+        )
+        self._enter_edge()
+        if not attempt.to_edge(job):
+            self._leave_edge()
+            return False
+        self._pool.put(job)
+        return True
+
+    def _from_edge(self, attempt: Attempt, ran: Ran) -> None:
+        self._leave_edge()
+        if ran.value is None:
+            self._not_from_edge(attempt, ran)
+            return
+        if self._far is not None:
+            offload, key = self._far.offload, self._ways.edge_key(attempt.view.shape)
+            offload.learn(EdgeOutcome(offload.now_s(), key, ran.service_s))
+        seen: Result = ran.value
+        self._stats.sure(seen)
+        if self.judge is not None:
+            self.judge(attempt, seen)
+        else:
+            self.answer(attempt, seen, Place.EDGE)
+        if self._shadow is not None:
+            self._shadow.offer(attempt.view.data, seen, idle=not self.at_edge)
+
+    def _not_from_edge(self, attempt: Attempt, ran: Ran) -> None:
+        """It failed, or was given up. Where the cloud is asked too, that may still answer."""
+        if ran.failure is not None and not attempt.settled:
+            self._stats.error(words(ran.failure))
+        if not attempt.without_edge():
+            return
+        if ran.failure is None:
+            self.drop(attempt, late=ran.late)
+        elif attempt.settle():
+            attempt.slot.finish(None)
+
+    # ------------------------------------------------ the front here, the back there
+
+    def split(self, attempt: Attempt, way: Way, limits: Limits) -> None:
+        """The front runs here, what it gives is sent. `limits` count from when it leaves."""
+        assert way.front is not None
+        name = self._ways.cut(way).name
+        job = Job(
+            lambda seat: seat.fronts[name].run(attempt.view.data),
+            partial(self._from_front, attempt, way, limits),
+            way.front,
+            attempt.until_s if self._sheds else None,
+        )
+        self._enter_edge()
+        self._pool.put(job)
+
+    def _from_front(self, attempt: Attempt, way: Way, limits: Limits, ran: Ran) -> None:
+        self._leave_edge()
+        if ran.value is None and ran.failure is None:
+            self.drop(attempt, late=ran.late)
+            return
+        try:
+            if ran.failure is not None:
+                raise ran.failure
+            payload = self._ways.encode_crossing(way, attempt.view, ran.value)
+        except Exception as error:  # noqa: BLE001 - whatever the front does, the whole model at the edge answers
+            self._stats.error(f"the front of {way.codec} failed: {words(error)}")
+            self._fall_back(attempt)
+            return
+        assert self._far is not None and way.front is not None
+        offload = self._far.offload
+        offload.learn(EdgeOutcome(offload.now_s(), way.front, ran.service_s))
+        self._send(attempt, way, payload, limits)
+
+    # ------------------------------------------------ the cloud
+
+    def cloud(self, attempt: Attempt, way: Way, limits: Limits) -> None:
+        """The cloud answers; the edge where it does not in time."""
+        try:
+            payload = self._ways.encode(way, attempt.view)
+        except MarramError as error:
+            self._stats.error(words(error))
+            if attempt.settle():
+                attempt.slot.finish(None)
+            return
+        self._send(attempt, way, payload, limits)
+
+    def _send(self, attempt: Attempt, way: Way, payload: Payload, limits: Limits) -> None:
+        left = left_s(attempt.until_s)
+        if left is not None and left <= 0:
+            self._fall_back(attempt)
+            return
+        # Past the deadline a reply is learnt from, and answers nothing.
+        limits = limits if left is None else replace(limits, wait_s=min(limits.wait_s, left))
+        attempt.choice = choice = replace(attempt.choice, sent_bytes=len(payload.body))
+        attempt.to_cloud()
+        with self.changed:
+            self.under_way += 1
+            self.audited += choice.audit
+        self._ask(
+            way,
+            payload,
+            limits,
+            partial(self._from_cloud, attempt, way.place),
+            hedge=partial(self._hedge, attempt) if limits.hedge_s is not None else None,
+        )
+
+    def inquire(self, attempt: Attempt, inquiry: Inquiry) -> None:
+        """Ask the cloud about a frame that the edge answered already; `inquiry.answered` is called once."""
+        left = left_s(attempt.until_s) if inquiry.hurried else None
+        try:
+            if left is not None and left <= 0:
+                raise Retryable("its deadline is past")
+            payload = self._ways.encode(inquiry.way, attempt.view)
+        except MarramError as error:
+            inquiry.answered(None, isinstance(error, Retryable), None if isinstance(error, Retryable) else error)
+            return
+        limits = inquiry.limits
+        limits = limits if left is None else replace(limits, wait_s=min(limits.wait_s, left))
+        with self.changed:
+            self.under_way += 1
+        self._ask(inquiry.way, payload, limits, partial(self._inquired, inquiry), late=inquiry.late)
+
+    def _inquired(self, inquiry: Inquiry, reply: Reply | None, timed_out: bool, fault: BaseException | None) -> None:
+        with self.changed:
+            self.under_way -= 1
+            self.changed.notify_all()
+        inquiry.answered(reply, timed_out, fault)
+
+    def missed(self, timed_out: bool, fault: BaseException | None) -> None:
+        """Count why the cloud did not answer, where that is worth counting."""
+        if timed_out:
+            self._stats.count("timeouts")
+        if fault is not None:
+            self._stats.error(f"asking the cloud failed: {words(fault)}")
+
+    def _ask(
+        self,
+        way: Way,
+        payload: Payload,
+        limits: Limits,
+        answered: Answered,
+        *,
+        hedge: Callable[[], None] | None = None,
+        late: Callable[[Reply], None] | None = None,
+    ) -> None:
+        assert self._far is not None
+        card = self._far.card
+        # What the reply has left at the replica: afterwards nobody needs it any more.
+        request = CloudInput(card.model, card.version, payload, limits.replica, limits.wait_s)
+        errand = Errand(request, way.key, limits.wait_s, answered, self._check, limits.hedge_s, hedge, late)
+        self._far.offload.ask(errand)
+
+    def _check(self, reply: Reply) -> None:
+        assert self._far is not None
+        try:
+            check_answer(reply.result, self._far.card.task)
+        except Invalid:
+            self._stats.count("unusable")
+            raise
+
+    def _from_cloud(
+        self, attempt: Attempt, place: Place, reply: Reply | None, timed_out: bool, fault: BaseException | None
+    ) -> None:
+        with self.changed:
+            self.under_way -= 1
+            self.audited -= attempt.choice.audit
+            self.changed.notify_all()
+        self.missed(False, fault)
+        if reply is not None and reply.result is not None:
+            self.answer(attempt, reply.result, place)
+            return
+        self.missed(timed_out and not attempt.settled, None)
+        if attempt.choice.audit:
+            self.audit_failed = True
+        if attempt.without_cloud():
+            self._fall_back(attempt)
+        else:
+            attempt.choice = replace(attempt.choice, fallback=True)
+
+    def _fall_back(self, attempt: Attempt) -> None:
+        """Nobody else answers: the edge does."""
+        attempt.choice = replace(attempt.choice, fallback=True)
+        if self._abandoned:
+            self.drop(attempt)
+        elif not self.edge(attempt) and attempt.settle():
+            # It had it and failed, which is counted.
+            attempt.slot.finish(None)
+
+    def _hedge(self, attempt: Attempt) -> None:
+        """The reply threatens to be late."""
+        attempt.choice = replace(attempt.choice, hedged=True)
+        if not self._abandoned and self.edge(attempt):
+            assert self._far is not None
+            self._far.offload.hedged()
+            self._stats.count("hedged")
+
+    # ------------------------------------------------ the answer
+
+    def answer(self, attempt: Attempt, result: Result, place: Place) -> None:
+        """Give the frame its answer, where it has none yet; whoever else is at it need not."""
+        if not attempt.settle():
+            return
+        if attempt.take_back():
+            self._leave_edge()
+        frame = attempt.frame
+        frame.result = attempt.view.in_frame(result)
+        frame.placed = attempt.choice.placed(place)
+        attempt.slot.finish(frame)
+
+    def _enter_edge(self) -> None:
+        with self.changed:
+            self.at_edge += 1
+
+    def _leave_edge(self) -> None:
+        with self.changed:
+            self.at_edge -= 1
+            self.changed.notify_all()
+
+
+def left_s(until_s: float | None) -> float | None:
+    """What remains until then; less than nothing where it is past."""
+    return None if until_s is None else until_s - time.monotonic()
