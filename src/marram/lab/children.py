@@ -28,18 +28,21 @@ def marram(*arguments: str) -> list[str]:
 class Child:
     """One process in a session of its own (Ctrl-C at the terminal is its parent's to pass on).
 
-    Start it from the main thread: Linux ties the death signal to the thread that started it. Raises Permanent where
-    the program cannot be started.
+    Start it from the main thread: Linux ties the death signal to the thread that started it. `listens`: its standard
+    input stays open as long as we live (a replica ends with it); else there is none. Raises Permanent where the program
+    cannot be started.
     """
 
-    def __init__(self, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str], *, listens: bool = False
+    ) -> None:
         self.name = name
         self.log = log
         try:
             with log.open("ab") as output:
                 self.process = subprocess.Popen(
                     tied(command),
-                    stdin=subprocess.DEVNULL,
+                    stdin=subprocess.PIPE if listens else subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     env=dict(environment),

@@ -1,0 +1,149 @@
+"""Marram as its devices ask it: a replica on the bus, behind a broker, certificates on both sides."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+import time
+from collections.abc import Coroutine
+from typing import TypeVar
+
+from bench.peers._classifier import SIDE
+from bench.peers._client import Broken, Window
+from bench.peers._material import MODEL, Material
+from bench.peers._server import READY_S, STARTS, Server
+from marram.bus import subjects
+from marram.bus.accounts import CONTROL
+from marram.bus.client import Bus
+from marram.bus.codec import InferReply, InferRequest
+from marram.cloud.replica import PASSWORD_VARIABLE
+from marram.lab.gatehouse import Gatehouse
+from marram.runtime.bundle import Bundle
+from marram.schema.errors import MarramError, NotReady
+from marram.schema.payload import Payload
+
+_T = TypeVar("_T")
+
+
+class OverBus:
+    """A replica, asked by a device through a broker, both with certificates. See `Contender`.
+
+    The broker is a process of its own that stays where the replica is halted, and is not weighed.
+    """
+
+    name = "marram-nats"
+
+    def __init__(self, material: Material) -> None:
+        self.ready_s: list[float] = []
+        self._material = material
+        card = Bundle.open(material.bundle).card
+        self._version = card.version
+        self._subject = subjects.infer(card.model, card.version)
+        self._requests = [
+            InferRequest(Payload("image/jpeg", jpeg, (), (SIDE, SIDE))).pack() for jpeg in material.jpegs()
+        ]
+        self._gatehouse: Gatehouse | None = None
+        self._server: Server | None = None
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="device", daemon=True)
+
+    def start(self) -> None:
+        folder = self._material.folder / "nats"
+        folder.mkdir()
+        self._gatehouse = Gatehouse(folder, ["d1"])
+        self._gatehouse.start()
+        self._thread.start()
+        self._bus: Bus = self._run(self._connect(self._gatehouse))
+        while len(self.ready_s) < STARTS:
+            if self._server is not None:
+                self._server.stop()
+            self._server = self._replica(self._gatehouse)
+            self.ready_s.append(self._run(self._first_answer(time.perf_counter())))
+
+    def _replica(self, gatehouse: Gatehouse) -> Server:
+        tls, user = gatehouse.services, CONTROL
+        command = [
+            *(sys.executable, "-m", "marram.cloud.replica", "--bundle", str(self._material.bundle)),
+            *("--model", MODEL, "--version", str(self._version), "--nats", gatehouse.url, "--user", user),
+            *("--identity", str(tls.identity), "--authority", str(tls.authority)),
+        ]
+        password = gatehouse.accounts.password(user)
+        log = self._material.folder / f"{self.name}.log"
+        return Server(self.name, command, 0, log, {PASSWORD_VARIABLE: password})
+
+    async def _connect(self, gatehouse: Gatehouse) -> Bus:
+        bus = await gatehouse.connect("d1")
+        await bus.wait_connected(10)
+        return bus
+
+    async def _first_answer(self, begun_s: float) -> float:
+        while True:
+            try:
+                await self._bus.request(self._subject, self._requests[0], 5.0)
+                return time.perf_counter() - begun_s
+            except MarramError as error:
+                self._running.check()
+                if time.perf_counter() - begun_s > READY_S:
+                    raise NotReady(f"no answer within {READY_S:.0f} s: {error}", where=self.name) from error
+            await asyncio.sleep(0.005)
+
+    def window(self, in_flight: int, settle_s: float, seconds: float) -> Window:
+        return self._run(self._window(in_flight, settle_s, seconds))
+
+    async def _window(self, in_flight: int, settle_s: float, seconds: float) -> Window:
+        counted = Window(seconds)
+        begins_s = time.perf_counter() + settle_s
+        ends_s = begins_s + seconds
+        numbers = iter(range(sys.maxsize))
+
+        async def ask() -> None:
+            while (sent_s := time.perf_counter()) < ends_s:
+                number = next(numbers) % len(self._requests)
+                body = await self._bus.request(self._subject, self._requests[number], 10.0)
+                came_s = time.perf_counter()
+                if begins_s <= came_s < ends_s:
+                    counted.latencies_s.append(came_s - sent_s)
+                    counted.bodies.append((number, body))
+
+        async def clock() -> None:
+            await asyncio.sleep(settle_s)
+            before_s = time.thread_time()
+            await asyncio.sleep(seconds)
+            counted.cpu_s = time.thread_time() - before_s
+
+        try:
+            await asyncio.gather(clock(), *(ask() for _ in range(in_flight)))
+        except MarramError as error:
+            raise Broken(str(error)) from error
+        return counted
+
+    def told(self, body: bytes) -> list[str]:
+        result = InferReply.unpack(body).result
+        return [] if result is None else [each["label"] for each in result["top"]]
+
+    def halt(self) -> None:
+        self._running.halt()
+
+    def resume(self) -> None:
+        self._running.resume()
+
+    def weight_mb(self) -> float:
+        return self._running.weight_mb()
+
+    def stop(self) -> None:
+        if self._server is not None:
+            self._server.stop()
+        self._run(self._bus.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        if self._gatehouse is not None:
+            self._gatehouse.stop()
+
+    @property
+    def _running(self) -> Server:
+        assert self._server is not None
+        return self._server
+
+    def _run(self, work: Coroutine[object, object, _T]) -> _T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()

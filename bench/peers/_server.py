@@ -1,0 +1,104 @@
+"""One server as processes: started and timed until it answers, weighed, halted while others are measured, ended.
+
+Servers start processes of their own, some of which leave their parent. So whatever belongs to one is found by a mark in
+its environment, which every descendant inherits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+from bench.peers._client import Broken, Load
+from marram.lab.children import Child
+from marram.schema.errors import NotReady
+
+_MARK = "MARRAM_BENCH_SERVER"
+# Nobody takes longer to answer first.
+READY_S = 60.0
+# Marram's own starts are timed so often: there is a goal for them.
+STARTS = 3
+_POLL_S = 0.005
+_END_S = 10.0
+
+
+class Server:
+    """Started by `__init__`; `await_ready` before anything else."""
+
+    def __init__(self, name: str, command: Sequence[str], port: int, log: Path, environment: Mapping[str, str]) -> None:
+        self.name = name
+        self.port = port
+        self._mark = f"{name}-{os.getpid()}-{port}"
+        self._begun_s = time.perf_counter()
+        self._child = Child(name, command, log, {**os.environ, **environment, _MARK: self._mark}, listens=True)
+
+    def await_ready(self, request: bytes) -> float:
+        """Seconds from its start to its first answer. Raises NotReady, with its last words."""
+        while True:
+            try:
+                once(self.port, request)
+                return time.perf_counter() - self._begun_s
+            except (OSError, Broken) as error:
+                self._child.check()
+                if time.perf_counter() - self._begun_s > READY_S:
+                    said = self._child.last_words()
+                    raise NotReady(f"no answer within {READY_S:.0f} s ({error}): {said}", where=self.name) from error
+            time.sleep(_POLL_S)
+
+    def check(self) -> None:
+        """Raises NotReady, with its last words, where it has ended."""
+        self._child.check()
+
+    def halt(self) -> None:
+        """Not a cycle for it from now on."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Undo `halt`."""
+        self._signal(signal.SIGCONT)
+
+    def weight_mb(self) -> float:
+        """Memory of all its processes, each page that several of them map counted once (PSS), in MB."""
+        total = 0
+        for process in self._processes():
+            with contextlib.suppress(psutil.Error):
+                full = process.memory_full_info()
+                total += getattr(full, "pss", full.uss)
+        return total / 1e6
+
+    def stop(self) -> None:
+        """End all of it: in order, then by force."""
+        self.resume()
+        self._child.stop(_END_S)
+        for process in self._processes():
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+
+    def _signal(self, number: int) -> None:
+        for process in self._processes():
+            with contextlib.suppress(psutil.Error):
+                process.send_signal(number)
+
+    def _processes(self) -> list[psutil.Process]:
+        found = []
+        for process in psutil.process_iter():
+            # Somebody else's process, or one that has just ended: none of ours.
+            with contextlib.suppress(psutil.Error, OSError):
+                if process.environ().get(_MARK) == self._mark:
+                    found.append(process)
+        return found
+
+
+def once(port: int, request: bytes) -> bytes:
+    """One answer over a connection of its own. Raises OSError, Broken."""
+    load = Load(port, [request], 1)
+    try:
+        return load.once()
+    finally:
+        load.close()
