@@ -1,5 +1,7 @@
 """Which files of a model this device needs: its card, its labels, and of its variants those it will run, no other.
 
+Of a model that is parted between device and cloud it needs the fronts that its app may use, and never a back.
+
 A model in four variants is four times the bytes; over a narrow link that is minutes. So the card comes first, and what
 it says decides: of several variants that would do (an engine for it is installed here and not found broken, it keeps
 the card's accuracy floor) the best that was measured here (`choices.py`), else the card's first. A version that was
@@ -22,7 +24,7 @@ from marram.runtime.bundle import CARD, parse_card
 from marram.runtime.installed import PACKAGES, installed
 from marram.schema.device import Chosen, DesiredApp, ModelRef
 from marram.schema.errors import MarramError, Missing
-from marram.schema.model import Engine, File, Manifest, ModelCard, Variant
+from marram.schema.model import Cut, Engine, File, Manifest, ModelCard, Variant
 from marram.schema.units import parse_size
 
 # Engines that are installed here and do not load, and why: a line for people.
@@ -81,8 +83,9 @@ def needed(model: ModelRef, bundles: Bundles, taste: Taste | Broken = NONE, *, p
     """
     if card_alone(model) == model.manifest:
         return model.manifest
-    card = _card(model, bundles)
-    return _with(model, card, [each for each, _ in _chosen(model, card, bundles, _taste(taste), proven=proven)])
+    card, given = _card(model, bundles), _taste(taste)
+    fronts = [c for c in card.cuts if c.name in model.fronts and installed(c.engine) and c.engine not in given.broken]
+    return _with(model, card, [each for each, _ in _chosen(model, card, bundles, given, proven=proven)], fronts)
 
 
 def candidates(model: ModelRef, bundles: Bundles, taste: Taste) -> list[Variant]:
@@ -131,10 +134,9 @@ def chosen(model: ModelRef, bundles: Bundles, taste: Taste, *, proven: bool) -> 
     return found
 
 
-def _with(model: ModelRef, card: ModelCard, variants: Iterable[Variant]) -> Manifest:
-    files = {file.path: file for file in model.manifest.files}
-    wanted = {file.path for variant in variants for file in _files(variant, files)}
-    others = {file.path for variant in card.variants for file in _files(variant, files)} - wanted
+def _with(model: ModelRef, card: ModelCard, variants: Iterable[Variant], fronts: Iterable[Cut] = ()) -> Manifest:
+    wanted = {*(variant.file for variant in variants), *(cut.front for cut in fronts)}
+    others = {f"{path}{beside}" for path in set(card.files) - wanted for beside in ("", ".data")}
     return Manifest(files=[file for file in model.manifest.files if file.path not in others])
 
 

@@ -154,11 +154,13 @@ class Run:
         return 0
 
     def _run(self, app: App, ledger: Ledger) -> None:
+        cards = self._cloud_cards(app)
         around = Around(
             outlet=ledger,
             ledger=ledger,
             remote=self._remote if self._start["cloud"] else None,
-            cloud_cards=self._cloud_cards(app),
+            cloud_cards=cards,
+            fronts=self._fronts(cards),
             resolve=self._resolve,
             device=self._start["device"],
             before=self._before(),
@@ -200,6 +202,14 @@ class Run:
             if fitting:
                 cards[reference] = max(fitting, key=lambda m: m.version).card
         return cards
+
+    def _fronts(self, cards: dict[str, ModelCard]) -> dict[str, Bundle]:
+        """For each reference to a model of the cloud, where the fronts of its cuts lie, if any came along."""
+        found = {}
+        for reference, card in cards.items():
+            with contextlib.suppress(Missing):
+                found[reference] = _opened(card.reference, self._models)
+        return found
 
     def _verify(self, app: App) -> None:
         """Load every model the app brought, each as the app will: what does not load never replaces what runs."""

@@ -208,6 +208,10 @@ class Registry:
         for index, variant in enumerate(card.variants):
             if variant.file not in files:
                 raise Invalid(f'the bundle has no file "{variant.file}"', where=f"{card.model}  variants[{index}].file")
+        for index, cut in enumerate(card.cuts):
+            for part, path in (("front", cut.front), ("back", cut.back)):
+                if path not in files:
+                    raise Invalid(f'the bundle has no file "{path}"', where=f"{card.model}  cuts[{index}].{part}")
         self._check_labels(card, manifest)
         self._check_nothing_else(card, files)
         try:
@@ -220,7 +224,7 @@ class Registry:
 
     def _check_nothing_else(self, card: ModelCard, files: dict[str, File]) -> None:
         """A file that nothing reads has no business on a device: it could be anything."""
-        read = {CARD, *(v.file for v in card.variants), *(f"{v.file}.data" for v in card.variants)}
+        read = {CARD, *card.files, *(f"{file}.data" for file in card.files)}
         extra = sorted(set(files) - read - ({card.labels} if isinstance(card.labels, str) else set()))
         if extra:
             raise Invalid(f'nothing in {CARD} names "{extra[0]}"', where=card.model, hint="Leave it out of the bundle.")

@@ -11,11 +11,11 @@ import json
 from collections.abc import Callable, Sequence
 
 from marram.registry import Registry, bundle_digest
-from marram.schema.app import App, app_on, model_uses, parse_app
+from marram.schema.app import App, InferStep, Step, app_on, model_uses, parse_app
 from marram.schema.device import CloudModel, DesiredApp, ModelRef
 from marram.schema.errors import Invalid, Missing
 from marram.schema.ids import by_channel
-from marram.schema.model import File, Manifest
+from marram.schema.model import File, Manifest, ModelCard
 from marram.schema.page import Page
 from marram.schema.references import with_references
 from marram.store import AppRow, ModelRow, Objects, Store
@@ -114,13 +114,19 @@ class Releases:
         return Manifest.of((path, listed[path].sha256, listed[path].size_bytes) for path in sorted(listed))
 
     def _edge_models(self, app: App) -> list[ModelRef]:
-        """What the device itself runs, each model once, with the variants that its steps name."""
+        """What the device itself runs, each model once, with the variants that its steps name; and of the cloud's
+        models the fronts, where a step may part them.
+        """
         rows: dict[tuple[str, int], ModelRow] = {}
         variants: dict[tuple[str, int], set[str | None]] = {}
+        fronts: dict[tuple[str, int], set[str]] = {}
         for use in model_uses(app):
-            if use.cloud:
-                continue
             row = self._model(use.reference)
+            if use.cloud:
+                if names := _fronts(app, use.step, row.card):
+                    rows[row.name, row.version] = row
+                    fronts.setdefault((row.name, row.version), set()).update(names)
+                continue
             known = [variant.name for variant in row.card.variants]
             if use.variant is not None and use.variant not in known:
                 raise Invalid(
@@ -133,7 +139,8 @@ class Releases:
                 name=row.name,
                 version=row.version,
                 manifest=row.manifest,
-                variants=sorted(variants[key], key=lambda name: (name is not None, name or "")),
+                variants=sorted(variants.get(key, ()), key=lambda name: (name is not None, name or "")),
+                fronts=sorted(fronts.get(key, ())),
             )
             for key, row in sorted(rows.items())
         ]
@@ -149,6 +156,13 @@ class Releases:
         except Invalid as error:
             error.hint = error.hint or "A folder means nothing here: push it, then write name or name@version."
             raise
+
+
+def _fronts(app: App, step: Step, card: ModelCard) -> list[str]:
+    """The cuts at which `step` may part the cloud's model: of those that never leave the device, none."""
+    if app.raw == "never" or not isinstance(step, InferStep) or not step.split or step.place in ("edge", "cloud"):
+        return []
+    return [cut.name for cut in card.cuts_within(step.encoding_loss)]
 
 
 def _digest(app: DesiredApp) -> str:

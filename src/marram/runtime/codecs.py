@@ -121,7 +121,7 @@ def codecs_for(card: ModelCard) -> list[Codec]:
 
 def cuts_for(card: ModelCard) -> list[Cut]:
     """The cuts at which it may be parted: those of the card whose loss its `accuracy_budget` allows."""
-    return [cut for cut in card.cuts if cut.loss <= card.accuracy_budget]
+    return card.cuts_within()
 
 
 # ---------------------------------------------------------------- each medium

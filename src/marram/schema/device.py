@@ -83,13 +83,15 @@ class ModelRef(Strict):
     """One model version an app needs on the device, and its files by content.
 
     `variants`: those that its steps name; None stands for a step that leaves the choice to the device. The device
-    fetches no other.
+    fetches no other. `fronts`: the cuts at which its steps may part it, the back being the cloud's; a model that the
+    cloud alone answers with has these and no variant here.
     """
 
     name: Name
     version: int
     manifest: Manifest
     variants: list[Name | None] = [None]
+    fronts: list[Name] = []
 
     @property
     def target(self) -> str:
@@ -98,7 +100,7 @@ class ModelRef(Strict):
 
     def signed(self) -> bytes:
         """What is signed of it; see `DesiredApp.signed`."""
-        return _canonical(self.model_dump(mode="json", exclude_defaults=True, exclude={"variants"}))
+        return _canonical(self.model_dump(mode="json", exclude_defaults=True, exclude={"variants", "fronts"}))
 
 
 class CloudModel(Strict):

@@ -204,6 +204,11 @@ class ModelCard(Strict):
         """`name@version`: what a result says answered it."""
         return f"{self.model}@{self.version}"
 
+    def cuts_within(self, budget: float | None = None) -> list[Cut]:
+        """The cuts that change at most this share of answers (None: the card's own budget)."""
+        most = self.accuracy_budget if budget is None else budget
+        return [cut for cut in self.cuts if cut.loss <= most]
+
     @property
     def files(self) -> list[str]:
         """Every file that the card names, each once, without the labels."""

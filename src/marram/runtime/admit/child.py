@@ -17,13 +17,15 @@ from typing import Any
 
 from marram.runtime.admit.archives import look_into
 from marram.runtime.bundle import CARD, Bundle
+from marram.runtime.contract import Tensor
+from marram.runtime.cut import Back, Front
 from marram.runtime.engines.torch import clean_archive
 from marram.runtime.example import example
 from marram.runtime.installed import PACKAGES, installed
-from marram.runtime.model import Model, check_labels
+from marram.runtime.model import Answerer, Model, check_labels
 from marram.runtime.onnxfile import outside
 from marram.schema.errors import Invalid, MarramError, NotReady, Permanent, Threat, Untrusted
-from marram.schema.model import Engine, Variant
+from marram.schema.model import Cut, Engine, Variant
 
 _STARVED = ("bad_alloc", "bad allocation", "allocate memory", "out of memory", "failed to allocate", "length_error")
 # The most that a file of what it writes may have: its words, and what an engine keeps beside them for a moment.
@@ -64,23 +66,31 @@ def check(folder: Path, at: Callable[[str], None]) -> list[str]:
     unchecked = []
     for variant in bundle.card.variants:
         at(variant.file)
-        _is_its_format(bundle, variant)
+        _is_its_format(bundle, variant.engine, variant.file)
         if not installed(variant.engine):
             unchecked.append(f"{variant.name} was not opened: {PACKAGES[variant.engine]} is not installed here")
             continue
         if note := _asked_once(bundle, variant):
             unchecked.append(note)
+    for cut in bundle.card.cuts:
+        for file in (cut.front, cut.back):
+            at(file)
+            _is_its_format(bundle, cut.engine, file)
+        if not installed(cut.engine):
+            unchecked.append(f"cut {cut.name} was not opened: {PACKAGES[cut.engine]} is not installed here")
+        elif note := _crossed_once(bundle, cut, at):
+            unchecked.append(note)
     return unchecked
 
 
-def _is_its_format(bundle: Bundle, variant: Variant) -> None:
-    """That the file is what the variant's engine reads, told without the engine."""
-    file, where = bundle.file(variant), variant.file
-    if variant.engine is Engine.LITERT:
+def _is_its_format(bundle: Bundle, engine: Engine, where: str) -> None:
+    """That the file `where` is what `engine` reads, told without the engine."""
+    file = bundle.folder / where
+    if engine is Engine.LITERT:
         with file.open("rb") as opened:
             if opened.read(8)[4:] != b"TFL3":
                 raise Invalid("not a .tflite model", where=where, hint="Is the file complete?")
-    elif variant.engine is Engine.TORCH:
+    elif engine is Engine.TORCH:
         with _named(bundle):
             clean_archive(file)
     else:
@@ -92,32 +102,65 @@ def _is_its_format(bundle: Bundle, variant: Variant) -> None:
                 what = f'keeps weights in "{place[:200]}", outside of the bundle'
                 raise Untrusted(what, threat=Threat.TRAVERSAL, where=where)
             beside = (file.parent / place).relative_to(bundle.folder).as_posix()
-            if beside != f"{variant.file}.data":
-                what = f'keeps weights in "{place[:200]}"; only {PurePosixPath(variant.file).name}.data travels with it'
+            if beside != f"{where}.data":
+                what = f'keeps weights in "{place[:200]}"; only {PurePosixPath(where).name}.data travels with it'
                 raise Invalid(what, where=where, hint="Export it with its weights inside, or in a file of that name.")
 
 
 def _asked_once(bundle: Bundle, variant: Variant) -> str:
     """Load the variant and have it answer a made-up input. Returns what that could not tell, "" where nothing."""
+
+    def ask() -> None:
+        model = Model.load(bundle, variant=variant.name)
+        try:
+            _answers(model, example(bundle.card), variant.file)
+        finally:
+            model.close()
+
+    return _untold(bundle, variant.name, variant.file, ask)
+
+
+def _crossed_once(bundle: Bundle, cut: Cut, at: Callable[[str], None]) -> str:
+    """Load both parts of the cut, and have them answer a made-up input one after the other; as `_asked_once`."""
+
+    def ask() -> None:
+        at(cut.front)
+        front = Front.load(bundle, cut.name)
+        try:
+            crossing = front.run(example(bundle.card))
+        finally:
+            front.close()
+        at(cut.back)
+        back = Back.load(bundle, cut.name)
+        try:
+            _answers(back, crossing, cut.back)
+        finally:
+            back.close()
+
+    return _untold(bundle, f"cut {cut.name}", cut.front, ask)
+
+
+def _answers(model: Answerer, data: Tensor, file: str) -> None:
+    prepared = model.prepare(data)
+    outputs = model.run(prepared)
+    shapes = [tuple(int(n) for n in output.shape) for output in outputs]
+    check_labels(model.bundle, shapes, file)
+    model.interpret(outputs, prepared)
+
+
+def _untold(bundle: Bundle, name: str, file: str, ask: Callable[[], None]) -> str:
+    """What asking it could not tell, "" where nothing. Raises what is wrong with it."""
     try:
         with _named(bundle):
-            model = Model.load(bundle, variant=variant.name)
-            try:
-                prepared = model.prepare(example(bundle.card))
-                outputs = model.run(prepared)
-                shapes = [tuple(int(n) for n in output.shape) for output in outputs]
-                check_labels(bundle, shapes, variant.file)
-                model.interpret(outputs, prepared)
-            finally:
-                model.close()
+            ask()
     except NotReady as error:
-        return f"{variant.name} was not opened: {error.what}"
+        return f"{name} was not opened: {error.what}"
     except Permanent as error:
         if "NaN" in error.what:
-            return f"{variant.name} answers NaN to made-up noise: what it answers was not checked"
+            return f"{name} answers NaN to made-up noise: what it answers was not checked"
         if any(sign in error.what.lower() for sign in _STARVED):
             what = f"opening it takes more memory than a model of its size may ({error.what[:200]})"
-            raise Untrusted(what, threat=Threat.EXHAUSTION, where=variant.file) from error
+            raise Untrusted(what, threat=Threat.EXHAUSTION, where=file) from error
         raise
     return ""
 
