@@ -1,0 +1,167 @@
+"""From a bundle to lanes that are ready: loaded, run, compared, timed. Blocking, so in a thread.
+
+What is chosen is measured here, on this machine: whether several items as one give the answers that each gives alone,
+whether lanes side by side get more done than one with all the threads, how long n items take. The first run of an
+engine lays out its memory; nobody's question pays for that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from marram.runtime.bundle import Bundle
+from marram.runtime.contract import Tensor
+from marram.runtime.cut import Back
+from marram.runtime.example import example
+from marram.runtime.model import Answerer, Model
+from marram.schema.errors import MarramError
+from marram.serving.batching import Speed
+from marram.serving.lanes import run
+
+log = logging.getLogger(__name__)
+
+# The largest batch that is tried. Beyond it an item on a CPU gets no cheaper, and memory grows with it.
+MOST = 8
+# Measuring ends after so long: what is not measured yet is learnt from questions.
+_BUDGET_S = 0.25
+# What several lanes must gain: on one session they cost a thread each, so they are left out only where they do harm;
+# several sessions cost memory and make a lone request slower.
+_LANES_WORTH, _SESSIONS_WORTH = 0.9, 1.25
+_MOST_LANES, _MOST_SESSIONS = 8, 4
+_RUNS = 2
+# How far answers of a batch may lie from each alone: other kernels sum in another order.
+_RELATIVE, _ABSOLUTE = 1e-2, 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Warm:
+    """Answerers for as many lanes (one several times where its session is parallel), and what is known of the speed."""
+
+    answerers: tuple[Answerer, ...]
+    speed: Speed
+
+
+def warm(bundle: Bundle, cut: str, cores: int) -> Warm:
+    """Load the model, or the back of its cut called `cut`, for `cores` cores, and find out how it runs best.
+
+    Raises Missing, Invalid, NotReady as `Model.load` does, Permanent where it cannot run at all.
+    """
+    first = _load(bundle, cut, cores)
+    try:
+        item = _item(first)
+        first.session.run(item)
+        speed = Speed(MOST if _takes_several(first, item) else 1)
+        until_s = time.perf_counter() + _BUDGET_S
+        for _ in range(3):
+            speed.ran(1, _timed(first, item, 1))
+        answerers = _side_by_side(bundle, cut, first, item, cores) if cores > 1 else (first,)
+        count = 2
+        while count <= speed.most and time.perf_counter() + speed.run_s(count) < until_s:
+            for _ in range(2):
+                speed.ran(count, _timed(first, item, count))
+            count *= 2
+    except MarramError:
+        first.close()
+        raise
+    log.info(
+        "%s%s: %d lanes, best batch %d, %.1f ms",
+        *(bundle.reference, f" {cut}" if cut else "", len(answerers), speed.best(), speed.run_s(1) * 1e3),
+    )
+    return Warm(answerers, speed)
+
+
+def _load(bundle: Bundle, cut: str, threads: int) -> Answerer:
+    if cut:
+        return Back.load(bundle, cut, threads=threads, free=True)
+    return Model.load(bundle, threads=threads, free=True)
+
+
+def _item(answerer: Answerer) -> list[Tensor]:
+    """One made-up item as the engine takes it."""
+    if isinstance(answerer, Back):
+        noise = np.random.default_rng(0)
+        return answerer.prepare(noise.integers(0, 256, answerer.cut.shape, dtype=np.uint8)).tensors
+    return answerer.prepare(example(answerer.card)).tensors
+
+
+def _takes_several(answerer: Answerer, item: list[Tensor]) -> bool:
+    """Whether two items as one give what each gives alone: a file may say so (or be made to), its graph not do it."""
+    session = answerer.session
+    if not all(info.shape and info.shape[0] == -1 for info in session.inputs):
+        return False
+    other = [np.ascontiguousarray(np.flip(tensor, axis=tuple(range(1, tensor.ndim)))) for tensor in item]
+    try:
+        alone = [run(answerer, [each], 1)[0] for each in (item, other)]
+        together = run(answerer, [item, other], 2)
+    except MarramError:
+        return False
+    return all(
+        one.shape == two.shape and np.allclose(one, two, _RELATIVE, _ABSOLUTE, equal_nan=True)
+        for ones, twos in zip(alone, together, strict=True)
+        for one, two in zip(ones, twos, strict=True)
+    )
+
+
+def _side_by_side(bundle: Bundle, cut: str, first: Answerer, item: list[Tensor], cores: int) -> tuple[Answerer, ...]:
+    """As many lanes as get more done than one alone."""
+    if first.session.parallel:
+        lanes = (first,) * min(cores, _MOST_LANES)
+        return lanes if _gain(lanes, first, item) > _LANES_WORTH else (first,)
+    several = min(cores, _MOST_SESSIONS)
+    others: list[Answerer] = []
+    try:
+        for _ in range(several):
+            others.append(_load(bundle, cut, max(1, cores // several)))
+            others[-1].session.run(item)
+        better = _gain(others, first, item) > _SESSIONS_WORTH
+    except MarramError:
+        better = False
+    for each in [first] if better else others:
+        each.close()
+    return tuple(others) if better else (first,)
+
+
+def _gain(lanes: Sequence[Answerer], alone: Answerer, item: list[Tensor]) -> float:
+    """How many times as much gets done by `lanes` at once as by `alone`; the best of three tries each.
+
+    Both do the same work: on a busy machine the shorter of two measurements is the luckier one.
+    """
+    begun_s = time.perf_counter()
+    one_s = together_s = float("inf")
+    for _ in range(3):
+        one_s = min(one_s, _timed_at_once([alone], item, _RUNS * len(lanes)))
+        together_s = min(together_s, _timed_at_once(lanes, item, _RUNS))
+        if time.perf_counter() - begun_s > _BUDGET_S:
+            break
+    return one_s / together_s
+
+
+def _timed(answerer: Answerer, item: list[Tensor], count: int) -> float:
+    tensors = [np.repeat(tensor, count, axis=0) for tensor in item]
+    began_s = time.perf_counter()
+    answerer.session.run(tensors)
+    return time.perf_counter() - began_s
+
+
+def _timed_at_once(lanes: Sequence[Answerer], item: list[Tensor], runs: int) -> float:
+    """Seconds until each of `lanes`, side by side, ran so often."""
+    threads = [threading.Thread(target=_run_often, args=(lane, item, runs)) for lane in lanes]
+    began_s = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return time.perf_counter() - began_s
+
+
+def _run_often(lane: Answerer, item: list[Tensor], runs: int) -> None:
+    with contextlib.suppress(MarramError):  # one that fails side by side is found out by questions, each told
+        for _ in range(runs):
+            lane.session.run(item)
