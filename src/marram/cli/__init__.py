@@ -39,6 +39,7 @@ COMMANDS: dict[str, str] = {
     "deploy": "Put an app on devices.",
     "rollout": "Follow and steer how versions come to devices.",
     "results": "Follow or query what devices answered.",
+    "placement": "Why inferences went where they went.",
     "top": "Watch the fleet live.",
     "sample": "List, export and label the samples devices kept.",
     "train": "Train a model from samples, compare it, register it.",

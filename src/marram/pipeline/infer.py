@@ -94,6 +94,8 @@ class Infer:
         # Whether the last frame was allowed out, and its shape: what the next one is expected to be before it is seen.
         self._allowed = app.raw == "allowed"
         self._shape = "x".join(str(length) for length in first.card.input.size)
+        if self._ways.about_cuts and spec.split:
+            stats.tell("cuts", lambda: self._ways.about_cuts)
         if far is not None:
             far.offload.about(far.card.model, far.card.version)
 

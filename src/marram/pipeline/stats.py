@@ -29,6 +29,7 @@ Constant in memory for weeks of frames (log-spaced buckets, not lists), microsec
 | `escalated` | edge answers that were not sure enough, so the cloud was asked (`cascade:`) |
 | `checked` | accepted edge answers that the cloud was asked about in the background, and answered |
 | `disagreed` | escalated and checked answers for which the cloud had another |
+| `cuts` | whether the cloud's model is parted here, or why not: words; absent where it has no cuts |
 | `unverified` | edge answers that stood although unsure, or of unknown worth: the cloud did not answer, or is away |
 | `cascade` | what the cascade accepts now, and why; absent where there is none |
 | `samples`, `alerts` | samples kept, alerts raised (not their end) |

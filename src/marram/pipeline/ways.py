@@ -52,6 +52,8 @@ class Ways:
         self._cloud = cloud
         self._encodings: dict[str, _Encoding] = {}
         self._cuts: dict[str, Cut] = {}
+        # Whether the cloud's model is parted here, in words; "" where there is nothing to say.
+        self.about_cuts = ""
         if cloud is None:
             return
         best = max((v.accuracy for v in cloud.variants if v.accuracy is not None), default=None)
@@ -62,6 +64,7 @@ class Ways:
         else:
             self._encodings[AS_THEY_ARE] = _Encoding(float(4 * np.prod(cloud.input.size)), 0.0, best)
         winning = winning_cuts(cloud, edge=model.bundle.reference == cloud.reference)
+        self.about_cuts = _about_cuts(cloud, winning, fronts)
         for cut in cuts_for(cloud):
             if cut.name in fronts and cut.name in winning:
                 accuracy = None if best is None else best * (1 - cut.loss)
@@ -122,6 +125,17 @@ def winning_cuts(cloud: ModelCard, *, edge: bool) -> set[str]:
         return set()
     gains = Envelope(options_of(cloud, codecs_for(cloud), cuts, edge=edge)).gains()
     return {cut.name for cut in cuts if any(gain.option.name == _of_cut(cut) for gain in gains)}
+
+
+def _about_cuts(cloud: ModelCard, winning: set[str], fronts: Sequence[str]) -> str:
+    if not cloud.cuts:
+        return ""
+    if not winning:
+        return f"no cut of {cloud.reference} ever wins, whatever the link: it is never parted"
+    here = sorted(winning & set(fronts))
+    if not here:
+        return f"{cloud.reference} could be parted at {', '.join(sorted(winning))}, and no front of that is here"
+    return f"{cloud.reference} is parted at {', '.join(here)} where that is soonest"
 
 
 def _soonest(codecs: list[Codec]) -> list[Codec]:
