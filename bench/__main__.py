@@ -10,7 +10,7 @@ import subprocess
 import sys
 from typing import Any
 
-NAMES = ("pipeline", "footprint", "outbox", "placement", "deploy", "demo")
+NAMES = ("pipeline", "footprint", "outbox", "placement", "cascade", "deploy", "demo")
 
 
 def run(name: str) -> dict[str, Any] | None:

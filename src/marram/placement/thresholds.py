@@ -107,24 +107,25 @@ class AccuracyTarget:
         surprise = tally.surprise
         lost = unknown = shares = spread = 0.0
         self._expected = 0.0
+        surer: list[int] = []  # than all that the bound was tried on
         for stratum in chain(tally):
-            share = tally.share(stratum)
-            if share > 0:
-                if tally.labels[stratum] > 0:
-                    shares += share
-                    spread += share * share / tally.labels[stratum]
-                    lost += share * min(1.0, surprise * tally.loss(stratum))
-                else:
-                    unknown += share  # counts as lost
-                worth = shares / spread if spread > 0 else 0.0
-                risk = lost + unknown
-                if (worth * risk + 1) / (worth + 1) > self._level:
-                    break
-                self._expected = risk
-            accepted[stratum] = True
-        # A kind of answer that never came is not accepted unseen.
-        for stratum in (EMPTY, UNTOLD):
-            accepted[stratum] = accepted[stratum] and tally.share(stratum) > 0
+            surer.append(stratum)
+            share, labels = tally.share(stratum), tally.labels[stratum]
+            if labels > 0:
+                shares += share
+                spread += share * share / labels
+                lost += share * min(1.0, surprise * tally.loss(stratum))
+            else:
+                unknown += share  # counts as lost
+            if share <= 0 or spread <= 0:
+                continue
+            worth, risk = shares / spread, lost + unknown
+            if (worth * risk + 1) / (worth + 1) > self._level:
+                break
+            self._expected = risk
+            for each in surer:
+                accepted[each] = True
+            surer.clear()
         self._accepted = accepted
 
     def explain(self) -> list[str]:
@@ -275,7 +276,10 @@ class LearntThreshold:
 
 
 def chain(tally: Tally) -> list[int]:
-    """All strata, the surest first. `EMPTY` and `UNTOLD` stand before the first level that goes wrong as often."""
+    """All strata, the surest first. `EMPTY` and `UNTOLD` stand before the first level that goes wrong as often.
+
+    Where none came yet they stand last: a kind of answer that was never seen is not accepted for others' sake.
+    """
     levels = list(range(LEVELS - 1, -1, -1))
     others = [stratum for stratum in (EMPTY, UNTOLD) if tally.share(stratum) > 0]
     if not others:
