@@ -14,10 +14,13 @@ from typing import Any
 BUSY_TASKS_A_CORE = 2.0
 
 
-def conclude(bench: str, ratio: float | None, goal: float, figures: dict[str, Any], *, also: bool = True) -> None:
+def conclude(
+    bench: str, ratio: float | None, goal: float, figures: dict[str, Any], *, also: bool | None = True
+) -> None:
     """Print the last line. `also`: whether the goals beside the ratio (named in `figures`) are reached.
 
-    `ratio` None: nothing was to be compared, which is no success.
+    `ratio` None: nothing was to be compared, which is no success. `also` None: the ratio is not all that counts, and of
+    the rest something could not be measured here (`figures["skipped"]`): `ok` is null where the ratio is reached.
     """
     load = os.getloadavg()[0] / (os.cpu_count() or 1)
     if load > BUSY_TASKS_A_CORE:
@@ -26,7 +29,7 @@ def conclude(bench: str, ratio: float | None, goal: float, figures: dict[str, An
         "bench": bench,
         "ratio": None if ratio is None else round(ratio, 3),
         "goal": goal,
-        "ok": ratio is not None and ratio >= goal and also,
+        "ok": also if ratio is not None and ratio >= goal else False,
     }
     print(json.dumps(head | figures | {"tasks_a_core": round(load, 1)}), flush=True)
 

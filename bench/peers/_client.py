@@ -25,10 +25,14 @@ class Broken(Exception):
 
 @dataclass(slots=True)
 class Window:
-    """What came back in one window: `bodies` (which request, its answer), each one's latency, and the client's CPU."""
+    """What came back in one window: `bodies` (which request, its answer), each one's latency, and the client's CPU.
+
+    `total`: answers in all, with those of settling before it and of what was still under way after it.
+    """
 
     elapsed_s: float
     cpu_s: float = 0.0
+    total: int = 0
     latencies_s: list[float] = field(default_factory=list)
     bodies: list[tuple[int, bytes]] = field(default_factory=list)
 
@@ -127,6 +131,7 @@ class Load:
     def __init__(self, port: int, requests: Sequence[bytes], in_flight: int) -> None:
         self._requests = requests
         self._next = 0
+        self._total = 0
         self._selector = selectors.DefaultSelector()
         self._connections = [Connection(port) for _ in range(in_flight)]
         for connection in self._connections:
@@ -137,6 +142,7 @@ class Load:
 
         Raises Broken.
         """
+        before = self._total
         for connection in self._connections:
             self._ask(connection)
         self._pass(settle_s, None)
@@ -146,6 +152,7 @@ class Load:
         counted.elapsed_s = time.perf_counter() - begun_s
         counted.cpu_s = time.thread_time() - cpu_s
         self._drain(None)
+        counted.total = self._total - before
         return counted
 
     def once(self) -> bytes:
@@ -183,6 +190,7 @@ class Load:
             body = connection.read() if event & selectors.EVENT_READ else None
             if body is None:
                 continue
+            self._total += 1
             if counted is not None:
                 counted.latencies_s.append(time.perf_counter() - connection.sent_s)
                 counted.bodies.append((connection.asked, body))

@@ -39,6 +39,8 @@ class Contender(Protocol):
 
     def weight_mb(self) -> float: ...
 
+    def cpu_s(self) -> float: ...
+
     def stop(self) -> None: ...
 
 
@@ -115,6 +117,9 @@ class OverHttp:
 
     def weight_mb(self) -> float:
         return self._running.weight_mb()
+
+    def cpu_s(self) -> float:
+        return self._running.cpu_s()
 
     def stop(self) -> None:
         if self._server is not None:

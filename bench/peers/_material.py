@@ -33,7 +33,7 @@ class Material:
     @classmethod
     def make(cls, folder: Path) -> Material:
         """Build it. Raises what `recipes.build` raises."""
-        made = recipes.build(MODEL)
+        made = recipes.build(MODEL, force=True)
         bundle = folder / MODEL
         variant = made.variant(VARIANT)
         bundle.mkdir()

@@ -46,20 +46,23 @@ class OverBus:
         self._gatehouse: Gatehouse | None = None
         self._server: Server | None = None
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="device", daemon=True)
+        self._thread: threading.Thread | None = None
+        self._bus: Bus | None = None
 
     def start(self) -> None:
         folder = self._material.folder / "nats"
         folder.mkdir()
         self._gatehouse = Gatehouse(folder, ["d1"])
         self._gatehouse.start()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="device", daemon=True)
         self._thread.start()
-        self._bus: Bus = self._run(self._connect(self._gatehouse))
+        self._bus = self._run(self._connect(self._gatehouse))
         while len(self.ready_s) < STARTS:
             if self._server is not None:
                 self._server.stop()
+            begun_s = time.perf_counter()
             self._server = self._replica(self._gatehouse)
-            self.ready_s.append(self._run(self._first_answer(time.perf_counter())))
+            self.ready_s.append(self._run(self._first_answer(self._bus, begun_s)))
 
     def _replica(self, gatehouse: Gatehouse) -> Server:
         tls, user = gatehouse.services, CONTROL
@@ -77,10 +80,10 @@ class OverBus:
         await bus.wait_connected(10)
         return bus
 
-    async def _first_answer(self, begun_s: float) -> float:
+    async def _first_answer(self, bus: Bus, begun_s: float) -> float:
         while True:
             try:
-                await self._bus.request(self._subject, self._requests[0], 5.0)
+                await bus.request(self._subject, self._requests[0], 5.0)
                 return time.perf_counter() - begun_s
             except MarramError as error:
                 self._running.check()
@@ -92,7 +95,8 @@ class OverBus:
         return self._run(self._window(in_flight, settle_s, seconds))
 
     async def _window(self, in_flight: int, settle_s: float, seconds: float) -> Window:
-        counted = Window(seconds)
+        assert self._bus is not None
+        bus, counted = self._bus, Window(seconds)
         begins_s = time.perf_counter() + settle_s
         ends_s = begins_s + seconds
         numbers = iter(range(sys.maxsize))
@@ -100,8 +104,9 @@ class OverBus:
         async def ask() -> None:
             while (sent_s := time.perf_counter()) < ends_s:
                 number = next(numbers) % len(self._requests)
-                body = await self._bus.request(self._subject, self._requests[number], 10.0)
+                body = await bus.request(self._subject, self._requests[number], 10.0)
                 came_s = time.perf_counter()
+                counted.total += 1
                 if begins_s <= came_s < ends_s:
                     counted.latencies_s.append(came_s - sent_s)
                     counted.bodies.append((number, body))
@@ -120,7 +125,7 @@ class OverBus:
 
     def told(self, body: bytes) -> list[str]:
         result = InferReply.unpack(body).result
-        return [] if result is None else [each["label"] for each in result["top"]]
+        return [] if result is None else [label for label, _ in result["top"]]
 
     def halt(self) -> None:
         self._running.halt()
@@ -131,14 +136,23 @@ class OverBus:
     def weight_mb(self) -> float:
         return self._running.weight_mb()
 
+    def cpu_s(self) -> float:
+        return self._running.cpu_s()
+
     def stop(self) -> None:
         if self._server is not None:
             self._server.stop()
-        self._run(self._bus.close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
+            self._server = None
+        if self._bus is not None:
+            self._run(self._bus.close())
+            self._bus = None
+        if self._thread is not None:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._thread = None
         if self._gatehouse is not None:
             self._gatehouse.stop()
+            self._gatehouse = None
 
     @property
     def _running(self) -> Server:

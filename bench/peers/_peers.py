@@ -83,8 +83,8 @@ def _module(name: str) -> tuple[str, ...]:
 MARRAM = Peer(
     "marram",
     lambda jpeg: open_inference("efficientnet-lite0", jpeg, [1], "result"),
-    lambda body: [each["label"] for each in json.loads(tensor(body, "result")[0])["top"]],
-    ("-m", "marram", "serve", "BUNDLE", "--port", "PORT"),
+    lambda body: [label for label, _ in json.loads(tensor(body, "result")[0])["top"]],
+    ("-m", "marram", "serve", "BUNDLE", "--http", "PORT", "--grpc", "0"),
     own=True,
 )
 

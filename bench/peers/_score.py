@@ -16,7 +16,8 @@ from bench.peers._client import Window
 @dataclass(slots=True)
 class Score:
     """`shares` and `rates` by requests in flight, one a window; `over_ms`: with one in flight, the median latency less
-    the bare loop's; `client`: the client's share of a core in each window.
+    the bare loop's; `client`: the client's share of a core in each window; `cpu_ms`: the server's processor time for
+    a picture, which a busy machine lengthens less than it does the clock's.
     """
 
     rates: dict[int, list[float]] = field(default_factory=dict)
@@ -24,17 +25,19 @@ class Score:
     p99_ms: dict[int, list[float]] = field(default_factory=dict)
     over_ms: list[float] = field(default_factory=list)
     client: list[float] = field(default_factory=list)
+    cpu_ms: list[float] = field(default_factory=list)
     ready_s: list[float] = field(default_factory=list)
     weight_mb: list[float] = field(default_factory=list)
     answers: int = 0
     wrong: int = 0
 
-    def loaded(self, in_flight: int, window: Window, bare_per_s: float) -> None:
-        """Note a window with `in_flight` requests under way, and the bare loop's rate around it."""
+    def loaded(self, in_flight: int, window: Window, bare_per_s: float, cpu_s: float) -> None:
+        """Note a window with `in_flight` requests under way, the bare loop's rate around it, the server's CPU time."""
         self.rates.setdefault(in_flight, []).append(window.per_s)
         self.shares.setdefault(in_flight, []).append(window.per_s / bare_per_s)
         self.p99_ms.setdefault(in_flight, []).append(quantile(window.latencies_s, 0.99) * 1e3)
         self.client.append(window.cpu_s / window.elapsed_s)
+        self.cpu_ms.append(cpu_s / window.total * 1e3)
 
     def alone(self, window: Window, bare_ms: float) -> None:
         """Note a window with one request under way, and the bare loop's latency beside it."""

@@ -72,6 +72,15 @@ class Server:
                 total += getattr(full, "pss", full.uss)
         return total / 1e6
 
+    def cpu_s(self) -> float:
+        """Processor time of all its processes so far, seconds."""
+        total = 0.0
+        for process in self._processes():
+            with contextlib.suppress(psutil.Error):
+                spent = process.cpu_times()
+                total += spent.user + spent.system
+        return total
+
     def stop(self) -> None:
         """End all of it: in order, then by force."""
         self.resume()
