@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from marram.pipeline.check import Findings, at, examine, look_ahead
+from marram.pipeline.check import examine, look_ahead
+from marram.pipeline.findings import Findings, at
 from marram.runtime import library, machine
 from marram.runtime.bundle import Bundle
 from marram.schema.app import parse_app
@@ -62,6 +63,16 @@ def said(errors: Any) -> list[str]:
         (PHOTOS + "steps: [{function: handler.py:f}]", 'steps[0].function: no file "handler.py" beside the app'),
         (PHOTOS + ANY + "files: [photos]", 'files[0]: "photos" is a folder'),
         (PHOTOS + ANY + "files: [tabel.csv]", 'files[0]: no file "tabel.csv" beside the app. Did'),
+        (PHOTOS + "steps: [{classify: ./colours, cloud: x, cascade: learnt}]", "steps[0].cloud: the cloud may not"),
+        (PHOTOS + "steps: [{classify: ./colours, region: detections}]", "steps[0].region: no step before this one"),
+        (
+            PHOTOS + "steps: [{classify: ./colours, cloud: x, budget: {power: 1 W}}]",
+            "steps[0].budget: power is not counted",
+        ),
+        (
+            PHOTOS + "steps: [{classify: ./colours, cloud: x, budget: {money: 1/day}, costs: {edge: 1 W}}]",
+            "steps[0].budget: money is not counted",
+        ),
         ("source: {mqtt: 'a/b#'}\nsteps: [{filter: 'true'}]", "source.mqtt: "),
         ("source: {mqtt: a, broker: 'http://x'}\nsteps: [{filter: 'true'}]", "source.broker: "),
         ("source: {series: table.csv, columns: [b]}\n" + ANY, 'source.series: table.csv has no column'),
@@ -99,6 +110,13 @@ def test_a_fault_is_told_at_its_field(look: Look, tmp_path: Path, text: str, fau
             CAMERA + "raw: redacted\nsteps: [{function: good.py:f}, {keep: 'true'}]",
             "steps[0].function: is the only step that could redact",
         ),
+        (CAMERA + "steps: [{classify: ./colours, split: no}]", "steps[0].split: says nothing here: the step has no"),
+        (
+            CAMERA + "raw: allowed\nsteps: [{classify: ./colours, cloud: ./colours, hedge: 3 %}]",
+            "steps[0].hedge: says nothing here: without a `deadline`",
+        ),
+        (CAMERA + "peers: yes\nsteps: [{classify: ./colours}]", "peers: no other device is ever asked"),
+        (CAMERA + "peers: yes\nraw: allowed\nsteps: [{classify: ./colours}]", "peers: says nothing here"),
         (CAMERA + "steps: [{function: good.py:ef}]", 'steps[0].function: no "ef" is seen in good.py; did'),
         (
             CAMERA + "steps: [{function: good.py:f, requires: [no-such-package]}]",
@@ -129,6 +147,15 @@ def test_every_fault_is_found_at_once(look: Look) -> None:
         "steps[2].keep",
         "steps[0].classify",
     ]
+
+
+def test_a_region_is_a_part_of_a_picture(look: Look) -> None:
+    found = look("source: {mqtt: a/b}\nsteps: [{score: ./colours, region: [0, 0, 1, 1]}]")
+    assert "steps[0].region: is a part of a picture, and the source gives readings. Leave it away." in said(
+        found.faults
+    )
+    detected = PHOTOS + "steps: [{detect: x}, {classify: ./colours, region: detections}]"
+    assert not any("region" in each for each in said(look(detected).faults))
 
 
 def test_a_good_app_has_neither_faults_nor_notes(look: Look, tmp_path: Path) -> None:

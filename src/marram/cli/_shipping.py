@@ -11,7 +11,8 @@ from pathlib import Path
 
 from marram.bus.http import CloudApi, Progress
 from marram.cli._appfile import AppFile, build_detector
-from marram.pipeline.check import at, is_path, missing_files, note_source_left_behind, rules, travelling_files
+from marram.pipeline.check import is_path, missing_files, note_source_left_behind, rules, travelling_files
+from marram.pipeline.findings import at
 from marram.runtime import library
 from marram.runtime.admit import left_behind
 from marram.runtime.bundle import Bundle

@@ -30,8 +30,9 @@ from marram.edge.channel import WorkerEnd
 from marram.edge.process import be_second, die_with, give_back_memory
 from marram.edge.remote import ChannelRemote
 from marram.pipeline.build import Around, Pipeline
-from marram.pipeline.check import at, rules
+from marram.pipeline.check import rules
 from marram.pipeline.contract import Position
+from marram.pipeline.findings import at
 from marram.pipeline.progress import Ledger
 from marram.pipeline.secrets import with_secrets
 from marram.pipeline.shadow import Before

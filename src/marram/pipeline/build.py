@@ -17,10 +17,11 @@ from typing import Any
 
 from marram.pipeline import plugins
 from marram.pipeline.carrier import Far
-from marram.pipeline.check import Resolve, at, examine
+from marram.pipeline.check import Resolve, examine
 from marram.pipeline.contract import Finite, Outlet, Remote, Sink, Source, Step, StepContext
 from marram.pipeline.escalation import Escalation
 from marram.pipeline.events import result_sender
+from marram.pipeline.findings import at
 from marram.pipeline.infer import Arrivals, Infer
 from marram.pipeline.loading import cloud_model, load_seats
 from marram.pipeline.memory import Memory

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import ast
 import difflib
-import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 
 from marram.pipeline import plugins
 from marram.pipeline.addresses import check_topic, parse_broker
 from marram.pipeline.conditions import Condition
+from marram.pipeline.findings import Findings, at
 from marram.pipeline.functions import check_requirements
 from marram.pipeline.loading import check_task
+from marram.pipeline.placing import check_placing
 from marram.pipeline.secrets import undeclared, with_secrets
 from marram.pipeline.sinks.video import CODECS
 from marram.pipeline.steps.redact import check_detector
@@ -58,49 +57,8 @@ Resolve = Callable[[str, Path], Bundle]
 # where it cannot be known now.
 Elsewhere = Callable[[str], Bundle]
 
-# How plug-ins name what they stand for, where they do not know the field.
-_LOOSE = re.compile(r"(source|sinks|cloud|steps\[\d+\])([.:]|$)")
 _WHY_NEVER = "`raw: never` lets nothing of the input leave the device"
 _WHY_REDACTED = "`raw: redacted` lets only redacted pictures leave the device, and "
-
-
-@dataclass(slots=True)
-class Findings:
-    """`faults`: the app cannot run; `where` is a field. `unbuilt`: models that are not here, and `marram model build`
-    makes. `notes`: what is allowed and seldom meant, as errors nobody raises: (what, where).
-    """
-
-    faults: list[MarramError] = field(default_factory=list)
-    unbuilt: list[Missing] = field(default_factory=list)
-    notes: list[Invalid] = field(default_factory=list)
-
-    @contextmanager
-    def at(self, place: Place) -> Iterator[None]:
-        """What is raised inside becomes a fault at `place`, and the look goes on."""
-        try:
-            with at(place):
-                yield
-        except MarramError as error:
-            self.faults.append(error)
-
-    def note(self, place: Place, what: str, hint: str | None = None) -> None:
-        """Add one to `notes`."""
-        self.notes.append(Invalid(what, where=page.field(place), hint=hint))
-
-
-@contextmanager
-def at(place: Place) -> Iterator[None]:
-    """What is raised inside names the field at `place` (or a finer one of the same part that it names itself)."""
-    try:
-        yield
-    except MarramError as error:
-        where, named, part = error.where or "", page.field(place), page.field(place[:-1] or place)
-        if where != named and not where.startswith((f"{named}.", f"{part}.")):
-            # A plug-in's own `source: images: photos` says less than the field; a file's name says more.
-            if where and not _LOOSE.match(where):
-                error.what = f"{where}: {error.what}"
-            error.where = named
-        raise
 
 
 def rules(app: App) -> Findings:
@@ -114,6 +72,7 @@ def rules(app: App) -> Findings:
         with found.at((*place, step.verb) if place != ("raw",) else place):
             plugins.check_step(step, app)
     _check_cloud(app, found)
+    check_placing(app, found)
     found.faults += undeclared(app)
     return found
 
@@ -176,7 +135,7 @@ def _check_cloud(app: App, found: Findings) -> None:
             why = _WHY_NEVER
         else:
             why = _WHY_REDACTED + ("the source gives readings" if app.gives_readings else "no step before it redacts")
-        if step.place == "cloud":
+        if step.place == "cloud" or step.cascade is not None:
             with found.at((*place, "cloud")):
                 raise Invalid(
                     f"the cloud may not answer: {why}",

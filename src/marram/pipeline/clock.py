@@ -31,8 +31,3 @@ class SteadyClock:
     def _clock_s(self) -> float:
         # Looked up anew each time: a rehearsal may put another clock in its place.
         return self._clock() if self._clock is not None else time.monotonic()
-
-
-def age_s(since_s: float) -> float:
-    """How long ago `since_s` (a look at `time.monotonic`) was; never less than nothing."""
-    return max(0.0, time.monotonic() - since_s)

@@ -179,7 +179,7 @@ class Reply:
     """A replica's answer: the result (see `Result.to_dict`), and how long it queued and computed there.
 
     `replica`: who answered, `waiting`: how many wait there; None where it did not say. `loads`: what it announced of
-    replicas, itself among them.
+    replicas, itself among them. `gone`: the replica that was asked by name was not there, and another took it.
     """
 
     result: Result | None
@@ -188,6 +188,7 @@ class Reply:
     replica: str | None = None
     waiting: int | None = None
     loads: tuple[Load, ...] = ()
+    gone: bool = False
 
 
 @dataclass(frozen=True, slots=True)

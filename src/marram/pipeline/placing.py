@@ -1,0 +1,65 @@
+"""What an app wants of placement that it cannot have: faults and notes, as `pipeline/check.py` finds them."""
+
+from __future__ import annotations
+
+from marram.pipeline.findings import Findings
+from marram.schema.app import App, DetectStep, FunctionStep, InferStep, Step, running_steps
+from marram.schema.errors import Invalid
+from marram.schema.page import Place
+
+# What says how the cloud is asked, and says nothing where none is.
+_OF_THE_CLOUD = ("encoding_loss", "split", "hedge", "costs", "budget")
+
+
+def check_placing(app: App, found: Findings) -> None:
+    """Regions of what was not detected, budgets of what costs nothing, options that say nothing here."""
+    steps = running_steps(app)
+    for number, (place, step) in enumerate(steps):
+        if isinstance(step, InferStep):
+            _check_region(app, place, step, [before for _, before in steps[:number]], found)
+            _check_costs(place, step, found)
+            _note_idle(place, step, found)
+    if app.peers and app.raw == "never":
+        found.note(("peers",), "no other device is ever asked: `raw: never` lets nothing of the input leave this one")
+    elif app.peers and not any(step.cloud for step in app.inferences):
+        found.note(("peers",), "says nothing here: no step has a `cloud:` model that another device could answer with")
+
+
+def _check_region(app: App, place: Place, step: InferStep, before: list[Step], found: Findings) -> None:
+    if step.region is None:
+        return
+    with found.at((*place, "region")):
+        # A function may make readings of pictures, and detections of anything.
+        made = any(isinstance(each, FunctionStep) for each in before)
+        if app.gives_readings and not made:
+            raise Invalid("is a part of a picture, and the source gives readings", hint="Leave it away.")
+        if step.region == "detections" and not made and not any(isinstance(each, DetectStep) for each in before):
+            raise Invalid(
+                "no step before this one detects anything",
+                hint="Put a `detect` step before it, or name the part: [0.25, 0, 0.75, 1].",
+            )
+
+
+def _check_costs(place: Place, step: InferStep, found: Findings) -> None:
+    """A budget counts what `costs` say an inference takes; of nothing, nothing is ever spent."""
+    if step.budget.power is not None and not (step.costs.edge or step.costs.send):
+        with found.at((*place, "budget")):
+            raise Invalid(
+                "power is not counted: no step of computing or sending costs any",
+                hint="Say what they take, such as costs: {edge: 4 W, send: 1.2 W}.",
+            )
+    if step.budget.money is not None and not step.costs.cloud:
+        with found.at((*place, "budget")):
+            raise Invalid(
+                "money is not counted: an answer of the cloud costs none",
+                hint="Say what one costs, such as costs: {cloud: 0.0004}.",
+            )
+
+
+def _note_idle(place: Place, step: InferStep, found: Findings) -> None:
+    if step.cloud is None:
+        for name in _OF_THE_CLOUD:
+            if name in step.model_fields_set:
+                found.note((*place, name), "says nothing here: the step has no `cloud:` model to choose between")
+    elif "hedge" in step.model_fields_set and step.hedge and step.deadline is None:
+        found.note((*place, "hedge"), "says nothing here: without a `deadline` no reply is late")
