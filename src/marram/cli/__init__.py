@@ -25,6 +25,7 @@ _Usage: Any = typer.BadParameter.__base__
 COMMANDS: dict[str, str] = {
     "demo": "See it all work: real models, three devices, three links, a cut.",
     "run": "Run an app right here, with no cloud and no set-up.",
+    "serve": "Let models answer other programs right here, with no cloud.",
     "app": "Check app files; print their JSON Schema.",
     "runtime": "Show which engines and accelerators this machine has.",
     "model": "Build, add, list and tag models; where they come from.",

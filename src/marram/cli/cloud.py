@@ -24,6 +24,7 @@ from marram.schema.units import format_duration
 try:
     from marram.cli import _root
     from marram.cloud.broker import OWN_SERVER_LIFE_S, write_configuration
+    from marram.cloud.listeners import reachable
     from marram.cloud.provision import check_kept, provision
     from marram.cloud.server import Cloud
     from marram.cloud.settings import Role, Settings
@@ -66,6 +67,15 @@ def cloud(
         int | None,
         typer.Option(
             help="Port of API and console for other machines (HTTPS); 0: any free one. Default: 8443; 0 with --port 0.",
+            min=0,
+            max=65535,
+            show_default=False,
+        ),
+    ] = None,
+    grpc_port: Annotated[
+        int | None,
+        typer.Option(
+            help="Port of the Open Inference Protocol over gRPC, on --host; 0: any free one. Default: none.",
             min=0,
             max=65535,
             show_default=False,
@@ -119,6 +129,7 @@ def cloud(
         host=host,
         port=port,
         tls_port=tls_port if tls_port is not None else (8443 if port else 0),
+        grpc_port=grpc_port,
         broker_port=broker_port,
         roles=_roles(role or ["all"]),
         nats=nats,
@@ -241,6 +252,8 @@ def _say(cloud: Cloud, sign_in: str = "", join: str = "") -> None:
             f"join     {join}   (once, within {format_duration(JOIN_S)}; more: marram token create)",
             f"signed in on this machine: {paths.context()}",
         ]
+        if cloud.grpc_port is not None:
+            lines.insert(2, f"grpc     {reachable(cloud.settings.host)}:{cloud.grpc_port}   Open Inference Protocol")
         if not cloud.state.people.everybody():
             lines.insert(2, "people   first sign-in: marram user add NAME --role admin")
     else:

@@ -20,10 +20,13 @@ from marram.bus.codec import BenchNudge
 from marram.cloud import fleet as fleet_role
 from marram.cloud import ingest as ingest_role
 from marram.cloud.access import write_context
+from marram.cloud.answering import OverBus
 from marram.cloud.api import create_app
+from marram.cloud.api.askers import Askers
 from marram.cloud.broker import Broker
 from marram.cloud.fleet import Fleet
 from marram.cloud.folder import FolderLock, make_folder
+from marram.cloud.grpc_listener import GrpcListener
 from marram.cloud.ingest import Ingest
 from marram.cloud.listeners import Listeners, bracketed, reachable
 from marram.cloud.provision import check_belong, check_kept, provided, provision
@@ -33,6 +36,8 @@ from marram.cloud.settings import BrokerAddress, Role, Settings
 from marram.cloud.state import CloudState, Hands, tried
 from marram.schema.api import Check
 from marram.schema.errors import Invalid, MarramError, NotReady, Retryable
+from marram.serving.oip.inference import Inference
+from marram.serving.oip.rpc import Rpc
 from marram.store import Objects, open_store
 from marram.trust.keys import Keys
 
@@ -53,6 +58,7 @@ class Cloud:
         self.settings = settings
         self.url = ""  # of the API on this machine, once started
         self.tls_url = ""  # for other machines
+        self.grpc_port: int | None = None  # of the Open Inference Protocol, where it is wanted
         self.broker: BrokerAddress | None = None  # once started
         self.gate: Broker | None = None
         self.admin_token: str | None = None  # of this machine, where the API role runs
@@ -200,7 +206,17 @@ class Cloud:
     async def _start_api(self, state: CloudState, listeners: Listeners) -> None:
         token = await asyncio.to_thread(state.access.first, self.settings.folder)
         self.admin_token = token.text
-        app = create_app(state)
+        answering = OverBus(self.bus)
+        answering.start()
+        self._closing.push_async_callback(answering.stop)
+        inference = Inference(answering)
+        app = create_app(state, inference)
+        if self.settings.grpc_port is not None:
+            rpc = Rpc(inference, Askers(state.access, app.state.failures).by_metadata)
+            listener = GrpcListener(self.settings.host, self.settings.grpc_port)
+            await listener.start(rpc, state.authority)
+            self._closing.push_async_callback(listener.stop)
+            self.grpc_port = listener.port
         if self._mount is not None:
             self._mount(app, state)
         # Once more: it answers no longer before what it answers from goes.

@@ -27,6 +27,7 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8080  # plain HTTP, for this machine alone; 0: any free one
     tls_port: int = 0  # HTTPS, on `host`; 0: any free one
+    grpc_port: int | None = None  # the Open Inference Protocol over gRPC, on `host`; None: not at all; 0: any free one
     broker_port: int = 0  # 0: the one it had last time, else any free one
     roles: frozenset[Role] = field(default_factory=lambda: frozenset(Role))
     nats: str | None = None

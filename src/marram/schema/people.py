@@ -27,6 +27,7 @@ class Permission(StrEnum):
     DEVICES = "devices"  # join tokens, remove and revoke devices, their labels, secrets
     PEOPLE = "people"  # users, their roles, everybody's API tokens
     AUDIT = "audit"  # read the audit log
+    INFER = "infer"  # have the cloud's models answer, over the Open Inference Protocol: it costs computing
 
 
 class Role(StrEnum):
@@ -41,7 +42,16 @@ class Role(StrEnum):
         return ROLES[self]
 
 
-_OPERATES = frozenset({Permission.READ, Permission.LABEL, Permission.DEPLOY, Permission.MODELS, Permission.DEVICES})
+_OPERATES = frozenset(
+    {
+        Permission.READ,
+        Permission.LABEL,
+        Permission.DEPLOY,
+        Permission.MODELS,
+        Permission.DEVICES,
+        Permission.INFER,
+    }
+)
 ROLES: dict[Role, frozenset[Permission]] = {
     Role.VIEWER: frozenset({Permission.READ}),
     Role.OPERATOR: _OPERATES,

@@ -11,11 +11,14 @@ from starlette.routing import Match
 
 from marram import __version__
 from marram.cloud.api import content, faults, fleet, models, people, records, rollouts, secrets, signed, whole
+from marram.cloud.api.askers import Askers, Beside
 from marram.cloud.api.contract import State
 from marram.cloud.api.desk import Desk
 from marram.cloud.api.guard import admitted, needs_nothing
 from marram.cloud.api.limits import BodyLimit, FailureLimit
-from marram.schema.api import PREFIX, ErrorReply
+from marram.schema.api import MAX_REQUEST_BYTES, PREFIX, ErrorReply
+from marram.serving.oip.inference import Inference
+from marram.serving.oip.rest import Rest
 
 _FAULTS = {
     status: {"model": ErrorReply, "description": text}
@@ -29,8 +32,11 @@ _FAULTS = {
 }
 
 
-def create_app(state: State) -> FastAPI:
-    """The API over `state`. FastAPI's documentation pages load from a CDN, so /docs is a page of our own."""
+def create_app(state: State, inference: Inference | None = None) -> FastAPI:
+    """The API over `state`, with the Open Inference Protocol at /v2 where there is `inference`.
+
+    FastAPI's documentation pages load from a CDN, so /docs is a page of our own.
+    """
     app = FastAPI(
         title="Marram",
         version=__version__,
@@ -55,6 +61,10 @@ def create_app(state: State) -> FastAPI:
     for module in (fleet, content, models, rollouts, records, people, secrets, whole):
         app.include_router(module.router, prefix=PREFIX)
     app.include_router(_rest(app))
+    if inference is not None:
+        asked = Rest(inference, Askers(state.access, app.state.failures).by_header, MAX_REQUEST_BYTES)
+        # Outermost: an inference pays for nothing but itself; it bounds and supervises itself.
+        app.add_middleware(Beside, inferences=asked)
     return app
 
 

@@ -16,9 +16,12 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from marram.schema.api import ErrorReply, Fault
-from marram.schema.errors import Invalid, MarramError, Refused, Retryable, Threat, Untrusted
+from marram.schema.errors import Invalid, MarramError, Threat, Untrusted
 from marram.schema.model import TRAVERSAL
 from marram.schema.words import field_fault
+from marram.serving.oip.faults import TooLarge as TooLarge
+from marram.serving.oip.faults import TooMany as TooMany
+from marram.serving.oip.faults import Unproven as Unproven
 
 _log = logging.getLogger(__name__)
 
@@ -27,22 +30,6 @@ _STATUSES = {
     "untrusted": 403, "permanent": 500,
 }  # fmt: skip
 _OF_STATUS = {401: "refused", 403: "refused", 404: "missing", 409: "conflict", 429: "retryable"}
-
-
-class TooLarge(Invalid):
-    """The request outgrew what this path takes."""
-
-
-class Unproven(Refused):
-    """No token, or a wrong one."""
-
-
-class TooMany(Retryable):
-    """This address failed too often; `wait_s` until the next attempt is looked at."""
-
-    def __init__(self, what: str, wait_s: float) -> None:
-        super().__init__(what, hint=f"Wait {max(1, round(wait_s))} s.")
-        self.wait_s = wait_s
 
 
 def reply(error: MarramError) -> JSONResponse:

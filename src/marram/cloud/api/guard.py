@@ -19,7 +19,7 @@ from fastapi import Depends, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from marram.cloud.access import Caller
+from marram.cloud.access import Access, Caller
 from marram.cloud.api.contract import State
 from marram.cloud.api.faults import Unproven
 from marram.cloud.api.limits import FailureLimit
@@ -83,7 +83,11 @@ def failures_of(request: Request) -> FailureLimit:
 
 def address_of(request: Request) -> str:
     """Who asks, for the limits only. Of IPv6 the network: one machine has as many addresses in it as it likes."""
-    host = request.client.host if request.client else "?"
+    return network_of(request.client.host if request.client else "?")
+
+
+def network_of(host: str) -> str:
+    """The address that limits count: of IPv4 itself, of IPv6 its network."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
@@ -116,12 +120,16 @@ async def admitted(
 
 
 async def _caller(request: Request, credentials: HTTPAuthorizationCredentials | None) -> Caller:
-    limit, address = failures_of(request), address_of(request)
-    if credentials is None:
+    token = None if credentials is None else credentials.credentials
+    return await proven(state_of(request).access, failures_of(request), address_of(request), token)
+
+
+async def proven(access: Access, limit: FailureLimit, address: str, token: str | None) -> Caller:
+    """Whose `token` it is. Raises Unproven (401), TooMany (429) after too many wrong ones from `address`."""
+    if token is None:
         raise Unproven("this needs a token", hint="Send Authorization: Bearer TOKEN.")
-    token = credentials.credentials
     if len(token) <= _LONGEST_TOKEN:
-        caller = await run_in_threadpool(state_of(request).access.caller, token)
+        caller = await run_in_threadpool(access.caller, token)
         if caller is not None:
             return caller
     limit.check(address)

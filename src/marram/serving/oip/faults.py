@@ -22,11 +22,11 @@ class Unproven(Refused):
     """No token, or a wrong one."""
 
 
-class TooOften(Retryable):
-    """Too many wrong tokens; `wait_s` until the next one is looked at."""
+class TooMany(Retryable):
+    """This address failed too often; `wait_s` until the next attempt is looked at."""
 
     def __init__(self, what: str, wait_s: float) -> None:
-        super().__init__(what)
+        super().__init__(what, hint=f"Wait {max(1, round(wait_s))} s.")
         self.wait_s = wait_s
 
 
@@ -35,7 +35,7 @@ _BY_CLASS: tuple[tuple[type[MarramError], int, str], ...] = (
     (TooLarge, 413, "RESOURCE_EXHAUSTED"),
     (NotAllowed, 405, "UNIMPLEMENTED"),
     (Unproven, 401, "UNAUTHENTICATED"),
-    (TooOften, 429, "RESOURCE_EXHAUSTED"),
+    (TooMany, 429, "RESOURCE_EXHAUSTED"),
 )
 _BY_KIND = {
     "invalid": (400, "INVALID_ARGUMENT"),
@@ -68,6 +68,6 @@ def words(error: MarramError) -> str:
 
 def wait_s(error: MarramError) -> float | None:
     """How long to wait before trying again, where that is known."""
-    if isinstance(error, TooOften):
+    if isinstance(error, TooMany):
         return error.wait_s
     return error.queue_s if isinstance(error, Busy) else None

@@ -128,9 +128,7 @@ class Inference:
     async def _by_tensors(self, asked: Asked, model: ServedModel, counted: Counted) -> Given:
         wanted = _wanted(asked.outputs, [each.name for each in model.outputs], model)
         tensors = _matched(asked.inputs, model)
-        question = Question(
-            model.card.model, model.card.version, tensors=tensors, options=asked.options, left_s=asked.left_s
-        )
+        question = Question(asked.model, asked.version, tensors=tensors, options=asked.options, left_s=asked.left_s)
         answer = _noted(counted, await self._answering.infer(question))
         outputs = [Named.of(name, answer.outputs[name]) for name in wanted or answer.outputs]
         return Given(answer.model, answer.version, outputs, asked.id)
@@ -151,9 +149,8 @@ class Inference:
 
         async def ask(picture: bytes) -> Answer:
             payload = Payload(_media(picture), picture)
-            question = Question(
-                model.card.model, model.card.version, payload, options=asked.options, left_s=asked.left_s
-            )
+            # Without a version where none was named: the one found just now may give way to a newer one meanwhile.
+            question = Question(asked.model, asked.version, payload, options=asked.options, left_s=asked.left_s)
             async with at_once:
                 return _noted(counted, await self._answering.infer(question))
 
