@@ -14,6 +14,7 @@
 | `probe` | device → replicas (queue group) | bytes to time the link with |
 | `probe.<model>.<version>` | device → replicas (queue group) | the same; the answer tells the load of all of them |
 | `load.<model>.<version>` | replica → replicas | its load |
+| `hand.<hop>.<model>.<version>.<replica>` | replica → that replica | one inference, handed on (for the `hop`th time) |
 | `served` | api → replicas | which models each of them serves, and what those take |
 | `fleet.cut` | any role → fleet (queue group) | a device's name: its connections are ended now |
 """
@@ -74,6 +75,15 @@ def is_replica(name: object) -> bool:
 
 def probe(model: str, version: int) -> str:
     return f"{PROBE}.{model}.{version}"
+
+
+def hand(hop: int | str, model: str, version: int, replica: str) -> str:
+    return f"hand.{hop}.{model}.{version}.{replica}"
+
+
+def hop_of(subject: str) -> int:
+    """How often an inference was handed on that came on this subject."""
+    return int(subject.split(".", 2)[1]) if subject.startswith("hand.") else 0
 
 
 def load(model: str, version: int) -> str:

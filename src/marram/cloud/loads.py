@@ -2,7 +2,8 @@
 
 A device hears from one replica at a time, and of the others only what it remembers; replicas stand close together and
 tell each other at every change. Said rarely enough that hearing it costs a replica nothing to speak of, however many
-there are. Nothing is kept: who has not been heard for a moment is gone.
+there are. Nothing is kept: who has not been heard for a moment is gone. By the same news a replica hands on what
+another one would answer clearly sooner.
 """
 
 from __future__ import annotations
@@ -12,32 +13,32 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from marram.bus import subjects
 from marram.bus.client import Bus, Message
 from marram.bus.codec import MAX_LOADS, pack_load, unpack_load
-from marram.schema.errors import MarramError
+from marram.placement.handing import MOST_HOPS, Handing, Pace
+from marram.schema.errors import MarramError, NotReady
 from marram.schema.load import Load
 
 log = logging.getLogger(__name__)
 
-# Without any change it is said so often, and who was silent for three times that is gone.
-ALIVE_S = 1.0
-_GONE_S = 3 * ALIVE_S
-# Each replica hears at most so many a second, of all others together.
-_HEARD_A_SECOND = 200
-_SOONEST_S = 0.02
+# Without any change it is said so often; see `placement.handing.GONE_S`.
+_ALIVE_S = 1.0
+# Whoever asked has given up by then.
+_HANDED_S = 60.0
 
 Key = tuple[str, int]
 
 
 @dataclass(slots=True)
 class _Model:
-    """One model that is served here: its own load, what the others said and when, and whether ours changed."""
+    """One model that is served here: its own load, what the others said, and whether ours changed."""
 
     own: Callable[[], Load]
-    heard: dict[str, tuple[float, Load]] = field(default_factory=dict)
+    others: Handing = field(default_factory=Handing)
+    pace: Pace = field(default_factory=Pace)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
 
@@ -72,12 +73,24 @@ class Loads:
         served = self._models.get(key)
         if served is None:
             return ()
-        now_s = time.monotonic()
-        served.heard = {name: each for name, each in served.heard.items() if now_s - each[0] < _GONE_S}
-        others = sorted(served.heard.values(), key=lambda each: each[1].queue_s + each[1].service_s)
-        return served.own(), *(
-            replace(load, age_s=load.age_s + now_s - heard_s) for heard_s, load in others[: MAX_LOADS - 1]
-        )
+        return served.own(), *served.others.known(time.monotonic())[: MAX_LOADS - 1]
+
+    async def hand_on(self, key: Key, message: Message) -> bytes | None:
+        """The answer of another replica that would give it clearly sooner; None where none would, or it is gone.
+
+        `message`: an inference as it came. Raises Retryable where the other ends before it answers.
+        """
+        served, hop = self._models.get(key), subjects.hop_of(message.subject) + 1
+        if served is None or hop > MOST_HOPS:
+            return None
+        to = served.others.to(time.monotonic(), served.own())
+        if to is None:
+            return None
+        try:
+            return await self._bus.request(subjects.hand(hop, *key, to), message.payload, _HANDED_S)
+        except NotReady:
+            served.others.missed(to)
+            return None
 
     async def leave(self, key: Key) -> None:
         """This model is no longer served here: the others hear no more of it from us."""
@@ -100,15 +113,17 @@ class Loads:
         except MarramError as error:
             log.warning("on %s: %s", subjects.load(*key), error)
             return
-        if load.sane and load.replica != served.own().replica:
-            served.heard[load.replica] = (time.monotonic(), load)
+        if load.replica != served.own().replica:
+            served.others.heard(time.monotonic(), load)
 
     async def _tell(self, key: Key, served: _Model) -> None:
         while True:
             served.changed.clear()
+            served.pace.said()
             with contextlib.suppress(MarramError):  # the broker is away: told once it is back
                 await self._bus.publish(subjects.load(*key), pack_load(served.own()))
-            await asyncio.sleep(max(_SOONEST_S, len(served.heard) / _HEARD_A_SECOND))
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(ALIVE_S):
+                async with asyncio.timeout(_ALIVE_S):
                     await served.changed.wait()
+            while (pause_s := served.pace.pause_s(time.monotonic(), len(served.others))) > 0:
+                await asyncio.sleep(pause_s)

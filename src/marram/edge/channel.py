@@ -4,7 +4,7 @@
 |---|---|---|
 | `start` | agent → worker | what to run, see `supervisor.WorkerSpec` |
 | `go` | agent → worker | the app may run now |
-| `reply` | agent → worker | id, and `payload` or `error`, `kind` (the error's class) |
+| `reply` | agent → worker | id, and `payload` (gone: another than the one asked took it) or `error`, `kind` |
 | `link` | agent → worker | up |
 | `verified`, `running`, `finished` | worker → agent | how far it came |
 | `beat` | worker → agent | busy_s: for how long the app has been in one step |

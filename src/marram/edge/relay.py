@@ -96,19 +96,22 @@ class Relay:
 
     async def _carry(self, number: Any, to: tuple[str, ...], payload: bytes, timeout_s: float) -> None:
         try:
-            answer = await self._answer(to, payload, timeout_s)
-            self._channel.send({"t": "reply", "id": number, "payload": answer})
+            answer, gone = await self._answer(to, payload, timeout_s)
+            self._channel.send({"t": "reply", "id": number, "payload": answer, "gone": gone})
         except MarramError as error:
             self._fail(number, error)
         finally:
             self._bytes -= len(payload)
 
-    async def _answer(self, to: tuple[str, ...], payload: bytes, timeout_s: float) -> bytes:
-        """Of the first subject where anybody listens. That nobody does is known at once, so the time is not shared."""
+    async def _answer(self, to: tuple[str, ...], payload: bytes, timeout_s: float) -> tuple[bytes, bool]:
+        """Of the first subject where anybody listens, and whether that was not the first.
+
+        That nobody does is known at once, so the time is not shared.
+        """
         for subject in to[:-1]:
             with contextlib.suppress(NotReady):
-                return await self._bus.request(subject, payload, timeout_s)
-        return await self._bus.request(to[-1], payload, timeout_s)
+                return await self._bus.request(subject, payload, timeout_s), False
+        return await self._bus.request(to[-1], payload, timeout_s), len(to) > 1
 
     def _fail(self, number: Any, error: MarramError) -> None:
         self._channel.send({"t": "reply", "id": number, "error": str(error)[:500], "kind": error.kind})

@@ -115,7 +115,15 @@ def _resolve(future: Future[Reply], message: dict[str, Any]) -> None:
                 raise Busy(reply.error, queue_s=reply.queue_s, waiting=reply.waiting)
             raise Invalid(reply.error)
         result = Result.from_dict(reply.result) if reply.result else None
-        answer = Reply(result, reply.queue_s, reply.service_s, reply.replica or None, reply.waiting, reply.loads)
+        answer = Reply(
+            result,
+            reply.queue_s,
+            reply.service_s,
+            reply.replica or None,
+            reply.waiting,
+            reply.loads,
+            message.get("gone") is True,
+        )
     except MarramError as error:
         _fail(future, error)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

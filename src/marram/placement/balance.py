@@ -2,11 +2,11 @@
 
 Load is known from replies (each names who answered and how many wait there) and from announcements (`learn_probe`).
 Few replicas: two are drawn and the one of lesser cost is asked (Mitzenmacher, "The power of two choices", 2001), the
-cost being peak-EWMA (Finagle, `loadbalancer/PeakEwma`): an estimate of the delay that rises at once and falls slowly,
-times what is under way there. Many: the hot/cold rule of Prequal (Wydrowski et al., NSDI 2024, section 4), over a pool
-of what was announced last. How many requests one client may have under way is a limit that grows by one and shrinks by
-a tenth (AIMD; Netflix concurrency-limits). A replica that fails is left alone, for twice as long each time, and then
-tried with a single request.
+cost being the queue announced there, and peak-EWMA (Finagle, `loadbalancer/PeakEwma`): an estimate of what one request
+takes that rises at once and falls slowly, times what is under way there. Many: the hot/cold rule of Prequal (Wydrowski
+et al., NSDI 2024, section 4), over a pool of what was announced last. How many requests one client may have under way
+is a limit that grows by one and shrinks by a tenth (AIMD; Netflix concurrency-limits). A replica that fails is left
+alone, for twice as long each time, and then tried with a single request.
 
 Pure: time and chance are arguments. Nothing that a replica says makes it raise, and no replica is believed to be faster
 than it was measured to be: what its words leave unexplained of a delay counts as the way to it.
@@ -30,8 +30,10 @@ _MOST_KNOWN = 128
 # A request whose end is never reported is no longer counted as under way after so long.
 _LOST_S = 60.0
 
-# News of a queue, and a delay once seen, fade by half in about this time.
+# A delay once seen fades in about this time; news of a queue in about the time that so many requests take there.
 _DECAY_S = 1.0
+_QUEUE_DECAY = 4.0
+_LEAST_S = 0.01
 _SHARE = 0.2  # of a new sample in an average
 
 _FIRST_PAUSE_S = 0.25
@@ -83,10 +85,15 @@ class _Known:
     pending: int = 0  # our own requests under way there
     pause_s: float = 0.0
     paused_until_s: float = -math.inf
+    gone_s: float | None = None  # when nobody answered to its name
 
     def alone(self, now_s: float) -> bool:
         """Whether it is left alone: in its pause, or the one trial after that is under way."""
         return now_s < self.paused_until_s or (self.pause_s > 0 and self.pending > 0)
+
+    def back(self) -> None:
+        """It answered, or spoke after it had been gone."""
+        self.pause_s, self.paused_until_s, self.gone_s = 0.0, -math.inf, None
 
     def peak_now_s(self, now_s: float) -> float:
         return self.peak_s * _faded(now_s - self.peak_at_s)
@@ -145,11 +152,7 @@ class Balancer:
         free = [each for each in self._known.values() if not each.alone(now_s)]
         if not free:
             return None
-        return self._choice(now_s, self._untried(free) or self._cold(now_s, free) or self._better(now_s, free))
-
-    def _untried(self, free: list[_Known]) -> _Known | None:
-        """One whose pause is over, or of which nothing but its name is known: it gets one request."""
-        return next((each for each in free if not each.pending and (each.pause_s or each.service_s is None)), None)
+        return self._choice(now_s, self._cold(now_s, free) or self._better(now_s, free))
 
     def _better(self, now_s: float, free: list[_Known]) -> _Known:
         """Of two drawn the one of lesser cost."""
@@ -161,7 +164,14 @@ class Balancer:
         return min(free[first], free[(first + step) % count], key=lambda each: self._cost(now_s, each))
 
     def _cost(self, now_s: float, each: _Known) -> float:
-        return max(each.peak_now_s(now_s), (each.service_s or 0.0) + self._further(each)) * (each.pending + 1)
+        usual_s = (each.service_s if each.service_s is not None else self._service_s or 0.0) + self._further(each)
+        return self._queue(now_s, each) + max(each.peak_now_s(now_s), usual_s) * (each.pending + 1)
+
+    def _queue(self, now_s: float, each: _Known) -> float:
+        """What was announced, fading towards what is usual."""
+        service_s = each.service_s or self._service_s or _LEAST_S
+        weight = math.exp(-max(0.0, now_s - each.news_s) / max(_QUEUE_DECAY * service_s, _LEAST_S))
+        return self._queue_s + (each.queue_s - self._queue_s) * weight
 
     def _cold(self, now_s: float, free: list[_Known]) -> _Known | None:
         """Prequal's rule: of those with few waiting the fastest; where all have many, the one with the fewest."""
@@ -184,11 +194,9 @@ class Balancer:
         known = sorted(other.service_s for other in self._known.values() if other.service_s is not None)
         typical_s = known[(len(known) - 1) // 2] if known else 0.0
         service_s = each.service_s if each.service_s is not None else typical_s
-        # What was announced, fading towards what is usual; our own come before it whatever was announced.
-        queue_s = self._queue_s + (each.queue_s - self._queue_s) * _faded(now_s - each.news_s)
         return Choice(
             each.name,
-            max(queue_s, each.pending * service_s),
+            max(self._queue(now_s, each), each.pending * service_s),  # our own come before it whatever was announced
             service_s,
             self._further(each),
             service_s / typical_s if typical_s > 0 else 1.0,
@@ -224,8 +232,9 @@ class Balancer:
             if 2 * (len(self._flights) + 1) >= self._limit:
                 self._limit = min(self._limit + 1, _LIMIT_MOST)
             asked = self._known.get(flight.replica) if flight.replica is not None else None
-            if asked is not None and asked.name != outcome.replica:
-                self._leave_alone(now_s, asked, _FIRST_PAUSE_S)  # it is gone: another one took it
+            if asked is not None and outcome.gone:
+                self._leave_alone(now_s, asked, _FIRST_PAUSE_S)
+                asked.gone_s = now_s
             if _is_name(outcome.replica):
                 self._measured(flight, outcome, link_s)
         self.learn_probe(now_s, outcome.loads)
@@ -233,7 +242,7 @@ class Balancer:
     def _measured(self, flight: _Flight, outcome: CloudOutcome, link_s: float) -> None:
         now_s, elapsed_s = outcome.now_s, max(0.0, outcome.now_s - flight.sent_s)
         each = self._meet(now_s, str(outcome.replica))
-        each.pause_s, each.paused_until_s = 0.0, -math.inf
+        each.back()
         # Of the delay that was measured it may say what was waiting and what was work; the rest was the way.
         service_s = min(outcome.service_s, elapsed_s) if is_duration(outcome.service_s) else 0.0
         queue_s = min(outcome.queue_s, elapsed_s - service_s) if is_duration(outcome.queue_s) else 0.0
@@ -242,7 +251,7 @@ class Balancer:
         each.path_s = _average(each.path_s, path_s)
         self._service_s = _average(self._service_s, service_s)
         self._queue_s = _average(self._queue_s, queue_s)
-        each.took(now_s, queue_s + service_s + self._further(each))
+        each.took(now_s, service_s + self._further(each))
         waiting = outcome.waiting
         if isinstance(waiting, int) and 0 <= waiting <= MAX_WAITING:
             self._announced(now_s, each, waiting, waiting * each.service_s)
@@ -258,7 +267,6 @@ class Balancer:
         if each is None:
             return
         if outcome.busy and is_duration(outcome.queue_s):
-            each.took(outcome.now_s, outcome.queue_s + (each.service_s or 0.0))
             self._announced(outcome.now_s, each, max(1, outcome.waiting or 0), outcome.queue_s)
         self._leave_alone(outcome.now_s, each, _BUSY_PAUSE_S if outcome.busy else _FIRST_PAUSE_S)
 
@@ -269,7 +277,10 @@ class Balancer:
                 each = self._meet(now_s, load.replica)
                 if each.service_s is None and load.service_s > 0:
                     each.service_s = load.service_s
-                self._announced(now_s - load.age_s, each, load.waiting, load.queue_s)
+                # Having served nothing yet it cannot tell how long its queue is; for all we know it is like the others.
+                unknown = load.service_s == 0
+                queue_s = load.waiting * (self._service_s or 0.0) if unknown else load.queue_s
+                self._announced(now_s - load.age_s, each, load.waiting, queue_s)
 
     # ------------------------------------------------ keeping what is known
 
@@ -277,7 +288,8 @@ class Balancer:
         if at_s < each.news_s:
             return
         each.news_s, each.waiting, each.queue_s = at_s, waiting, queue_s
-        each.took(at_s, self._delay(each))
+        if each.gone_s is not None and at_s > each.gone_s:
+            each.back()
         self._recent.append(waiting)
         self._news += 1
         # Prequal, equation 1: so that what is announced just suffices for what is sent.

@@ -151,7 +151,8 @@ class CloudOutcome:
     `ok`: the reply came, with the replica's own `queue_s` and `service_s`. Not ok and `timed_out`: a censored sample,
     the true delay is at least the time waited. Not ok and `busy`: the replica refused, its `queue_s` says how long it
     would have taken. Not ok otherwise: refused at once (no replica, link down). `replica`: who answered; `waiting`: how
-    many wait there now; both None where nobody said. `loads`: what was announced of replicas along with it.
+    many wait there now; both None where nobody said. `loads`: what was announced of replicas along with it. `gone`: the
+    replica that was asked by name was not there, and another took it.
     """
 
     now_s: float
@@ -164,6 +165,7 @@ class CloudOutcome:
     replica: str | None = None
     waiting: int | None = None
     loads: tuple[Load, ...] = ()
+    gone: bool = False
 
 
 class Policy(Protocol):
