@@ -303,6 +303,7 @@ def _outcome(now_s: float, number: int, reply: Reply) -> CloudOutcome:
         replica=reply.replica,
         waiting=reply.waiting,
         loads=reply.loads,
+        gone=reply.gone,
     )
 
 
