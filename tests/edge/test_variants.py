@@ -14,7 +14,7 @@ from marram.runtime.bundle import CARD, Bundle, dump_card
 from marram.runtime.probe import onnx
 from marram.schema.device import AppState, DesiredApp, ModelRef
 from marram.schema.errors import Invalid, Missing, Permanent, Retryable
-from marram.schema.model import Engine, Input, Manifest, ModelCard, Output, Task, Variant
+from marram.schema.model import Cut, Engine, Input, Manifest, ModelCard, Output, Task, Variant
 
 LIST = (("torch", "net.pt2"), ("onnx", "net.onnx"), ("onnx-large", "large.onnx"))
 BODIES = {
@@ -84,6 +84,34 @@ def test_only_what_will_run_is_needed(
     files = bundle_files()
     bring(bundles, {CARD: files[CARD]})
     assert paths(needed(model(files, *variants), bundles, proven=False)) == ALWAYS | expected
+
+
+PARTED = Cut(
+    name="mid", variant="onnx", tensor="t", front="front.onnx", back="back.onnx", shape=[4], scale=1.0, bytes=4,
+    loss=0.0, front_ms=1.0, back_ms=1.0,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("variants", "fronts", "expected"),
+    [
+        ([None], [], {"net.onnx"}),
+        ([None], ["mid"], {"net.onnx", "front.onnx", "front.onnx.data"}),
+        ([], ["mid"], {"front.onnx", "front.onnx.data"}),  # the cloud's model, parted
+        ([], ["other"], set()),
+    ],
+)
+def test_of_a_cut_a_device_needs_the_front_where_its_app_may_use_it(
+    bundles: Bundles, monkeypatch: pytest.MonkeyPatch, variants: list[str | None], fronts: list[str], expected: set[str]
+) -> None:
+    without(monkeypatch, "torch")
+    parts = {"front.onnx": b"5", "front.onnx.data": b"6", "back.onnx": b"7", "back.onnx.data": b"8"}
+    files = bundle_files(cuts=[PARTED]) | parts
+    bring(bundles, {CARD: files[CARD]})
+    wanted = ModelRef(name="net", version=1, manifest=manifest(files), variants=variants, fronts=fronts)
+    assert paths(needed(wanted, bundles, proven=False)) == ALWAYS | expected
+    if not variants:  # without an engine that works a front is of no use
+        assert paths(needed(wanted, bundles, {Engine.ONNX: "broken"}, proven=False)) == ALWAYS
 
 
 def test_the_card_comes_first_and_is_believed_only_when_it_is_the_one_announced(
