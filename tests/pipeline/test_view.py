@@ -52,7 +52,8 @@ def test_boxes_and_points_come_back_in_pixels_of_the_frame() -> None:
     view = view_of(frame(), (0.25, 0.1, 0.75, 0.5), picture=True)
     seen = Result(Task.DETECTION, "m@1", detections=(Detection("face", 0.9, (1, 2, 3, 4), ((5.0, 6.0),)),))
     (found,) = view.in_frame(seen).detections
-    assert found.box == (51, 12, 53, 14) and found.points == ((55.0, 16.0),)
+    assert found.box == (51.0, 12.0, 53.0, 14.0)
+    assert found.points == ((55.0, 16.0),)
 
 
 def test_a_frame_without_a_picture_is_named() -> None:
