@@ -140,6 +140,10 @@ class Balancer:
         """Those known by name."""
         return tuple(self._known)
 
+    def others(self, now_s: float, replica: str | None) -> bool:
+        """Whether a replica beside this one is known that is not left alone."""
+        return any(each.name != replica and not each.alone(now_s) for each in self._known.values())
+
     def choose(self, now_s: float) -> Choice | None:
         """Whom to ask now; None where nobody should be: no room, or everybody known is left alone.
 
