@@ -67,7 +67,7 @@ def test_costs_and_budgets_have_their_units() -> None:
     ("text", "means"),
     [
         ("serve: 8000\n", Serve(http=8000)),
-        ("serve: {http: 8000, grpc: 8001, host: 0.0.0.0}\n", Serve(http=8000, grpc=8001, host="0.0.0.0")),
+        ("serve: {http: 8000, grpc: 8001, host: localhost}\n", Serve(http=8000, grpc=8001, host="localhost")),
         ("serve: no\n", None),
         ("", None),
     ],
@@ -122,6 +122,7 @@ def test_two_deadlines_that_differ_are_a_fault() -> None:
         ("serve: {http: yes}\n", "http is a port, such as 8000"),
         ("serve: {http: 8000, grpc: 8000}\n", "both have port 8000"),
         ("serve: {htp: 8000}\n", 'did you mean "http"?'),
+        ("serve: {http: 8000, host: 0.0.0.0}\n", "would let in whoever reaches the device"),
     ],
 )
 def test_a_port_is_never_a_yes(text: str, says: str) -> None:

@@ -29,6 +29,7 @@ from marram.bus.writer import OutboxWriter
 from marram.edge.channel import WorkerEnd
 from marram.edge.process import be_second, die_with, give_back_memory
 from marram.edge.remote import ChannelRemote
+from marram.edge.served import Served, check_installed
 from marram.pipeline.build import Around, Pipeline
 from marram.pipeline.check import rules
 from marram.pipeline.contract import Position
@@ -94,6 +95,7 @@ class Run:
         self._models = {name: Path(folder) for name, folder in start["models"].items()}
         self._remote = ChannelRemote(channel)
         self._pipeline: Pipeline | None = None
+        self._served: Served | None = None
         self._stopping = False
         self.recording = False
         # What the main thread is told. Signals come there too: a SimpleQueue is safe in a handler, an Event is not.
@@ -171,8 +173,14 @@ class Run:
         self._channel.send({"t": "running"})
         if self._stopping:
             return
-        pipeline.run()
-        self._channel.send({"t": "stats", "stats": _figures(pipeline.stats())})
+        if app.serve is not None:
+            self._served = Served(app.serve, self._own(app))
+        try:
+            pipeline.run()
+        finally:
+            if self._served is not None:
+                self._served.close()
+        self._channel.send({"t": "stats", "stats": self._stats(pipeline)})
 
     # ------------------------------------------------------------ what it was given
 
@@ -204,6 +212,18 @@ class Run:
                 cards[reference] = max(fitting, key=lambda m: m.version).card
         return cards
 
+    def _own(self, app: App) -> list[tuple[str, str | None]]:
+        """The folders of the models that the app runs here, each once, with the variant that it names."""
+        bundles = [
+            (self._resolve(use.reference, self._folder), use.variant) for use in model_uses(app) if not use.cloud
+        ]
+        own = {bundle.card.reference: (str(bundle.folder), variant) for bundle, variant in bundles}
+        return list(own.values())
+
+    def _stats(self, pipeline: Pipeline) -> dict[str, Any]:
+        stats = pipeline.stats() | ({"serve": self._served.words} if self._served is not None else {})
+        return _figures(stats)
+
     def _fronts(self, cards: dict[str, ModelCard]) -> dict[str, Bundle]:
         """For each reference to a model of the cloud, where the fronts of its cuts lie, if any came along."""
         found = {}
@@ -216,6 +236,8 @@ class Run:
         """Load every model the app brought, each as the app will: what does not load never replaces what runs."""
         for fault in rules(app).faults:
             raise fault
+        if app.serve is not None:
+            check_installed()
         try:
             for use in model_uses(app):
                 if not use.cloud:
@@ -255,8 +277,8 @@ class Run:
             pipeline = self._pipeline
             self._channel.send({"t": "beat", "busy_s": pipeline.busy_s() if pipeline else 0.0})
             if pipeline is not None:
-                stats = pipeline.stats()
-                self._channel.send({"t": "stats", "stats": _figures(stats)})
+                stats = self._stats(pipeline)
+                self._channel.send({"t": "stats", "stats": stats})
                 if stats.get("frames") and not proven_s:
                     proven_s = time.monotonic()
                     give_back_memory()

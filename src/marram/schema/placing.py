@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
+from marram.schema.addresses import is_loopback
 from marram.schema.model import Strict
 from marram.schema.units import Power, Share, Spending
 
@@ -201,6 +202,8 @@ class Serve(Strict):
             raise ValueError("names no port; write serve: 8000, or http: and grpc: with one each")
         if self.http == self.grpc:
             raise ValueError(f"http and grpc both have port {self.http}; give each its own")
+        if not is_loopback(self.host):
+            raise ValueError(f"host {self.host} would let in whoever reaches the device; write 127.0.0.1 or ::1")
         return self
 
 
