@@ -319,9 +319,7 @@ class Cloud:
         self.asked.append(request)
         return self._thread.submit(self._answer, request)
 
-    def probe(
-        self, size_bytes: int, timeout_s: float, about: tuple[str, int] | None = None
-    ) -> Future[Reply]:
+    def probe(self, size_bytes: int, timeout_s: float, about: tuple[str, int] | None = None) -> Future[Reply]:
         return self._thread.submit(Reply, None, 0.0, 0.0)
 
     def _answer(self, request: CloudInput) -> Reply:

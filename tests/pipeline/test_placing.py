@@ -56,9 +56,7 @@ class Cloud:
         self.asked.append(request)
         return self._threads.submit(self._answer, request)
 
-    def probe(
-        self, size_bytes: int, timeout_s: float, about: tuple[str, int] | None = None
-    ) -> Future[Reply]:
+    def probe(self, size_bytes: int, timeout_s: float, about: tuple[str, int] | None = None) -> Future[Reply]:
         self.probes += 1
         if self.refuse:
             raise NotReady("no replica")
