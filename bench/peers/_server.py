@@ -26,6 +26,7 @@ READY_S = 60.0
 STARTS = 3
 _POLL_S = 0.005
 _END_S = 10.0
+_STILL = (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 
 
 class Server:
@@ -51,13 +52,23 @@ class Server:
                     raise NotReady(f"no answer within {READY_S:.0f} s ({error}): {said}", where=self.name) from error
             time.sleep(_POLL_S)
 
+    def say(self, line: bytes) -> None:
+        """Write to its standard input, which stays open."""
+        assert self._child.process.stdin is not None
+        self._child.process.stdin.write(line)
+        self._child.process.stdin.flush()
+
     def check(self) -> None:
         """Raises NotReady, with its last words, where it has ended."""
         self._child.check()
 
     def halt(self) -> None:
-        """Not a cycle for it from now on."""
-        self._signal(signal.SIGSTOP)
+        """Not a cycle for it from now on: returns once all of it stands still."""
+        ends_s = time.perf_counter() + _END_S
+        for process in self._signal(signal.SIGSTOP):
+            with contextlib.suppress(psutil.Error):
+                while process.status() not in _STILL and time.perf_counter() < ends_s:
+                    time.sleep(0.001)
 
     def resume(self) -> None:
         """Undo `halt`."""
@@ -89,10 +100,12 @@ class Server:
             with contextlib.suppress(psutil.Error):
                 process.kill()
 
-    def _signal(self, number: int) -> None:
-        for process in self._processes():
+    def _signal(self, number: int) -> list[psutil.Process]:
+        told = self._processes()
+        for process in told:
             with contextlib.suppress(psutil.Error):
                 process.send_signal(number)
+        return told
 
     def _processes(self) -> list[psutil.Process]:
         found = []
