@@ -7,6 +7,7 @@ import contextlib
 import logging
 import secrets
 import signal
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +30,9 @@ except ModuleNotFoundError as error:
     raise Missing(
         f"this needs {error.name}, which is not installed here", hint="pip install 'marram[serve]'"
     ) from error
+
+# Threads that decode and infer let the one that hears and replies have its turn so soon.
+_SWITCH_S = 0.0005
 
 app = typer.Typer(add_completion=False, help="Let models answer other programs right here, with no cloud.")
 
@@ -80,6 +84,7 @@ def serve(
         tls=None if certificate is None or key is None else Tls(certificate, key),
     )
     few_arenas()
+    sys.setswitchinterval(_SWITCH_S)
     room = None if memory is None else parsed(parse_size, memory, "--memory")
     bundles = [_found(reference) for reference in models]
     asyncio.run(_serve(bundles, Limits(memory_bytes=room, cores=threads), place, told=made))

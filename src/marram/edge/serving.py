@@ -37,6 +37,8 @@ def main(arguments: list[str]) -> int:
     with contextlib.suppress(OSError):
         os.nice(_NICE)
     few_arenas()
+    # Threads that decode and infer let the one that hears and replies have its turn so soon.
+    sys.setswitchinterval(0.0005)
     plan = Plan.of(arguments[0])
 
     def live() -> int:

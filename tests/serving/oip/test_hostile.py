@@ -124,14 +124,14 @@ def test_what_is_no_picture(http: httpx.Client, sent: bytes) -> None:
 
 
 def bomb(coding: str, size: int) -> bytes:
-    packer = zlib.compressobj(9, zlib.DEFLATED, 31 if coding == "gzip" else 15)
+    packer = zlib.compressobj(1, zlib.DEFLATED, 31 if coding == "gzip" else 15)
     block = bytes(1_000_000)
     return b"".join(packer.compress(block) for _ in range(size // len(block))) + packer.flush()
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate"])
 def test_bombs_are_not_unpacked(http: httpx.Client, coding: str) -> None:
-    answer = ask(http, bomb(coding, 200_000_000), content_encoding=coding)
+    answer = ask(http, bomb(coding, 80_000_000), content_encoding=coding)
     assert (answer.status_code, answer.json()) == (413, {"error": "a request is at most 64 MB, unpacked"})
 
 

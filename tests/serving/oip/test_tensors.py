@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
@@ -75,6 +75,7 @@ def test_what_is_read_from_an_odd_place_can_be_computed_with() -> None:
     assert array.tolist() == [1.5, 2.5]
 
 
+@settings(max_examples=50, deadline=None)
 @given(
     st.sampled_from([*NUMBERS, BYTES, "BF16", "", None, 3]),
     st.one_of(

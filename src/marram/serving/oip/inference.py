@@ -41,6 +41,7 @@ _SAID = {
 }
 
 _T = TypeVar("_T")
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +268,7 @@ def _column(name: str, results: list[Result]) -> Named:
     """One output over all results."""
     shape = (len(results),)
     if name == RESULT:
-        return Named(name, BYTES, shape, [json.dumps(each.to_dict(), ensure_ascii=False).encode() for each in results])
+        return Named(name, BYTES, shape, [_encode(each.to_dict()).encode() for each in results])
     if name == "label":
         return Named(name, BYTES, shape, [(each.label or "").encode() for each in results])
     values = [getattr(each, name) for each in results]

@@ -35,6 +35,7 @@ MOST_BODY_BYTES = 64_000_000
 _LONG_BYTES = 64_000
 # Below, compressing costs more than it saves.
 _WORTH_BYTES = 4096
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _JSON, _BINARY = b"application/json", b"application/octet-stream"
 _HEADER_LENGTH = b"inference-header-content-length"
 
@@ -289,6 +290,10 @@ def _unpacked(body: bytes, coding: str, most: int) -> bytes:
 # ---------------------------------------------------------------- writing
 
 
+def _encoded(document: Any) -> bytes:
+    return _encode(document).encode()
+
+
 def _written(given: Given, binary: Callable[[str], bool]) -> tuple[bytes, int | None]:
     """The body, and how much of it is JSON where bytes follow."""
     listed, raw = [], []
@@ -303,7 +308,7 @@ def _written(given: Given, binary: Callable[[str], bool]) -> tuple[bytes, int | 
     document: dict[str, Any] = {"model_name": given.model, "model_version": str(given.version), "outputs": listed}
     if given.id:
         document["id"] = given.id
-    header = json.dumps(document, ensure_ascii=False).encode()
+    header = _encoded(document)
     return (b"".join((header, *raw)), len(header)) if raw else (header, None)
 
 
@@ -320,7 +325,7 @@ def _packed(body: bytes, coding: str) -> bytes:
 
 
 async def _json(send: Send, document: Any) -> None:
-    await _reply(send, 200, json.dumps(document, ensure_ascii=False).encode(), _JSON)
+    await _reply(send, 200, _encoded(document), _JSON)
 
 
 async def _told(send: Send, status: int, text: str, error: MarramError | None = None) -> None:
@@ -329,7 +334,7 @@ async def _told(send: Send, status: int, text: str, error: MarramError | None = 
         more.append((b"www-authenticate", b'Bearer realm="marram"'))
     if error is not None and (seconds := wait_s(error)) is not None:
         more.append((b"retry-after", str(max(1, math.ceil(seconds))).encode()))
-    await _reply(send, status, json.dumps({"error": text}, ensure_ascii=False).encode(), _JSON, more)
+    await _reply(send, status, _encoded({"error": text}), _JSON, more)
 
 
 async def _reply(
