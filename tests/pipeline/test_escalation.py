@@ -368,6 +368,38 @@ def test_a_file_that_cannot_be_read_or_written_fails_nothing(tmp_path: Path, cap
     nothing.write()
 
 
+def test_it_is_written_now_and_then_and_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "memory.json"
+    memory, counted, third = Memory(path), [0], threading.Event()
+
+    def save() -> dict[str, Any]:
+        counted[0] += 1
+        if counted[0] == 3:
+            third.set()
+        return {"times": counted[0]}
+
+    memory.hold("part", save)
+    memory.start(every_s=0.001)
+    assert third.wait(30)
+    memory.close()
+    assert Memory(path).hold("part", dict) == {"times": counted[0]}
+    last = Memory(path)
+    last.hold("part", lambda: {"times": "last"})
+    last.start()
+    last.close()
+    assert Memory(path).hold("part", dict) == {"times": "last"}
+
+
+def test_another_versions_part_is_kept_for_when_it_comes_back_and_not_for_ever(tmp_path: Path) -> None:
+    path = tmp_path / "memory.json"
+    for number in range(20):
+        memory = Memory(path)
+        memory.hold(f"pair {number}", lambda number=number: {"of": number})  # type: ignore[misc]
+        memory.write()
+    assert Memory(path).hold("pair 18", dict) == {"of": 18}
+    assert Memory(path).hold("pair 5", dict) is None
+
+
 def test_only_what_changed_is_written(tmp_path: Path) -> None:
     path = tmp_path / "memory.json"
     memory = Memory(path)

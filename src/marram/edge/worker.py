@@ -49,9 +49,8 @@ from marram.schema.page import Page
 
 _BEAT_S = 1.0
 _QUICK_S = 2.0
-# In the working folder: what a cascade learnt outlives a restart, and a crash but for the last so long.
+# In the working folder, which outlives versions: what a cascade learnt (`pipeline/memory.py`).
 _LEARNT = ".marram-learnt.json"
-_REMEMBER_S = 60.0
 
 
 def main(arguments: list[str]) -> int:
@@ -276,7 +275,7 @@ class Run:
         os._exit(1)
 
     def _beat(self) -> None:
-        proven_s, remembered_s = 0.0, time.monotonic()
+        proven_s = 0.0
         while True:
             pipeline = self._pipeline
             self._channel.send({"t": "beat", "busy_s": pipeline.busy_s() if pipeline else 0.0})
@@ -286,9 +285,6 @@ class Run:
                 if stats.get("frames") and not proven_s:
                     proven_s = time.monotonic()
                     give_back_memory()
-                if time.monotonic() - remembered_s > _REMEMBER_S:
-                    pipeline.remember()
-                    remembered_s = time.monotonic()
             self._remote.expire()
             # Quick until the first result and a moment longer: a deployment waits for its trial's end.
             quick = not proven_s or time.monotonic() - proven_s < _QUICK_S

@@ -136,16 +136,13 @@ class Pipeline:
 
         Errors before the first frame are raised (MarramError); after it they are counted, see `stats`.
         """
+        self._memory.start()
         try:
             self._runner.run()
         finally:
             if self._offload is not None:
                 self._offload.close()
-            self.remember()
-
-    def remember(self) -> None:
-        """Write down what a restart would lose (see `pipeline/memory.py`); at the end that is done by itself."""
-        self._memory.write()
+            self._memory.close()
 
     def stop(self) -> None:
         """End soon: frames in work are finished or given up. Safe from any thread and from a signal handler."""
