@@ -72,6 +72,28 @@ async def test_a_request_is_answered(cloud: Bus, connect: Connect) -> None:
     assert device.rtt_s is not None
 
 
+async def test_who_listens_no_more_answers_what_came_and_nothing_else(cloud: Bus, connect: Connect) -> None:
+    came, go_on = asyncio.Semaphore(0), asyncio.Event()
+
+    async def slow(message: Message) -> bytes:
+        came.release()
+        await go_on.wait()
+        return message.payload
+
+    await cloud.subscribe("probe", slow, "replicas", parallel=2)
+    device = await connect("d1")
+    await device.wait_connected(5)
+    asked = [asyncio.create_task(device.request("probe", b"%d" % n, 30)) for n in range(5)]
+    await came.acquire()
+    ending = asyncio.create_task(cloud.unsubscribe("probe"))
+    go_on.set()
+    assert await asyncio.gather(*asked) == [b"%d" % n for n in range(5)]
+    await ending
+    with pytest.raises(NotReady, match="nobody answers"):
+        await device.request("probe", b"", 30)
+    await cloud.unsubscribe("never heard")
+
+
 async def test_nobody_there_and_no_answer_are_told_apart(cloud: Bus, connect: Connect) -> None:
     async def never(_: Message) -> bytes | None:
         return None

@@ -13,18 +13,26 @@ import pytest
 
 from marram.bus.client import Message
 from marram.bus.codec import InferReply, InferRequest
-from marram.cloud import replica as module
+from marram.cloud.carried import answer_of, request_of
 from marram.cloud.replica import Replica
 from marram.runtime.image import encode_jpeg
-from marram.runtime.model import Model, Prepared
+from marram.runtime.session import CheckedSession
 from marram.schema.payload import Payload
+from marram.serving.contract import Question
+from marram.serving.host import Host, Limits
 
 
 @pytest.fixture
-async def replica(colours: Path) -> AsyncIterator[Replica]:
-    made = Replica(Model.load(colours))
+async def host(colours: Path) -> AsyncIterator[Host]:
+    made = Host()
+    await made.put(colours)
     yield made
-    await asyncio.to_thread(made.close)
+    await made.close()
+
+
+@pytest.fixture
+def replica(host: Host) -> Replica:
+    return Replica(host)
 
 
 async def ask(replica: Replica, payload: bytes) -> InferReply:
@@ -87,39 +95,50 @@ async def test_a_picture_fitted_for_another_size_is_told_so(replica: Replica) ->
 async def test_a_full_queue_refuses_at_once_and_says_how_long_it_is(
     colours: Path, picture: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MAX_WAITING", 3)
     gate = threading.Event()
+    run = CheckedSession.run
 
-    class Stuck(Model):
-        def run(self, prepared: Prepared) -> list[Any]:
-            gate.wait(30)
-            return super().run(prepared)
+    def stuck(session: CheckedSession, tensors: list[Any]) -> list[Any]:
+        gate.wait(30)
+        return run(session, tensors)
 
-    model = Model.load(colours)
-    replica = Replica(Stuck(model.bundle, model.variant, model.session))
+    host = Host(Limits(waiting=2, cores=1))
+    await host.put(colours)
+    replica = Replica(host)
+    monkeypatch.setattr(CheckedSession, "run", stuck)
     try:
         payload = jpeg(picture("green"))
-        first = await asyncio.gather(ask(replica, payload), _open_soon(gate))
-        assert first[0].result is not None
-        gate.clear()
-        waiting = [asyncio.create_task(ask(replica, payload)) for _ in range(3)]
-        while replica.figures.waiting < 3:
+        asked = [asyncio.create_task(ask(replica, payload))]
+        while not host.busy("colours", 1):
+            await asyncio.sleep(0)
+        asked += [asyncio.create_task(ask(replica, payload)) for _ in range(2)]
+        while host.waiting("colours", 1) < 3:
             await asyncio.sleep(0)
         refused = await ask(replica, payload)
         assert refused.result is None and refused.error is not None and "busy" in refused.error
-        assert refused.busy and refused.queue_s > 0
+        assert refused.busy and refused.queue_s > 0 and refused.waiting == 2
         gate.set()
-        replies = await asyncio.gather(*waiting)
+        replies = await asyncio.gather(*asked)
         assert all(reply.result is not None for reply in replies)
         assert max(reply.queue_s for reply in replies) > 0
         assert replica.figures.refused == 1
     finally:
         gate.set()
-        await asyncio.to_thread(replica.close)
+        await host.close()
 
 
-async def _open_soon(gate: threading.Event) -> None:
-    gate.set()
+async def test_what_would_come_too_late_is_refused_before_it_is_tried(
+    replica: Replica, host: Host, picture: Callable[[str], Any]
+) -> None:
+    late = InferRequest(Payload("image/jpeg", encode_jpeg(picture("red")), (), (4, 4)), left_s=-1.0).pack()
+    assert (await ask(replica, late)).busy
+
+
+async def test_a_files_own_tensors_are_answered_with_its_own(replica: Replica) -> None:
+    question = Question("colours", 1, tensors={"x": np.ones((3, 3, 4, 4), np.float32)})
+    reply = await ask(replica, request_of(question).pack())
+    assert reply.error is None
+    np.testing.assert_allclose(answer_of(question, 1, reply).outputs["y"], np.ones((3, 3)))
 
 
 async def test_a_probe_is_answered(replica: Replica) -> None:

@@ -15,8 +15,9 @@ import pytest
 from marram.bus import subjects
 from marram.bus.client import Bus
 from marram.bus.codec import InferReply, InferRequest
-from marram.cloud import replicas as module
-from marram.cloud.replicas import Replicas, ReplicaState, Served
+from marram.cloud import keeper as module
+from marram.cloud.keeper import ReplicaState, Served
+from marram.cloud.replicas import Replicas
 from marram.cloud.server import Cloud
 from marram.cloud.settings import Settings
 from marram.registry import Registry

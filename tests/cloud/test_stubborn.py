@@ -12,16 +12,17 @@ from marram.bus import subjects
 from marram.bus.client import Bus, Message
 from marram.bus.codec import InferReply, InferRequest, pack_report
 from marram.bus.tls import TlsFiles
-from marram.cloud import replicas as module
+from marram.cloud import keeper as module
+from marram.cloud.keeper import Keeper, Served, Start
 from marram.cloud.replica import Replica
-from marram.cloud.replicas import Replicas, Served
 from marram.cloud.server import Cloud
 from marram.cloud.settings import BrokerAddress
 from marram.runtime.image import encode_jpeg
-from marram.runtime.model import Model, Prepared
+from marram.runtime.session import CheckedSession
 from marram.schema.device import Reported
-from marram.schema.errors import Invalid, Refused
+from marram.schema.errors import Refused
 from marram.schema.payload import Payload
+from marram.serving.host import Host
 
 
 async def test_a_report_of_a_device_that_was_removed_is_refused_whoever_brings_it(cloud: Cloud) -> None:
@@ -34,14 +35,15 @@ async def test_a_report_of_a_device_that_was_removed_is_refused_whoever_brings_i
 
 
 async def test_a_bug_in_answering_is_an_error_reply_counted(
-    colours: Path, picture: Any, caplog: pytest.LogCaptureFixture
+    colours: Path, picture: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Broken(Model):
-        def run(self, prepared: Prepared) -> list[Any]:
-            raise ZeroDivisionError
+    def broken(session: CheckedSession, tensors: list[Any]) -> list[Any]:
+        raise ZeroDivisionError
 
-    model = Model.load(colours)
-    replica = Replica(Broken(model.bundle, model.variant, model.session))
+    host = Host()
+    await host.put(colours)
+    replica = Replica(host)
+    monkeypatch.setattr(CheckedSession, "run", broken)
     try:
         payload = InferRequest(Payload("image/jpeg", encode_jpeg(picture("red")), (), (4, 4))).pack()
         answer = await replica.on_infer(Message("infer.colours.1", payload, True))
@@ -50,29 +52,42 @@ async def test_a_bug_in_answering_is_an_error_reply_counted(
         assert reply.result is None and reply.error == "the replica failed: ZeroDivisionError" and not reply.busy
         assert (replica.figures.failed, replica.figures.answered, replica.figures.waiting) == (1, 0, 0)
     finally:
-        await asyncio.to_thread(replica.close)
+        await host.close()
 
 
 NOBODY = TlsFiles(Path(), Path())
 
 
 async def test_a_replica_that_never_stays_is_started_ever_more_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
-    replicas: Any = Replicas(None, set, BrokerAddress("nats://127.0.0.1:1", "", ""), NOBODY, Path())  # type: ignore[arg-type]
+    keeper = Keeper(0, Start(BrokerAddress("nats://127.0.0.1:1", "", ""), NOBODY, Path()), lambda name, version: Path())
     pauses: list[float] = []
 
-    async def fails(_: Served) -> str:
-        raise Invalid("no model")
+    async def ends() -> str:
+        return "exit status 1"
 
     async def pause(seconds: float) -> None:
         pauses.append(seconds)
         if len(pauses) == 12:
             raise asyncio.CancelledError
 
-    replicas._run = fails
+    monkeypatch.setattr(keeper, "_live", ends)
     monkeypatch.setattr(module.asyncio, "sleep", pause)
-    served = Served("colours", 1)
+    keeper.want({("colours", 1)})
     with pytest.raises(asyncio.CancelledError):
-        await replicas._keep(served)
+        await keeper.keep()
     assert pauses[:3] == [0.5, 1.0, 2.0]
     assert pauses[-1] == pauses[-2] == 60.0
-    assert (served.restarts, served.reason) == (12, "no model")
+    served = keeper.served["colours", 1]
+    assert (served.restarts, served.reason) == (12, "exit status 1")
+
+
+def test_a_model_that_fails_is_tried_ever_more_rarely() -> None:
+    served = Served("colours", 1)
+    pauses = []
+    for _ in range(9):
+        served.failed("no model")
+        pauses.append(served.pause_s)
+    assert pauses[:3] == [0.5, 1.0, 2.0] and pauses[-1] == 60.0
+    served.ready(1)
+    served.failed("no model")
+    assert served.pause_s == 0.5

@@ -70,6 +70,7 @@ class _Subscription:
     queue: str
     turns: asyncio.Semaphore
     working: set[asyncio.Task[None]] = field(default_factory=set)
+    end: Callable[[], Awaitable[None]] | None = None  # in the present session
 
 
 class Bus:
@@ -216,6 +217,14 @@ class Bus:
             self._subscriptions.remove(wanted)
             raise
 
+    async def unsubscribe(self, subject: str) -> None:
+        """Hear no more of `subject`. What came already is handled; returns once that has begun. Not heard: nothing."""
+        ending = [each for each in self._subscriptions if each.subject == subject]
+        self._subscriptions = [each for each in self._subscriptions if each.subject != subject]
+        for each in ending:
+            if each.end is not None and self.connected:
+                await each.end()
+
     def reconnect(self) -> None:
         """Leave the present connection, or the pause before the next attempt, and connect anew: the identity changed.
 
@@ -256,7 +265,7 @@ class Bus:
             task.add_done_callback(subscription.working.discard)
             task.add_done_callback(lambda _: subscription.turns.release())
 
-        await session.subscribe(subscription.subject, subscription.queue, deliver)
+        subscription.end = await session.subscribe(subscription.subject, subscription.queue, deliver)
 
     async def _handle(self, session: Session, subscription: _Subscription, message: Msg) -> None:
         """Run the handler on one message; whatever it does, the subscription lives on."""

@@ -7,6 +7,7 @@ while away. A session ends at the first sign that the broker is gone, and says s
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
@@ -223,18 +224,28 @@ class Session:
         except (nats_errors.Error, OSError) as error:
             raise NotReady(f"no connection to the broker: {error}") from error
 
-    async def subscribe(self, subject: str, queue: str, deliver: Callable[[Msg], Awaitable[None]]) -> None:
-        """Raises Retryable (the connection was lost)."""
+    async def subscribe(
+        self, subject: str, queue: str, deliver: Callable[[Msg], Awaitable[None]]
+    ) -> Callable[[], Awaitable[None]]:
+        """Returns what ends it: nothing new comes then, what came already is delivered. Raises Retryable (lost)."""
 
         async def on_message(message: Msg) -> None:
             await deliver(message)
 
         try:
-            await self._client.subscribe(
+            heard = await self._client.subscribe(
                 subject, queue, cb=on_message, pending_bytes_limit=PENDING_LIMIT_BYTES, pending_msgs_limit=100_000
             )
         except (nats_errors.Error, OSError) as error:
             raise Retryable(f"no connection to the broker: {error}") from error
+
+        async def end() -> None:
+            with contextlib.suppress(
+                nats_errors.Error, OSError, TimeoutError
+            ):  # a connection that is lost hears nothing anyway
+                await heard.drain()  # type: ignore[no-untyped-call]
+
+        return end
 
     def check_permitted(self, subject: str) -> None:
         """Once it is settled: that the broker lets us listen to `subject`. Raises Untrusted (NOT_YOURS)."""

@@ -1,8 +1,8 @@
-"""One replica: a process that serves one model version. `python -m marram.cloud.replica --help`.
+"""One replica: a process that serves several models. `python -m marram.cloud.replica --help`.
 
-One thread infers; others decode and prepare the next inputs meanwhile. What cannot be answered soon is refused at
-once, with the time it would have waited, so that the asker's edge answers instead. Bad input gets an error reply: no
-request may ever end the process. It ends with the process that started it, however that ends.
+What it serves comes line by line on its standard input, what became of that goes out on its standard output (see
+`Order` and `Verdict`). Bad input gets an error reply: no request may ever end the process. It ends with the process
+that started it, however that ends.
 """
 
 from __future__ import annotations
@@ -10,220 +10,270 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import secrets
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 from marram.bus import subjects
 from marram.bus.client import Bus, Message
-from marram.bus.codec import InferReply, InferRequest
+from marram.bus.codec import InferReply
 from marram.bus.tls import TlsFiles
+from marram.cloud.carried import pack_served, replied
 from marram.cloud.loads import Loads
 from marram.last_resort import ended
-from marram.runtime import codecs
-from marram.runtime.model import Model, Prepared
-from marram.schema.errors import MarramError
+from marram.schema.errors import MarramError, Retryable
 from marram.schema.load import Load
+from marram.serving.host import Host, Key, Limits
+from marram.serving.memory import few_arenas
 
 log = logging.getLogger(__name__)
 
 QUEUE = "replicas"
-# Waiting beyond this, a request is refused: by then another place answers sooner.
-MAX_WAITING = 32
-_DECODERS = 2
+# Handled side by side beyond those that may wait, so that refusals do not wait behind answers.
+_SPARE = 16
 # The environment hands the broker's password over; an argument would be visible to every user of the machine.
 PASSWORD_VARIABLE = "MARRAM_NATS_PASSWORD"
-READY = "ready"
-
-_T = TypeVar("_T")
+# Threads that decode and infer let the one that hears and replies have its turn so soon.
+_SWITCH_S = 0.0005
 
 
 @dataclass(slots=True)
 class Figures:
-    """What the replica tells of itself: seconds are moving averages."""
+    """What became of the questions so far."""
 
     waiting: int = 0
-    service_s: float = 0.0
     answered: int = 0
     refused: int = 0
     failed: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def took(self, service_s: float) -> None:
-        with self.lock:
-            self.answered += 1
-            self.service_s = service_s if self.answered == 1 else 0.9 * self.service_s + 0.1 * service_s
 
 
 class Replica:
-    """Serves `model` (which belongs to the one inference thread from now on). All methods on one event loop."""
+    """Lets everybody on `bus` ask the models of `host`. All methods on one event loop."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, host: Host, bus: Bus | None = None) -> None:
         self.name = secrets.token_hex(4)  # by which it is asked, of all that serve the model
-        self._model = model
-        self._key = ("", 0)
-        self._loads: Loads | None = None
-        self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
-        self._engine = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self.figures = Figures()
+        self._host = host
+        self._bus = bus
+        self._loads = Loads(bus) if bus is not None else None
 
-    async def serve(self, bus: Bus, name: str, version: int) -> None:
-        """Subscribe; from now on questions are answered."""
-        parallel = MAX_WAITING + 8  # a few above the bound, so that refusals do not wait behind answers
-        self._key, self._loads = (name, version), Loads(bus)
-        await bus.subscribe(subjects.infer(name, version), self.on_infer, QUEUE, parallel=parallel)
-        await bus.subscribe(subjects.infer(name, version, self.name), self.on_infer, parallel=parallel)
-        for probe in (subjects.PROBE, subjects.probe(name, version)):
-            await bus.subscribe(probe, self.on_probe, QUEUE, parallel=8)
-        await self._loads.serve(self._key, self._load)
+    async def start(self) -> None:
+        """From now on it answers probes, and who asks what there is."""
+        assert self._bus is not None
+        await self._bus.subscribe(subjects.PROBE, self.on_probe, QUEUE, parallel=8)
+        await self._bus.subscribe(subjects.SERVED, self.on_served, parallel=4)
+
+    async def serve(self, name: str, version: int) -> None:
+        """Subscribe; from now on questions to this model, which `host` has, are answered."""
+        assert self._bus is not None and self._loads is not None
+        parallel = self._host.limits.waiting + _SPARE
+        await self._bus.subscribe(subjects.infer(name, version), self.on_infer, QUEUE, parallel=parallel)
+        for own in (subjects.infer(name, version, self.name), subjects.hand("*", name, version, self.name)):
+            await self._bus.subscribe(own, self.on_infer, parallel=parallel)
+        await self._bus.subscribe(subjects.probe(name, version), self.on_probe, QUEUE, parallel=8)
+        await self._loads.serve((name, version), lambda: self._load(name, version))
+
+    async def leave(self, name: str, version: int) -> None:
+        """Hear no more questions to this model; those that came are still answered."""
+        assert self._bus is not None and self._loads is not None
+        await self._loads.leave((name, version))
+        for replica in (None, self.name):
+            await self._bus.unsubscribe(subjects.infer(name, version, replica))
+        await self._bus.unsubscribe(subjects.hand("*", name, version, self.name))
+        await self._bus.unsubscribe(subjects.probe(name, version))
 
     async def on_probe(self, message: Message) -> bytes | None:
         """Whatever came, it came: the link is timed by it."""
-        return self._reply(None, None, 0.0, 0.0).pack()
+        key = _asked(message.subject)
+        waiting = self._host.waiting(*key) if key is not None else self.figures.waiting
+        return self._signed(InferReply(None, None, 0.0, 0.0, waiting), key).pack()
+
+    async def on_served(self, message: Message) -> bytes | None:
+        """What there is to ask here."""
+        return pack_served(self._host.models())
 
     async def on_infer(self, message: Message) -> bytes | None:
         """One inference; always a reply, see `InferReply`."""
-        arrived_s = time.perf_counter()
-        if self.figures.waiting >= MAX_WAITING:
-            self.figures.refused += 1
-            expected_s = self.figures.waiting * self.figures.service_s
-            busy = f"busy: {self.figures.waiting} wait here already"
-            refusal = self._reply(None, busy, expected_s, self.figures.service_s)
-            return replace(refusal, waiting=self.figures.waiting, busy=True).pack()
-        self._waits(1)
-        try:
-            return (await self._infer(message.payload, arrived_s)).pack()
-        except MarramError as error:
-            self.figures.failed += 1
-            return self._reply(None, str(error), time.perf_counter() - arrived_s, 0.0).pack()
-        except Exception as error:
-            self.figures.failed += 1
-            log.exception("an inference failed")
-            return self._reply(None, f"the replica failed: {type(error).__name__}", 0.0, 0.0).pack()
-        finally:
-            self._waits(-1)
-
-    async def _infer(self, payload: bytes, arrived_s: float) -> InferReply:
-        loop = asyncio.get_running_loop()
-        prepared, preparing_s = await loop.run_in_executor(self._decoders, _timed, lambda: self._prepare(payload))
-        outputs, running_s = await loop.run_in_executor(self._engine, _timed, lambda: self._model.run(prepared))
-        result, interpreting_s = await loop.run_in_executor(
-            self._decoders, _timed, lambda: self._model.interpret(outputs, prepared).to_dict()
-        )
-        service_s = preparing_s + running_s + interpreting_s
-        self.figures.took(running_s)
-        total_s = time.perf_counter() - arrived_s
-        return self._reply(result, None, max(0.0, total_s - service_s), service_s)
-
-    def _prepare(self, payload: bytes) -> Prepared:
-        request = InferRequest.unpack(payload).payload
-        return self._model.prepare(codecs.decode(request, self._model.card), request.frame_size)
-
-    def _reply(
-        self, result: dict[str, object] | None, error: str | None, queue_s: float, service_s: float
-    ) -> InferReply:
-        loads = self._loads.known(self._key) if self._loads is not None else ()
-        waiting = max(0, self.figures.waiting - 1)
-        return InferReply(result, error, queue_s, service_s, waiting, replica=self.name, loads=loads)
-
-    def _waits(self, more: int) -> None:
-        self.figures.waiting += more
+        key = _asked(message.subject)
+        if key is None:
+            return self._signed(InferReply(None, f"{message.subject} names no model", 0.0, 0.0), key).pack()
+        elsewhere = await self._loads.hand_on(key, message) if self._loads is not None else None
+        if elsewhere is not None:
+            return elsewhere
         if self._loads is not None:
-            self._loads.changed(self._key)
+            with contextlib.suppress(Retryable):  # it ended over it: answered here
+                handed = await self._loads.hand_on(key, message)
+                if handed is not None:
+                    return handed
+        self._waits(key, 1)
+        try:
+            reply = await replied(self._host, *key, message.payload)
+        finally:
+            self._waits(key, -1)
+        if reply.busy:
+            self.figures.refused += 1
+        elif reply.error is not None:
+            self.figures.failed += 1
+        else:
+            self.figures.answered += 1
+        return self._signed(reply, key).pack()
 
-    def _load(self) -> Load:
-        waiting, service_s = self.figures.waiting, self.figures.service_s
-        return Load(self.name, f"{self._key[0]}@{self._key[1]}", waiting, waiting * service_s, service_s)
-
-    async def leave(self) -> None:
+    async def close(self) -> None:
         """Tell nobody anything any more."""
         if self._loads is not None:
             await self._loads.close()
 
-    def close(self) -> None:
-        """After the bus was closed: finish what is under way, free the engine."""
-        self._decoders.shutdown(wait=True)
-        self._engine.shutdown(wait=True)
-        self._model.close()
+    def _own(self, name: str, version: int) -> tuple[str, ...]:
+        """The subjects on which this replica alone is asked: by whoever chose it, by replicas that hand on."""
+        return subjects.infer(name, version, self.name), subjects.hand("*", name, version, self.name)
+
+    def _signed(self, reply: InferReply, key: Key | None) -> InferReply:
+        loads = self._loads.known(key) if self._loads is not None and key is not None else ()
+        return replace(reply, replica=self.name, loads=loads)
+
+    def _waits(self, key: Key, more: int) -> None:
+        self.figures.waiting += more
+        if self._loads is not None:
+            self._loads.changed(key)
+
+    def _load(self, name: str, version: int) -> Load:
+        queue_s, service_s = self._host.queue_s(name, version), self._host.service_s(name, version)
+        return Load(self.name, f"{name}@{version}", self._host.waiting(name, version), queue_s, service_s)
 
 
-def _timed(work: Callable[[], _T]) -> tuple[_T, float]:
-    begin_s = time.perf_counter()
-    return work(), time.perf_counter() - begin_s
+def _asked(subject: str) -> Key | None:
+    """The model of `infer.<model>.<version>[.<replica>]`, handed on or not, or of a probe; None where it names none."""
+    parts = subject.split(".")[1 if subject.startswith("hand.") else 0 :]
+    return (parts[1], int(parts[2])) if len(parts) >= 3 and parts[2].isdecimal() else None
 
 
 # ---------------------------------------------------------------- the process
 
 
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A line in: serve the bundle in `folder` (once its `Verdict` came, it is), or serve `key` no more."""
+
+    folder: str | None = None
+    key: Key | None = None
+
+    def line(self) -> bytes:
+        return json.dumps({"folder": self.folder, "key": self.key}).encode() + b"\n"
+
+    @classmethod
+    def of(cls, line: bytes) -> Order:
+        document = json.loads(line)
+        key = document["key"]
+        return cls(document["folder"], None if key is None else (key[0], key[1]))
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A line out: what became of the last folder (`error` "": it is served). The first says: the broker is there."""
+
+    error: str = ""
+
+    def line(self) -> str:
+        return json.dumps({"error": self.error})
+
+    @classmethod
+    def of(cls, line: bytes) -> Verdict | None:
+        """None where it is something else that was printed."""
+        try:
+            return cls(str(json.loads(line)["error"]))
+        except (ValueError, KeyError, TypeError):
+            return None
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Serve until SIGTERM, SIGINT, or the end of standard input (the parent is gone). Says `ready` on stdout."""
-    parser = argparse.ArgumentParser(prog="python -m marram.cloud.replica", description="Serve one model version.")
-    parser.add_argument("--bundle", type=Path, required=True, help="the bundle's folder")
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--version", type=int, required=True)
+    """Serve until SIGTERM, SIGINT, or the end of standard input (the parent is gone)."""
+    parser = argparse.ArgumentParser(prog="python -m marram.cloud.replica", description="Serve models.")
     parser.add_argument("--nats", required=True, help=f"broker URL; the password comes in {PASSWORD_VARIABLE}")
     parser.add_argument("--user", default="")
     parser.add_argument("--identity", type=Path, required=True, help="key and certificate of this process, PEM")
     parser.add_argument("--authority", type=Path, required=True, help="certificate of the cloud's authority, PEM")
-    parser.add_argument("--threads", type=int, default=1, help="threads of the engine")
+    parser.add_argument("--memory", type=int, help="bytes that all models together may take")
+    parser.add_argument("--cores", type=int, help="cores to infer on")
+    parser.add_argument("--details", type=Path, required=True, help="where the traceback of a fault of ours goes")
     options = parser.parse_args(arguments)
-    name = f"replica {options.model}@{options.version}"
-    logging.basicConfig(level=logging.INFO, format=f"{name}: %(message)s")
-    _end_with_parent()
+    logging.basicConfig(level=logging.INFO, format="replica: %(message)s")
+    few_arenas()
+    sys.setswitchinterval(_SWITCH_S)
 
     def live() -> int:
-        asyncio.run(_serve(Model.load(options.bundle, threads=options.threads), options))
+        asyncio.run(_serve(options))
         return 0
 
     def tell(message: str) -> None:
-        print(f"{name}: {message}", file=sys.stderr, flush=True)
+        print(message, file=sys.stderr, flush=True)
 
-    return ended(live, tell=tell, details=options.bundle.parent / f"{options.bundle.name}.fault.log")
+    return ended(live, tell=tell, details=options.details)
 
 
-async def _serve(model: Model, options: argparse.Namespace) -> None:
+async def _serve(options: argparse.Namespace) -> None:
     done = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, done.set)
-    replica = Replica(model)
+    orders: asyncio.Queue[Order] = asyncio.Queue()
+    _hear_parent(lambda line: loop.call_soon_threadsafe(orders.put_nowait, Order.of(line)))
+    host = Host(Limits(memory_bytes=options.memory, cores=options.cores))
     password, tls = os.environ.pop(PASSWORD_VARIABLE, ""), TlsFiles(options.identity, options.authority)
-    bus = await Bus.connect(options.nats, options.user, password, tls=tls, name=f"replica {options.model}")
+    bus = await Bus.connect(options.nats, options.user, password, tls=tls, name="replica")
+    replica = Replica(host, bus)
     try:
-        await replica.serve(bus, options.model, options.version)
-        connected = asyncio.create_task(bus.wait_connected())
+        await replica.start()
+        working = asyncio.create_task(_work(replica, host, bus, orders))
         stopping = asyncio.create_task(done.wait())
-        await asyncio.wait({connected, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if connected.done():
-            connected.result()
-            print(READY, flush=True)
-        await stopping
-        connected.cancel()
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+        working.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            await connected
+            await working
     finally:
-        await replica.leave()
+        await replica.close()
         await bus.close()
-        replica.close()
+        await host.close()
 
 
-def _end_with_parent() -> None:
-    """End at once when the parent's end of our standard input closes: also after a kill -9 nothing is left behind."""
+async def _work(replica: Replica, host: Host, bus: Bus, orders: asyncio.Queue[Order]) -> None:
+    await bus.wait_connected()
+    print(Verdict().line(), flush=True)
+    while True:
+        order = await orders.get()
+        if order.folder is not None:
+            try:
+                card = (await host.put(Path(order.folder))).card
+                await replica.serve(card.model, card.version)
+                print(Verdict().line(), flush=True)
+            except MarramError as error:
+                print(Verdict(str(error)).line(), flush=True)
+        elif order.key is not None:
+            await replica.leave(*order.key)
+            await host.drop(*order.key)
+
+
+def _hear_parent(heard: Callable[[bytes], object]) -> None:
+    """Hand each line over. End at once when the parent's end of our standard input closes: also after a kill -9 nothing
+    is left behind.
+    """
 
     def wait() -> None:
         # Not through sys.stdin: its lock, held by this thread, would make an orderly exit crash.
+        rest = b""
         with contextlib.suppress(OSError):
-            while os.read(0, 4096):
-                pass
+            while more := os.read(0, 65536):
+                *lines, rest = (rest + more).split(b"\n")
+                for line in lines:
+                    heard(line)
         os._exit(0)
 
     threading.Thread(target=wait, name="parent", daemon=True).start()

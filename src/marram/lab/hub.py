@@ -85,6 +85,9 @@ class Hub:
     def listen(self, listener: _Listener) -> None:
         self._listeners.append(listener)
 
+    def deafen(self, listener: _Listener) -> None:
+        self._listeners.remove(listener)
+
     def to(self, message: Wire) -> list[_Listener]:
         """Who gets it: everybody who listens, of a queue group one."""
         found = [each for each in self._listeners if covers(each.subject, message.subject)]
@@ -161,10 +164,16 @@ class HubSession(Session):
         """End it; whoever waits for an answer is told."""
         self._lose(why)
 
-    async def subscribe(self, subject: str, queue: str, deliver: Deliver) -> None:
+    async def subscribe(self, subject: str, queue: str, deliver: Deliver) -> Callable[[], Awaitable[None]]:
         if not any(covers(allowed, subject) for allowed in self._may_hear):
             raise Retryable(f"{self._user} may not listen to {subject}")
-        self._hub.listen(_Listener(self, subject, queue, deliver))
+        listener = _Listener(self, subject, queue, deliver)
+        self._hub.listen(listener)
+
+        async def end() -> None:
+            self._hub.deafen(listener)
+
+        return end
 
     async def settle(self) -> None:
         await asyncio.sleep(2 * self.link.delay_s)

@@ -132,6 +132,11 @@ class Host:
         lanes = self._lanes(name, version)
         return lanes.waiting if lanes is not None else 0
 
+    def busy(self, name: str, version: int) -> bool:
+        """Whether every lane of that model is at work."""
+        lanes = self._lanes(name, version)
+        return lanes is not None and lanes.busy
+
     def service_s(self, name: str, version: int) -> float:
         """How long one question to that model takes once it has its turn, as far as is known; 0 where nothing is."""
         lanes = self._lanes(name, version)

@@ -22,7 +22,6 @@ from marram.runtime.contract import Tensor, TensorInfo
 from marram.runtime.model import Answerer, Prepared
 from marram.runtime.session import format_shape
 from marram.schema.errors import Busy, Invalid, MarramError, Permanent, Retryable
-from marram.schema.words import first_line
 from marram.serving.batching import Speed, Waiting, choose, queue_s
 from marram.serving.contract import Answer, Question
 
@@ -81,6 +80,11 @@ class Lanes:
     def waiting(self) -> int:
         """Questions that wait or run."""
         return len(self._waiting) + self.count - len(self._free)
+
+    @property
+    def busy(self) -> bool:
+        """Whether every lane is at work."""
+        return not self._free
 
     def queue_s(self) -> float:
         """How long one that comes now would wait."""
@@ -238,7 +242,7 @@ class Lanes:
             return
         except Exception as error:
             log.exception("an inference failed")
-            self._failed(lane, jobs, Permanent(f"the replica failed: {type(error).__name__}: {first_line(error)}"))
+            self._failed(lane, jobs, Permanent(f"the replica failed: {type(error).__name__}"))
             return
         took_s = time.perf_counter() - began_s
         count = sum(job.count for job in jobs)
@@ -272,7 +276,7 @@ class Lanes:
             return
         except Exception as error:
             log.exception("an answer could not be read")
-            job.outcome = Permanent(f"the replica failed: {type(error).__name__}: {first_line(error)}")
+            job.outcome = Permanent(f"the replica failed: {type(error).__name__}")
             return
         service_s = job.service_s + time.perf_counter() - began_s
         waited_s = max(0.0, time.monotonic() - job.arrived_s - service_s)
