@@ -13,7 +13,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, Te
 from rich.text import Text
 
 from marram.bus.http import CloudApi
-from marram.cli import _shipping, _show
+from marram.cli import _sending, _shipping, _show
 from marram.cli._context import Json, Token, Url, connect, print_json, signed_in
 from marram.runtime import library
 from marram.runtime.admit import admit_bundle, left_behind
@@ -240,6 +240,10 @@ def lineage(reference: Reference, json: Json = False, url: Url = None, token: To
     _print_lineage(line)
 
 
+app.command()(_sending.codecs)
+app.command()(_sending.cut)
+
+
 # ---------------------------------------------------------------- small things
 
 
@@ -319,6 +323,11 @@ def _print_card(card: ModelCard, sizes: dict[str, int], labels: int | None) -> N
     for variant in card.variants:
         accuracy = "" if variant.accuracy is None else f"  accuracy {variant.accuracy:.3f}"
         print(f"  variant   {variant.name}  {variant.file}  {format_size(sizes[variant.name])}{accuracy}")
+    for codec in card.codecs:
+        print(f"  codec     {codec.name}  {codec.bytes:,} bytes  {codec.loss:.1%} of accuracy lost")
+    for cut in card.cuts:
+        size = f"{'×'.join(map(str, cut.shape))}, {cut.bytes:,} bytes"
+        print(f"  cut       {cut.name} of {cut.variant}  {size}  {cut.loss:.1%} of accuracy lost")
     if card.accuracy_floor is not None:
         print(f"  floor     accuracy {card.accuracy_floor:.3f}")
     print(f"  licence   {card.licence}\n  source    {card.source}")

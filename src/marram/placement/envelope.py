@@ -17,6 +17,7 @@ input smaller by more than the share of the work that it leaves to the cloud.
 from __future__ import annotations
 
 import math
+import statistics
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -111,12 +112,19 @@ def options_of(card: ModelCard, codecs: Sequence[Codec], cuts: Sequence[Cut], *,
     `edge`: the edge may answer with this very model, so that a cut has to be sooner than that too. Without cuts nothing
     tells how long the model takes, and nothing needs to: it is the same for every codec.
     """
-    whole_ms = max((cut.front_ms + cut.back_ms for cut in card.cuts), default=0.0)
+    # Cuts may have been timed on other days: of each only the shares of its parts are taken, all of one whole.
+    whole_ms = statistics.median(cut.front_ms + cut.back_ms for cut in card.cuts) if card.cuts else 0.0
     return [
         *([Option("edge", Place.EDGE, front_s=whole_ms)] if edge and whole_ms else []),
         *(Option(c.name, Place.CLOUD, encode_s=c.encode_ms, bytes=c.bytes, back_s=whole_ms) for c in codecs),
-        *(Option(f"cut:{c.name}", Place.SPLIT, c.front_ms, bytes=c.bytes, back_s=c.back_ms) for c in cuts),
+        *(_parted(cut, whole_ms) for cut in cuts),
     ]
+
+
+def _parted(cut: Cut, whole_ms: float) -> Option:
+    share = cut.front_ms / (cut.front_ms + cut.back_ms) if cut.front_ms + cut.back_ms else 1.0
+    front_ms = share * whole_ms
+    return Option(f"cut:{cut.name}", Place.SPLIT, front_ms, bytes=cut.bytes, back_s=whole_ms - front_ms)
 
 
 def _gain(split: Option, row: tuple[float, list[float], list[Option]], worth_share: float) -> Gain:

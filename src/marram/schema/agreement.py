@@ -40,6 +40,18 @@ def lost(answer: Result, right: Result) -> float:
     return float(disagree(answer, right))
 
 
+def given_up(answer: Result, whole: Result) -> float:
+    """The accuracy (0–1) that `answer` gives up beside `whole`, the same model's to the input as it is; no label known.
+
+    Classification: how much less likely the model itself finds the label of `answer` than its own first. Averaged over
+    inputs that is the share of right answers lost, as far as its probabilities are true; that two labels which it finds
+    equally likely change places costs nothing. `whole.top` has every class, or those that count. Else: `lost`.
+    """
+    if whole.task is not Task.CLASSIFICATION or whole.confidence is None:
+        return lost(answer, whole)
+    return max(0.0, whole.confidence - dict(whole.top).get(answer.label or "", 0.0))
+
+
 def _boxes_differ(old: Sequence[Detection], new: Sequence[Detection]) -> bool:
     return len(old) != len(new) or _alike(old, new) < len(old)
 

@@ -140,8 +140,8 @@ MAX_CUT_BYTES = 2**24
 class Codec(Strict):
     """What one way of sending a picture costs, as `marram model codecs` measured it.
 
-    `bytes`: of one input, the mean. `loss`: the share of inputs (0–1) whose answer is another one than to the input as
-    it is. `encode_ms`: on the machine that measured it; only proportions to the card's other times count.
+    `bytes`: of one input, the mean. `loss`: the accuracy (0–1) that it gives up beside the input as it is
+    (`schema/agreement.py`). `encode_ms`: on the machine that measured it; only proportions to the other times count.
     """
 
     name: CodecName
