@@ -1,10 +1,11 @@
 """Many devices that ask a few replicas, on a virtual clock: what a rule of choosing among replicas is worth.
 
 Requests come at random times; each travels to its replica, waits its turn (one after another), is worked on, travels
-back. Replicas announce their load in replies as those of `cloud/replica.py` do, know each other's as `cloud/loads.py`
-tells it, and refuse when too many wait. One may be slow, others come and go: what waits at one that goes is lost and
-its devices hear nothing; one that is gone when it is asked is asked again as "whichever takes it". What timed out or
-was refused is asked again: every delay is from the first wish to the answer.
+back. Replicas announce their load in replies as those of `cloud/replica.py` do, tell it each other and hand requests on
+by it as in `cloud/loads.py` (both by `placement.handing`), and refuse when too many wait. One may be slow, others come
+and go: what waits at one that goes is lost and its devices hear nothing; one that is gone when it is asked is asked
+again as "whichever takes it". What timed out or was refused is asked again: every delay is from the first wish to the
+answer.
 """
 
 from __future__ import annotations
