@@ -7,6 +7,7 @@ import importlib.util
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,34 @@ async def test_a_port_in_use_is_told_and_tried_again(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         free.bind(("127.0.0.1", port))  # nobody listens there any more
+
+
+async def test_an_app_that_runs_without_a_device_serves_too(tmp_path: Path) -> None:
+    port, _ = free_ports()
+    (tmp_path / "net").mkdir()
+    for name, content in bundle("a", "b", "c").items():
+        (tmp_path / "net" / name).write_bytes(content)
+    (tmp_path / "rows.csv").write_bytes(ROWS)
+    (tmp_path / "app.yaml").write_text(
+        "app: ticking\nsource: {series: rows.csv, every: 20 ms, repeat: true}\n"
+        f"serve: {port}\nsteps: [{{classify: ./net}}]\nfiles: [rows.csv]\n"
+    )
+    arguments = ("-m", "marram", "run", str(tmp_path / "app.yaml"), "--quiet")
+    process = await asyncio.create_subprocess_exec(sys.executable, *arguments, stderr=asyncio.subprocess.PIPE)
+    try:
+        assert process.stderr is not None
+        async with asyncio.timeout(LONG_S):
+            while f"serve: http://127.0.0.1:{port}/v2" not in (line := (await process.stderr.readline()).decode()):
+                assert line, "it ended"
+        await ask(tritonclient.http, port)
+        (pid,) = [each for each, parent in serving().items() if parent == process.pid]
+        process.send_signal(signal.SIGINT)
+        assert await asyncio.wait_for(process.wait(), LONG_S) == 130
+        await gone([pid])
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
 
 
 async def until(condition: Any) -> None:

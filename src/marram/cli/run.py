@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -18,10 +19,12 @@ import typer
 from marram.cli._appfile import AppFile, build_detector
 from marram.cli._options import parsed
 from marram.cli._show import plain
+from marram.edge.served import Served, check_installed, own_models
 from marram.pipeline.build import Around, Pipeline
 from marram.pipeline.contract import Frame
 from marram.pipeline.events import data_of
 from marram.pipeline.secrets import with_secrets
+from marram.runtime import library
 from marram.schema.app import App, CameraSource, ImagesSource, VideoSource
 from marram.schema.errors import Invalid, MarramError, Missing, Permanent
 from marram.schema.event import Event, EventKind
@@ -65,7 +68,8 @@ def run(
         pipeline = Pipeline.build(_with_secrets(found), read.folder, around)
         lines.stop = pipeline.stop
         started_s = time.monotonic()
-        stopped_by = _run(pipeline, seconds)
+        with _served(found, read.folder):
+            stopped_by = _run(pipeline, seconds)
         took_s = time.monotonic() - started_s
     except MarramError as error:
         if option is not None and (error.where or "").startswith("source"):
@@ -83,6 +87,20 @@ def run(
     print(summary(stats, took_s), file=sys.stderr)
     if stopped_by == signal.SIGINT:
         raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _served(found: App, folder: Path) -> Iterator[None]:
+    """The app's models answer other programs meanwhile, where it says so."""
+    if found.serve is None:
+        yield
+        return
+    check_installed()
+    served = Served(found.serve, own_models(found, lambda reference: library.resolve(reference, folder)))
+    try:
+        yield
+    finally:
+        served.close()
 
 
 def _run(pipeline: Pipeline, seconds: float | None) -> int | None:

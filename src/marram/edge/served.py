@@ -14,11 +14,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from marram.edge.process import ended, worker_environment
+from marram.runtime.bundle import Bundle
 from marram.schema.addresses import bracketed
-from marram.schema.app import Serve
+from marram.schema.app import App, Serve, model_uses
 from marram.schema.errors import Invalid
 
 READY, FAULT = "ready", "fault"
@@ -64,6 +66,19 @@ def _is_there(name: str) -> bool:
         return importlib.util.find_spec(name) is not None
     except ModuleNotFoundError:
         return False
+
+
+def own_models(app: App, resolve: Callable[[str], Bundle]) -> list[tuple[str, str | None]]:
+    """The folders of the models that the app runs here, each once, with the variant that it names.
+
+    Raises what `resolve` does for one that is not here.
+    """
+    own: dict[str, tuple[str, str | None]] = {}
+    for use in model_uses(app):
+        if not use.cloud:
+            bundle = resolve(use.reference)
+            own.setdefault(bundle.card.reference, (str(bundle.folder), use.variant))
+    return list(own.values())
 
 
 class Served:
@@ -129,6 +144,7 @@ class Served:
             word, _, rest = line.strip().partition(" ")
             if word == READY:
                 self.words = self._where()
+                print(f"serve: {self.words}", file=sys.stderr, flush=True)
             elif word == FAULT:
                 why = rest
         status = process.wait()

@@ -29,7 +29,7 @@ from marram.bus.writer import OutboxWriter
 from marram.edge.channel import WorkerEnd
 from marram.edge.process import be_second, die_with, give_back_memory
 from marram.edge.remote import ChannelRemote
-from marram.edge.served import Served, check_installed
+from marram.edge.served import Served, check_installed, own_models
 from marram.pipeline.build import Around, Pipeline
 from marram.pipeline.check import rules
 from marram.pipeline.contract import Position
@@ -177,7 +177,7 @@ class Run:
         if self._stopping:
             return
         if app.serve is not None:
-            self._served = Served(app.serve, self._own(app))
+            self._served = Served(app.serve, own_models(app, lambda name: self._resolve(name, self._folder)))
         try:
             pipeline.run()
         finally:
@@ -214,14 +214,6 @@ class Run:
             if fitting:
                 cards[reference] = max(fitting, key=lambda m: m.version).card
         return cards
-
-    def _own(self, app: App) -> list[tuple[str, str | None]]:
-        """The folders of the models that the app runs here, each once, with the variant that it names."""
-        bundles = [
-            (self._resolve(use.reference, self._folder), use.variant) for use in model_uses(app) if not use.cloud
-        ]
-        own = {bundle.card.reference: (str(bundle.folder), variant) for bundle, variant in bundles}
-        return list(own.values())
 
     def _stats(self, pipeline: Pipeline) -> dict[str, Any]:
         stats = pipeline.stats() | ({"serve": self._served.words} if self._served is not None else {})
