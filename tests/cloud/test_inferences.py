@@ -25,11 +25,13 @@ from marram.cloud.server import Cloud
 from marram.cloud.settings import Settings
 from marram.runtime.image import encode_jpeg
 from marram.runtime.model import Model
+from marram.schema.api import DeployAsk
 from marram.schema.errors import Busy, Invalid, Missing, Permanent, Retryable
 from marram.schema.people import Permission, Role
 from marram.serving.contract import Question
 
 KEY = ("colours", 1)
+APP = "app: gate\nsource: {images: photos}\nsteps:\n  - classify: colours\n    cloud: colours\n"
 
 
 @pytest.fixture
@@ -171,3 +173,24 @@ async def test_who_needs_it_sooner_waits_no_longer(cloud: Cloud, replica: Plain)
     with pytest.raises(Retryable, match="no answer in time"):
         await over.infer(Question("colours", tensors={"x": np.zeros((1, 3, 4, 4), np.float32)}, left_s=0.05))
     release.set()
+
+
+async def test_real_replicas_answer(tmp_path: Path, colours: Path, picture: Callable[[str], Any]) -> None:
+    settings = Settings(folder=tmp_path / "cloud", port=0, grpc_port=0)
+    async with Cloud(settings).running() as cloud:
+        await asyncio.to_thread(cloud.state.registry.add_folder, colours)
+        await asyncio.to_thread(cloud.state.deploy, DeployAsk(app_yaml=APP))
+        bearer = {"authorization": f"Bearer {token(cloud, Permission.INFER)}"}
+        http = tritonclient.http.aio.InferenceServerClient(cloud.url.removeprefix("http://"))
+        grpc = tritonclient.grpc.aio.InferenceServerClient(f"127.0.0.1:{cloud.grpc_port}")
+        async with http, grpc:
+            async with asyncio.timeout(60):
+                while not await grpc.is_server_ready() or not (await http.get_model_repository_index(dict(bearer))):
+                    await asyncio.sleep(0.05)
+            tensors, x = pixels(tritonclient.grpc, 5)
+            answer = await grpc.infer("colours", tensors, headers=dict(bearer))
+            np.testing.assert_allclose(answer.as_numpy("y"), x.mean((2, 3)), rtol=1e-5)
+            answer = await http.infer("colours", image(tritonclient.http, picture("blue")), headers=dict(bearer))
+            assert list(answer.as_numpy("label")) == [b"blue"]
+            metadata = await http.get_model_metadata("colours", headers=dict(bearer))
+            assert [each["name"] for each in metadata["inputs"]] == ["x", "image"]
