@@ -15,11 +15,12 @@ from typing import Annotated
 import typer
 from rich.console import Console as Terminal
 
+from marram.cli._options import parsed
 from marram.last_resort import OneLine
 from marram.schema import paths
 from marram.schema.api import TokenAsk
 from marram.schema.errors import Invalid, Missing
-from marram.schema.units import format_duration
+from marram.schema.units import format_duration, parse_size
 
 try:
     from marram.cli import _root
@@ -103,6 +104,17 @@ def cloud(
     serve: Annotated[
         list[str] | None, typer.Option(help="A model to serve whether or not an app asks for it: NAME or NAME@VERSION.")
     ] = None,
+    replicas: Annotated[
+        int, typer.Option(help="How many processes here answer inferences, each for every model.", min=1, max=64)
+    ] = 1,
+    replica_memory: Annotated[
+        str | None,
+        typer.Option(
+            help="What the models of one replica may take together, such as 2 GB: the least worth waits on disk. "
+            "Default: no bound.",
+            show_default=False,
+        ),
+    ] = None,
     broker: Annotated[
         list[str] | None,
         typer.Option(help="The broker's address as devices see it, where that differs: nats://HOST:PORT"),
@@ -136,6 +148,8 @@ def cloud(
         database=database,
         objects=objects,
         serve=tuple(serve or ()),
+        replicas=replicas,
+        replica_memory_bytes=None if replica_memory is None else parsed(parse_size, replica_memory, "--replica-memory"),
         brokers=tuple(broker or ()),
         keys=None if keys is None else keys.absolute(),
         wheel_index=wheel_index,

@@ -31,7 +31,7 @@ from marram.cloud.ingest import Ingest
 from marram.cloud.listeners import Listeners, bracketed, reachable
 from marram.cloud.provision import check_belong, check_kept, provided, provision
 from marram.cloud.renewals import Renewals
-from marram.cloud.replicas import Key, Replicas
+from marram.cloud.replicas import Key, Replicas, Room
 from marram.cloud.settings import BrokerAddress, Role, Settings
 from marram.cloud.state import CloudState, Hands, tried
 from marram.schema.api import Check
@@ -195,7 +195,8 @@ class Cloud:
             for reference in settings.serve:  # a channel means what it points to now
                 asked.append(await asyncio.to_thread(state.registry.pinned, reference))
                 await asyncio.to_thread(state.registry.get, *asked[-1])  # a wrong --serve is told now
-            self.replicas = Replicas(state.registry, _wanted(state, asked), self.broker, self.gate.tls, settings.folder)
+            wanted, room = _wanted(state, asked), Room(settings.replicas, settings.replica_memory_bytes)
+            self.replicas = Replicas(state.registry, wanted, self.broker, self.gate.tls, settings.folder, room)
             self.replicas.start()
             self._closing.push_async_callback(self.replicas.stop)
         elif settings.serve:

@@ -34,6 +34,8 @@ class Settings:
     database: str | None = None
     objects: str | None = None
     serve: tuple[str, ...] = ()
+    replicas: int = 1  # processes that answer inferences, each every model; of the role replica
+    replica_memory_bytes: int | None = None  # what the models of each may take together; None: no bound
     # Addresses told to devices that join, where they differ from where the broker listens.
     brokers: tuple[str, ...] = ()
     keys: Path | None = None
