@@ -11,13 +11,13 @@ from typing import TypeVar
 
 from bench.peers._classifier import SIDE
 from bench.peers._client import Broken, Window
-from bench.peers._material import MODEL, Material
+from bench.peers._material import Material
 from bench.peers._server import READY_S, STARTS, Server
 from marram.bus import subjects
 from marram.bus.accounts import CONTROL
 from marram.bus.client import Bus
 from marram.bus.codec import InferReply, InferRequest
-from marram.cloud.replica import PASSWORD_VARIABLE
+from marram.cloud.replica import PASSWORD_VARIABLE, Order
 from marram.lab.gatehouse import Gatehouse
 from marram.runtime.bundle import Bundle
 from marram.schema.errors import MarramError, NotReady
@@ -38,7 +38,6 @@ class OverBus:
         self.ready_s: list[float] = []
         self._material = material
         card = Bundle.open(material.bundle).card
-        self._version = card.version
         self._subject = subjects.infer(card.model, card.version)
         self._requests = [
             InferRequest(Payload("image/jpeg", jpeg, (), (SIDE, SIDE))).pack() for jpeg in material.jpegs()
@@ -67,13 +66,15 @@ class OverBus:
     def _replica(self, gatehouse: Gatehouse) -> Server:
         tls, user = gatehouse.services, CONTROL
         command = [
-            *(sys.executable, "-m", "marram.cloud.replica", "--bundle", str(self._material.bundle)),
-            *("--model", MODEL, "--version", str(self._version), "--nats", gatehouse.url, "--user", user),
+            *(sys.executable, "-m", "marram.cloud.replica", "--nats", gatehouse.url, "--user", user),
             *("--identity", str(tls.identity), "--authority", str(tls.authority)),
+            *("--details", str(self._material.folder / "replica.fault.log")),
         ]
         password = gatehouse.accounts.password(user)
         log = self._material.folder / f"{self.name}.log"
-        return Server(self.name, command, 0, log, {PASSWORD_VARIABLE: password})
+        server = Server(self.name, command, 0, log, {PASSWORD_VARIABLE: password})
+        server.say(Order(folder=str(self._material.bundle)).line())
+        return server
 
     async def _connect(self, gatehouse: Gatehouse) -> Bus:
         bus = await gatehouse.connect("d1")
