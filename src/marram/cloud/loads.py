@@ -19,15 +19,15 @@ from marram.bus import subjects
 from marram.bus.client import Bus, Message
 from marram.bus.codec import MAX_LOADS, pack_load, unpack_load
 from marram.placement.handing import MOST_HOPS, Handing, Pace
-from marram.schema.errors import MarramError, NotReady
+from marram.schema.errors import MarramError
 from marram.schema.load import Load
 
 log = logging.getLogger(__name__)
 
 # Without any change it is said so often; see `placement.handing.GONE_S`.
 _ALIVE_S = 1.0
-# Whoever asked has given up by then.
-_HANDED_S = 60.0
+# Another one that was clearly sooner and takes so much longer than it would have taken here has ended over it.
+_HANDED_S, _HANDED_TIMES = 1.0, 8
 
 Key = tuple[str, int]
 
@@ -76,19 +76,23 @@ class Loads:
         return served.own(), *served.others.known(time.monotonic())[: MAX_LOADS - 1]
 
     async def hand_on(self, key: Key, message: Message) -> bytes | None:
-        """The answer of another replica that would give it clearly sooner; None where none would, or it is gone.
+        """The answer of another replica that gives it clearly sooner; None where none would, or the one that should is
+        gone, or ended over it: then it is answered here.
 
-        `message`: an inference as it came. Raises Retryable where the other ends before it answers.
+        `message`: an inference as it came.
         """
         served, hop = self._models.get(key), subjects.hop_of(message.subject) + 1
         if served is None or hop > MOST_HOPS:
             return None
-        to = served.others.to(time.monotonic(), served.own())
+        own = served.own()
+        to = served.others.to(time.monotonic(), own)
         if to is None:
             return None
+        patience_s = _HANDED_S + _HANDED_TIMES * (own.queue_s + own.service_s)
         try:
-            return await self._bus.request(subjects.hand(hop, *key, to), message.payload, _HANDED_S)
-        except NotReady:
+            return await self._bus.request(subjects.hand(hop, *key, to), message.payload, patience_s)
+        except MarramError as error:
+            log.debug("handed to %s: %s", to, error)
             served.others.missed(to)
             return None
 

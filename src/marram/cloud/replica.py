@@ -28,7 +28,7 @@ from marram.bus.tls import TlsFiles
 from marram.cloud.carried import pack_served, replied
 from marram.cloud.loads import Loads
 from marram.last_resort import ended
-from marram.schema.errors import MarramError, Retryable
+from marram.schema.errors import MarramError
 from marram.schema.load import Load
 from marram.serving.host import Host, Key, Limits
 from marram.serving.memory import few_arenas
@@ -104,14 +104,9 @@ class Replica:
         key = _asked(message.subject)
         if key is None:
             return self._signed(InferReply(None, f"{message.subject} names no model", 0.0, 0.0), key).pack()
-        elsewhere = await self._loads.hand_on(key, message) if self._loads is not None else None
-        if elsewhere is not None:
-            return elsewhere
-        if self._loads is not None:
-            with contextlib.suppress(Retryable):  # it ended over it: answered here
-                handed = await self._loads.hand_on(key, message)
-                if handed is not None:
-                    return handed
+        handed = await self._loads.hand_on(key, message) if self._loads is not None else None
+        if handed is not None:
+            return handed
         self._waits(key, 1)
         try:
             reply = await replied(self._host, *key, message.payload)
