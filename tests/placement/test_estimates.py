@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from marram.placement.contract import Ask, CloudOutcome, CloudSent, Considered, Decision, EdgeOutcome, Way
-from marram.placement.estimators import LinkModel, ServiceTime
+from marram.placement.link import Flight, Link
 from marram.placement.policy import LatencyPolicy
+from marram.placement.services import ServiceTime
 from marram.schema.result import Place
 
 
@@ -43,8 +44,9 @@ def test_what_is_still_leaving_is_waited_for() -> None:
     alone = policy.decide(ask)
     policy.learn(CloudSent(21.0, 100, "cloud", 25_000))  # 200 ms of the link
     behind = policy.decide(ask)
-    assert cloud_of(alone).transfer_s == pytest.approx(0.1, rel=0.1)
-    assert cloud_of(behind).transfer_s == pytest.approx(0.1 + 0.2, rel=0.15)
+    assert cloud_of(alone).rtt_s + cloud_of(alone).transfer_s == pytest.approx(0.1, rel=0.1)
+    assert cloud_of(alone).wait_s == 0
+    assert cloud_of(behind).wait_s == pytest.approx(0.2, rel=0.15)
     assert behind.idle_s == pytest.approx(alone.idle_s)  # what it would take alone is unchanged by it
 
 
@@ -75,11 +77,22 @@ def test_one_stall_is_noise_and_a_second_one_is_news(stall_s: float) -> None:
 
 @given(stall_s=st.floats(2.0, 60.0))
 def test_one_retransmission_does_not_make_a_slow_link(stall_s: float) -> None:
-    link = LinkModel()
+    link = Link()
+
+    def told(at_s: float, delay_s: float) -> None:
+        flight = Flight(at_s, "cloud", 6000)
+        link.sent(1, flight)
+        link.ended(1)
+        link.measure(at_s + delay_s, flight, 0.0)
+
+    def expected_s(now_s: float) -> float:
+        delay = link.delay(now_s, 6000, 0.0)
+        return delay.rtt_s + delay.transfer_s
+
     for n in range(40):
-        link.add(float(n), 6000, 0.05)
-    link.add(40.0, 6000, stall_s)
-    assert link.predict(6000) < 0.2
+        told(100.0 * n, 0.05)
+    told(4000.0, stall_s)
+    assert expected_s(4000.0 + stall_s) < 0.6
     for n in range(41, 80):
-        link.add(float(n), 6000, stall_s)
-    assert link.predict(6000) > 0.5 * stall_s
+        told(100.0 * n, stall_s)
+    assert expected_s(8000.0) > 0.5 * stall_s

@@ -57,7 +57,8 @@ def test_with_a_queue_at_the_replica_it_learns_to_avoid_it() -> None:
 
 def test_a_cold_first_reply_does_not_keep_it_from_the_cloud() -> None:
     policy = LatencyPolicy()
-    policy.learn(EdgeOutcome(0.0, "edge", 0.15))
+    for _ in range(3):
+        policy.learn(EdgeOutcome(0.0, "edge", 0.15))
     for number, size in ((1, 200), (2, 6000)):
         policy.learn(CloudSent(0.0, number, None, size))
         policy.learn(CloudOutcome(0.01, number, True))
@@ -68,6 +69,9 @@ def test_a_cold_first_reply_does_not_keep_it_from_the_cloud() -> None:
         return policy.decide(Ask(now_s, ways(15_000))).place
 
     assert place(1.0) is Place.EDGE
+    for number, size in ((4, 200), (5, 6000)):  # probes go on meanwhile
+        policy.learn(CloudSent(39.0, number, None, size))
+        policy.learn(CloudOutcome(39.01, number, True))
     assert place(40.0) is Place.CLOUD
 
 
@@ -86,7 +90,7 @@ def test_the_parts_of_a_prediction_are_those_of_the_measurements() -> None:
     decision = policy.decide(Ask(1.5, ways(10_000)))
     assert decision.place is Place.CLOUD
     edge, cloud = decision.considered
-    assert cloud.transfer_s == pytest.approx(0.02, rel=0.05)
+    assert cloud.rtt_s + cloud.transfer_s == pytest.approx(0.02, rel=0.05)
     assert cloud.service_s == pytest.approx(0.02, rel=0.05)
     assert cloud.queue_s == pytest.approx(0.0, abs=1e-6)
     assert decision.predicted_s == pytest.approx(0.04, rel=0.05)
@@ -116,13 +120,18 @@ def test_an_overdue_request_counts_for_this_decision_only() -> None:
     assert policy.decide(Ask(2.5, ways(10_000))).place is Place.CLOUD
 
 
-def test_the_edge_still_answers_by_the_deadline() -> None:
-    policy = LatencyPolicy()
+@pytest.mark.parametrize("hedge_share", [0.0, 0.05])
+def test_the_edge_still_answers_by_the_deadline(hedge_share: float) -> None:
+    """It starts beside the cloud while the hedging budget lasts, and instead of it where there is none."""
+    policy = LatencyPolicy(hedge_share=hedge_share)
     known(policy)
     decision = policy.decide(Ask(1.5, ways(10_000), deadline_s=0.22))
     assert decision.place is Place.CLOUD
-    assert decision.timeout_s is not None
-    assert decision.timeout_s + 0.15 <= 0.22 + 1e-9
+    begins_s = decision.hedge_s if hedge_share else decision.timeout_s
+    assert begins_s is not None
+    assert decision.predicted_s < begins_s
+    assert begins_s + 0.15 <= 0.22 + 1e-9
+    assert (decision.hedge_s is None) == (not hedge_share)
 
 
 def test_a_replica_that_hangs_while_probes_come_back_is_left_alone_for_longer_each_time() -> None:

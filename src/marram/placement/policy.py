@@ -1,412 +1,366 @@
-"""`LatencyPolicy`: each inference goes where it is expected to be answered soonest (or surest, or cheapest).
+"""`LatencyPolicy`: each inference goes where the least loss is expected: the soonest, surest or cheapest way in time.
 
-`T = min(T_transfer + T_queue + T_service in the cloud, T_wait + T_service at the edge)` from live measurements: every
-reply carries the replica's own queue and service time, so the network and the processing are learnt apart; small probes
-keep the picture of an idle link true, which matters more than anything else here. A cloud that stays silent is left
-alone until a probe comes back. Frames are never sent just to learn: in simulation forced exploration cost far more
-than probes do.
+`T = min(T_transfer + T_queue + T_service in the cloud, T_wait + T_service at the edge)` from live measurements, each
+delay a distribution, and the frames that come after this one looked at too. What each part does, and why, stands in its
+own module: `link`, `services`, `forecast`, `lookahead`, `choosing`, `circuit`, `hedging`, `prices`, `balance`. This one
+puts them together and keeps the books of what is under way.
 
-Pure: time is an argument; nothing here waits, reads a clock, or raises.
+Pure: time is an argument; nothing here waits, reads a clock, or raises, whatever it is told.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from enum import StrEnum
+import random
 
-from marram.placement.contract import (
-    Ask,
-    CloudOutcome,
-    CloudSent,
-    Considered,
-    Decision,
-    EdgeOutcome,
-    LinkEstimate,
-    Way,
-)
-from marram.placement.estimators import LONGEST_S, LinkModel, Queue, ServiceTime
-from marram.schema.app import Objective
+from marram.placement.balance import Balancer
+from marram.placement.choosing import Choice, choose, energy_j, miss
+from marram.placement.circuit import Circuit, Reach
+from marram.placement.constants import SHIPPED, Constants
+from marram.placement.contract import Ask, CloudOutcome, CloudSent, Decision, EdgeOutcome, LinkEstimate, Way
+from marram.placement.forecast import EdgeQueue, Forecast, Forecaster
+from marram.placement.hedging import HedgeBudget
+from marram.placement.link import LONGEST_S, Flight, Link
+from marram.placement.prices import Budget, Prices
+from marram.placement.services import CloudModel
+from marram.schema.load import Load
+from marram.schema.placing import HEDGE
 from marram.schema.result import Place
 
-# A small probe tells the round trip, a large one the rate as well.
-_PING_BYTES = 200
-_PROBE_BYTES = 6000
-_PROBE_AFTER_S = 0.7
-_STARTUP_PROBES_S = 0.15
-_RETRY_PROBE_S = 0.4
-_MAX_PROBES_OUT = 4
-# A probe that took longer says that the link is back, but nothing of what it is like.
-_TIMELY_S = 1.5
-_EDGE_HALF_LIFE_S = 20.0
-_CLOUD_HALF_LIFE_S = 8.0
 _TIMEOUT_SLACK_S = 0.05
 _UNKNOWN_TIMEOUT_S = 2.0
 _ALONE_TIMEOUT_S = 5.0
-_MAX_BAR_S = 16.0
-_FORGET_AFTER_S = 60.0
-_MAX_OVERDUE = 64
+_LONGEST_TIMEOUT_S = 60.0
+# Beyond so many standard deviations a reply is overdue: one in two hundred, were the forecast right.
+_OVERDUE = 2.6
+_P95 = 1.645
+# A clock that goes back by less than this is two threads' reports in the wrong order, by more it was set.
+_DISORDER_S = 0.5
 
 
-class Circuit(StrEnum):
-    """Whether the cloud is asked: `open` after a request went unanswered, `closed` again by a timely reply."""
+class _Clock:
+    """The caller's time made to rise: one that is set back, or is no number, stands still for a moment and goes on."""
 
-    UNKNOWN = "unknown"  # nothing heard yet
-    CLOSED = "closed"
-    OPEN = "open"
+    def __init__(self) -> None:
+        self._now_s: float | None = None
+        self._ahead_s = 0.0
 
-
-@dataclass(slots=True)
-class _Flight:
-    """A request or probe under way."""
-
-    sent_s: float
-    key: str | None
-    size: int
-    predicted_s: float = 0.0
-
-
-@dataclass(slots=True)
-class _CloudModel:
-    """One cloud model: its service time and queue, and until when it is left alone after failing."""
-
-    service: ServiceTime
-    queue: Queue
-    deviation_s: float = 0.0  # mean |error| of the predicted whole, as TCP keeps it (RFC 6298)
-    barred_until_s: float = -math.inf
-    bar_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class _CloudDelay:
-    """The predicted delay of the cloud, in parts, seconds. `wait_s`: what of it is our own earlier requests' doing."""
-
-    wait_s: float
-    transfer_s: float
-    queue_s: float
-    service_s: float
-
-    @property
-    def total_s(self) -> float:
-        return self.transfer_s + self.queue_s + self.service_s
-
-    @property
-    def alone_s(self) -> float:
-        """Were nothing of our own under way."""
-        return self.total_s - self.wait_s
-
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """An ask with at most one way of each kind."""
-
-    now_s: float
-    edge_key: str
-    cloud_key: str | None
-    payload_bytes: int
-    edge_waiting: int
-    edge_parallel: int
-    deadline_s: float | None
-    objective: Objective
-    edge_allowed: bool
-    cloud_allowed: bool
-
-    @classmethod
-    def of(cls, ask: Ask, edge: Way | None, cloud: Way | None) -> _Asked:
-        return cls(
-            ask.now_s,
-            edge.key if edge else "",
-            cloud.key if cloud else None,
-            cloud.payload_bytes if cloud else 0,
-            ask.edge_waiting,
-            ask.edge_parallel,
-            ask.deadline_s,
-            ask.objective,
-            edge is not None,
-            cloud is not None,
-        )
+    def __call__(self, told_s: float) -> float:
+        if not -math.inf < told_s < math.inf:
+            return self._now_s or 0.0
+        now_s = told_s + self._ahead_s
+        if self._now_s is None or now_s >= self._now_s:
+            self._now_s = now_s
+        elif self._now_s - now_s > _DISORDER_S:
+            self._ahead_s += self._now_s - now_s
+        return self._now_s
 
 
 class LatencyPolicy:
-    """See the module's words. One for each app on a device; implements `placement.contract.Policy`."""
+    """See the module's words. One for each app on a device; implements `placement.contract.Policy`.
 
-    def __init__(self) -> None:
-        self._link = LinkModel()
-        self._edge: dict[str, ServiceTime] = {}
-        self._cloud: dict[str, _CloudModel] = {}
-        self._flights: dict[int, _Flight] = {}
-        self._overdue: dict[int, _Flight] = {}  # given up, but a late reply is still a true measurement
-        self._circuit = Circuit.UNKNOWN
-        self._uploaded_s = -math.inf  # when the last answered request had left, by the estimate of the time
-        self._link_free_s = -math.inf  # when everything sent so far will have left
-        self._probe_not_before_s = -math.inf
-        self._probed = 0
+    `budget`: what may be spent in the long run. `hedge_share`: of the cloud's requests, so many may be started at the
+    edge too. `seed`: of the draws among replicas; another one for each device, so that they do not move as a herd.
+    """
+
+    def __init__(
+        self,
+        *,
+        budget: Budget = Budget(),  # noqa: B008 - frozen
+        hedge_share: float = HEDGE,
+        seed: int = 0,
+        constants: Constants = SHIPPED,
+    ) -> None:
+        self._constants = constants
+        self._draw = random.Random(seed).random
+        self._clock = _Clock()
+        self._link = Link(constants.drift, constants.noise)
+        self._edge = EdgeQueue()
+        self._cloud: dict[str, CloudModel] = {}
+        self._circuit = Circuit(constants.probe_after_s)
+        self._forecaster = Forecaster(self._link, self._edge, self._cloud)
+        self._hedges = HedgeBudget(hedge_share)
+        self._prices = Prices(budget)
 
     # ------------------------------------------------ deciding
 
-    def decide(self, asked: Ask) -> Decision:
+    def decide(self, ask: Ask) -> Decision:
         """See `Policy.decide`."""
-        ways = {way.place: way for way in reversed(asked.ways)}
-        ask = _Asked.of(asked, ways.get(Place.EDGE), ways.get(Place.CLOUD))
-        edge_s = self._edge_delay(ask) if ask.edge_allowed else None
-        cloud = self._cloud_delay(ask.now_s, ask.cloud_key, ask.payload_bytes) if ask.cloud_allowed else None
-        place, reason = self._choose(ask, edge_s, cloud)
-        # What a person reads is what is expected, not the hope that has a silent place tried again.
-        cloud_s = cloud.total_s if cloud else None
-        predicted = edge_s if place is Place.EDGE else cloud_s if place is Place.CLOUD else 0.0
-        considered = []
-        if edge_s is not None:
-            considered.append(Considered(ways[Place.EDGE], edge_s, edge_s, edge_s, service_s=edge_s))
-        if cloud is not None:
-            considered.append(
-                Considered(
-                    ways[Place.CLOUD],
-                    cloud.total_s,
-                    cloud.total_s,
-                    cloud.total_s,
-                    transfer_s=cloud.transfer_s,
-                    queue_s=cloud.queue_s,
-                    service_s=cloud.service_s,
-                )
-            )
+        now_s = self._clock(ask.now_s)
+        self._give_up_lost(now_s)
+        ask = _sane(ask)
+        forecasts, unmeasured = self._forecasts(ask, now_s)
+        choice = self._choose(ask, forecasts, unmeasured)
+        chosen = choice.forecast
+        considered = tuple([each.considered() for each in forecasts])
+        if chosen is None:
+            return Decision(Place.DROP, None, 0.0, choice.reason, considered=considered)
+        place = chosen.way.place
+        self._prices.asked(now_s, ask.costs, chosen.total_s)
+        timeout_s = hedge_s = None
+        if place is not Place.EDGE:
+            edge = next((each for each in forecasts if each.way.place is Place.EDGE), None)
+            hedge_s = self._hedge(ask, chosen, edge)
+            timeout_s = self._timeout(ask, chosen, edge, unmeasured, hedged=hedge_s is not None)
+        shown = considered[next(i for i, each in enumerate(forecasts) if each is chosen)]
         return Decision(
             place=place,
-            way=ways.get(place),
-            predicted_s=predicted if predicted is not None else 0.0,
-            timeout_s=self._timeout(ask, edge_s, cloud_s) if place is Place.CLOUD else None,
-            reason=reason,
-            idle_s=self._idle(ask, place, cloud),
-            considered=tuple(considered),
+            way=chosen.way,
+            predicted_s=shown.total_s,
+            reason=choice.reason,
+            timeout_s=timeout_s,
+            hedge_s=hedge_s,
+            replica=chosen.replica,
+            low_s=shown.low_s,
+            high_s=shown.high_s,
+            idle_s=_idle(ask, chosen, forecasts),
+            considered=considered,
         )
 
-    def hedged(self, now_s: float) -> None:
-        """See `Policy.hedged`."""
+    def _forecasts(self, ask: Ask, now_s: float) -> tuple[list[Forecast], Forecast | None]:
+        """All ways, predicted, and the edge's where it never ran here (predicted to take nothing)."""
+        forecasts: list[Forecast] = []
+        unmeasured: Forecast | None = None
+        for way in ask.ways:
+            if way.place is Place.EDGE:
+                forecast = self._forecaster.edge(way, ask, now_s)
+                if forecast is None:
+                    forecast = unmeasured = Forecast(way, 1.0)
+            elif way.place is Place.DROP:
+                continue
+            else:
+                forecast = self._forecaster.far(way, ask, now_s)
+                if self._circuit.away:
+                    forecast.excluded = "the cloud is away"
+                elif not self._link.known:
+                    forecast.excluded = "the link is not measured yet"
+            self._weigh(ask, forecast)
+            forecasts.append(forecast)
+        return forecasts, unmeasured
 
-    def _choose(self, ask: _Asked, edge_s: float | None, cloud: _CloudDelay | None) -> tuple[Place, str]:
-        may_cloud = ask.cloud_allowed and ask.cloud_key is not None
-        silent = may_cloud and self._silent(ask)
-        if not ask.edge_allowed:
-            if not may_cloud:
-                return Place.DROP, "neither the edge nor the cloud may answer"
-            if silent:
-                return Place.DROP, "the cloud is away and the edge may not answer"
-            return Place.CLOUD, "only the cloud may answer"
-        if not may_cloud or ask.objective == "edge":
-            return Place.EDGE, "only the edge may answer" if not may_cloud else "always the edge"
-        if silent:
-            return Place.EDGE, "the cloud is away"
-        if ask.objective == "cloud":
-            return Place.CLOUD, "always the cloud"
-        if cloud is None:
-            return Place.EDGE, "the link is not measured yet"
-        if edge_s is None:
-            # Nothing ran here yet: the first frame measures the edge, those behind it need not wait for that.
-            return (Place.CLOUD, "the edge is not measured yet and busy") if ask.edge_waiting else (Place.EDGE, "first")
-        return self._weigh(ask, edge_s, cloud)
+    def _weigh(self, ask: Ask, forecast: Forecast) -> None:
+        if self._prices.any:
+            costs = ask.costs
+            forecast.price_s = self._prices.joule_s * energy_j(forecast, costs.edge_w, costs.send_w)
+            if forecast.way.place is not Place.EDGE:
+                forecast.price_s += self._prices.coin_s * costs.cloud_money
+        forecast.weigh(ask.deadline_s, miss(ask))
 
-    def _weigh(self, ask: _Asked, edge_s: float, cloud: _CloudDelay) -> tuple[Place, str]:
-        deadline_s = ask.deadline_s if ask.deadline_s is not None else math.inf
-        cloud_s = cloud.total_s
-        if ask.objective == "surest":
-            if cloud_s <= deadline_s:
-                return Place.CLOUD, "surest, and within the deadline" if ask.deadline_s else "surest"
-            if edge_s <= deadline_s:
-                return Place.EDGE, "the cloud would miss the deadline"
-        elif ask.objective == "cheapest":
-            if edge_s <= deadline_s:
-                return Place.EDGE, "cheapest"
-            if cloud_s <= deadline_s:
-                return Place.CLOUD, "the edge would miss the deadline"
-        hope_edge, hope_cloud = self._hopes(ask, edge_s, cloud)
-        return (Place.EDGE, "soonest") if hope_edge <= hope_cloud else (Place.CLOUD, "soonest")
+    def _choose(self, ask: Ask, forecasts: list[Forecast], unmeasured: Forecast | None) -> Choice:
+        if not forecasts:
+            return Choice(None, "no way is allowed")
+        usable = [each for each in forecasts if not each.excluded]
+        edge = next((each for each in usable if each.way.place is Place.EDGE), None)
+        far = [each for each in usable if each is not edge]
+        if edge is None or (edge.on_time is not None and edge.on_time < 0.5 and edge is not unmeasured):
+            # Where the edge cannot answer (in time), trying a link that was never measured costs nothing.
+            tried = [each for each in forecasts if each.excluded == "the link is not measured yet"]
+            if tried and not far:
+                return Choice(
+                    min(tried, key=lambda each: each.loss_s), "the cloud is tried: nothing is known of it yet"
+                )
+        if not usable:
+            return Choice(None, f"nobody can answer: {forecasts[0].excluded}")
+        if edge is not None and edge is unmeasured and ask.objective != "cloud":
+            # The first frame measures the edge, those behind it need not wait for that.
+            if not far or not ask.edge_waiting or ask.objective == "edge":
+                return Choice(edge, "the edge is measured by it")
+            usable = far
+        if edge is not None and not far:
+            others = [each.excluded for each in forecasts if each.excluded]
+            reason = f"the edge: {others[0]}" if others else "only the edge may answer"
+            if not (ask.may_drop and ask.deadline_s is not None):
+                return Choice(edge, reason)
+        return choose(ask, usable, self._constants.depth, self._constants.sure)
 
-    def _hopes(self, ask: _Asked, edge_s: float, cloud: _CloudDelay) -> tuple[float, float]:
-        """Both delays, each allowed the benefit of the doubt where nothing was heard of it for long."""
-        service = self._edge[ask.edge_key]
-        if service.typical_s:
-            edge_s *= (service.hopeful_s(ask.now_s, _EDGE_HALF_LIFE_S) or 0.0) / service.typical_s
-        hope = self._cloud[ask.cloud_key].service.hopeful_s(ask.now_s, _CLOUD_HALF_LIFE_S) if (
-            ask.cloud_key in self._cloud
-        ) else None  # fmt: skip
-        cloud_s = cloud.transfer_s + cloud.queue_s + (hope if hope is not None else cloud.service_s)
-        return edge_s, cloud_s
+    # ------------------------------------------------ until when the cloud is waited for
 
-    def _idle(self, ask: _Asked, place: Place, cloud: _CloudDelay | None) -> float | None:
-        """See `Decision.idle_s`."""
-        edge = self._edge.get(ask.edge_key)
-        edge_s = edge.typical_s if edge is not None and ask.edge_allowed else None
-        cloud_s = cloud.alone_s if cloud is not None and not self._silent(ask) else None
-        if ask.objective != "soonest":
-            return cloud_s if place is Place.CLOUD else edge_s
-        return min((s for s in (edge_s, cloud_s) if s is not None), default=None)
-
-    def _silent(self, ask: _Asked) -> bool:
-        if self._circuit is Circuit.OPEN:
-            return True
-        model = self._cloud.get(ask.cloud_key or "")
-        return model is not None and ask.now_s < model.barred_until_s
-
-    # ------------------------------------------------ predicting
-
-    def _edge_delay(self, ask: _Asked) -> float | None:
-        service = self._edge.get(ask.edge_key)
-        if service is None or service.typical_s is None:
+    def _spare_s(self, ask: Ask, edge: Forecast | None) -> float | None:
+        """So long from now the edge can begin and mostly (95 %) be on time; None where it cannot."""
+        if edge is None or not edge.service_s or ask.deadline_s is None:
             return None
-        parallel = max(1, ask.edge_parallel)
-        # Whoever runs now is half done, on average.
-        ahead = max(0.0, ask.edge_waiting - parallel + 0.5) if ask.edge_waiting >= parallel else 0.0
-        return service.typical_s * (1 + ahead / parallel)
+        spare_s = ask.deadline_s - edge.at(_P95)
+        return spare_s if spare_s > 0 else None
 
-    def _cloud_delay(self, now_s: float, key: str | None, payload_bytes: int) -> _CloudDelay | None:
-        if not self._link.known:
+    def _hedge(self, ask: Ask, chosen: Forecast, edge: Forecast | None) -> float | None:
+        """When the edge begins too: only where it would then be on time, and beyond the reply's usual time."""
+        spare_s = self._spare_s(ask, edge)
+        if spare_s is None or spare_s <= chosen.total_s or not self._hedges.left:
             return None
-        model = self._cloud.get(key or "")
-        service_s = 0.0 if model is None or model.service.typical_s is None else model.service.typical_s
-        queue_s = 0.0 if model is None else model.queue.now(now_s)
-        link_wait_s = max(0.0, self._link_free_s + self._link.deviation_s - now_s) if self._flights else 0.0
-        transfer_s = self._link.predict(max(0, payload_bytes)) + link_wait_s
-        transfer_s = max(transfer_s, self._late(now_s, service_s + queue_s))
-        # One replica answers one after another: never sooner than our own last request there, and its service time.
-        last_s = max((f.sent_s + f.predicted_s for f in self._flights.values() if f.key == key), default=-math.inf)
-        behind_s = max(0.0, last_s - now_s + service_s - transfer_s - queue_s - service_s)
-        return _CloudDelay(link_wait_s + behind_s, transfer_s, queue_s + behind_s, service_s)
+        return spare_s
 
-    def _late(self, now_s: float, processing_s: float) -> float:
-        """The oldest request under way is overdue: the link is at best as slow as that shows, for this decision only.
-
-        Written into the estimate it would make it worse (the regret rose from 18 to 28 % in simulation).
-        """
-        oldest = next(iter(self._flights.values()), None)
-        return max(0.0, now_s - oldest.sent_s - processing_s) if oldest is not None else 0.0
-
-    def _timeout(self, ask: _Asked, edge_s: float | None, cloud_s: float | None) -> float:
+    def _timeout(
+        self, ask: Ask, chosen: Forecast, edge: Forecast | None, unmeasured: Forecast | None, *, hedged: bool
+    ) -> float:
         """How long the cloud has: until the edge could just still answer in time, or well beyond what it takes."""
-        if cloud_s is None:
-            generous_s = _UNKNOWN_TIMEOUT_S
-        else:
-            # Generous: giving up on a cloud that is only slow makes several frames queue at the edge at once, while one
-            # that is away costs this but once, for what was under way.
-            generous_s = max(2 * cloud_s, cloud_s + 4 * self._deviation(ask)) + _TIMEOUT_SLACK_S
-        if not ask.edge_allowed:
-            return max(4 * generous_s, _ALONE_TIMEOUT_S)
-        if ask.deadline_s is None or edge_s is None:
-            return generous_s
-        service = self._edge[ask.edge_key]
-        spare_s = ask.deadline_s - max(edge_s, service.quantile_s(0.95) or 0.0)
+        patience_s = self._patience_s(chosen)
+        deadline_s = ask.deadline_s
+        if edge is None:
+            alone_s = min(max(4 * patience_s, _ALONE_TIMEOUT_S), _LONGEST_TIMEOUT_S)
+            return alone_s if deadline_s is None or not ask.may_drop else min(alone_s, max(deadline_s, patience_s))
+        if deadline_s is None or edge is unmeasured:
+            return patience_s
+        if hedged or ask.may_drop:
+            # The edge has begun by then, or a newer frame is worth more: it may still come in time.
+            return max(deadline_s, 1e-3) if ask.may_drop else max(deadline_s, patience_s)
+        spare_s = self._spare_s(ask, edge)
         # Where the edge alone would be late anyway, giving up early saves nothing.
-        return min(spare_s, generous_s) if cloud_s is None or spare_s > cloud_s else generous_s
+        return min(spare_s, patience_s) if spare_s is not None and spare_s > chosen.total_s else patience_s
 
-    def _deviation(self, ask: _Asked) -> float:
-        """How far off predictions were lately: of the whole where requests were answered, else of the link."""
-        model = self._cloud.get(ask.cloud_key or "")
-        return model.deviation_s if model is not None and model.service.count else self._link.deviation_s
+    def _patience_s(self, chosen: Forecast) -> float:
+        """After so long a reply is not late but missing.
+
+        Generous: giving up on a cloud that is only slow makes several frames queue at the edge at once, while one that
+        is away costs this but once, for what was under way.
+        """
+        model = self._cloud.get(chosen.way.key)
+        patience_s = max(2 * chosen.total_s, chosen.at(_OVERDUE)) + _TIMEOUT_SLACK_S
+        if not self._link.known or model is None or not model.service.count:
+            patience_s = max(patience_s, _UNKNOWN_TIMEOUT_S)
+        return min(patience_s, _LONGEST_TIMEOUT_S)
 
     # ------------------------------------------------ learning
 
     def learn(self, outcome: EdgeOutcome | CloudSent | CloudOutcome) -> None:
+        """See `Policy.learn`."""
+        now_s = self._clock(outcome.now_s)
         if isinstance(outcome, EdgeOutcome):
-            self._edge.setdefault(outcome.key, ServiceTime()).add(outcome.now_s, outcome.service_s)
+            if 0 <= outcome.service_s <= LONGEST_S:
+                self._edge.ended(now_s, outcome.key, outcome.service_s)
+                self._prices.computed(outcome.service_s)
         elif isinstance(outcome, CloudSent):
-            self._sent(outcome)
+            self._sent(now_s, outcome)
+        elif outcome.ok or outcome.busy:
+            self._answered(now_s, outcome)
         else:
-            self._answered(outcome)
+            self._unanswered(now_s, outcome)
 
-    def _sent(self, sent: CloudSent) -> None:
+    def hedged(self, now_s: float) -> None:
+        """See `Policy.hedged`."""
+        self._hedges.hedged()
+
+    def _sent(self, now_s: float, sent: CloudSent) -> None:
         size = max(0, sent.bytes)
-        expected = self._cloud_delay(sent.now_s, sent.key, size)
-        self._flights[sent.id] = _Flight(sent.now_s, sent.key, size, expected.total_s if expected else 0.0)
-        self._link_free_s = max(sent.now_s, self._link_free_s) + size * self._link.per_byte_s
-        # What a caller never reports the end of must not be waited for, nor kept, for ever.
-        oldest_id, oldest = next(iter(self._flights.items()))
-        if sent.now_s - oldest.sent_s > _FORGET_AFTER_S:
-            del self._flights[oldest_id]
+        flight = Flight(now_s, sent.key, size)
+        way = Way(Place.CLOUD, sent.key or "", size)
+        if sent.key is not None:
+            model = self._cloud.get(sent.key)
+            if model is None:
+                model = self._cloud[sent.key] = CloudModel(Balancer(self._draw))
+            expected = self._forecaster.far(way, _NOTHING, now_s)
+            flight.patience_s = self._patience_s(expected)
+            model.balancer.sent(CloudSent(now_s, sent.id, sent.key, size, sent.replica))
+            model.breaker.sent(now_s, flight.patience_s)
+            self._hedges.asked()
+            flight.network_s, flight.predicted_s = expected.vary_s, expected.total_s
+        self._link.sent(sent.id, flight)
+        self._prices.sent(size * self._link.per_byte_s, sent.key is not None)
 
-    def _answered(self, outcome: CloudOutcome) -> None:
-        flight = self._flights.pop(outcome.id, None)
-        now_s = outcome.now_s
-        if not outcome.ok:
-            if flight is not None:
-                self._failed(flight, now_s)
-                if outcome.timed_out:
-                    self._overdue[outcome.id] = flight
-                    if len(self._overdue) > _MAX_OVERDUE:
-                        del self._overdue[next(iter(self._overdue))]
-            return
-        flight = flight or self._overdue.pop(outcome.id, None)
+    def _answered(self, now_s: float, outcome: CloudOutcome) -> None:
+        """A reply, or a refusal for the queue there: over the link it came all the same."""
+        flight = self._link.ended(outcome.id)
         if flight is None:
             return
-        elapsed_s = now_s - flight.sent_s
-        if self._circuit is Circuit.OPEN and elapsed_s > _TIMELY_S:
-            self._probe_not_before_s = now_s  # something came through: ask again at once
-            return
-        self._circuit = Circuit.CLOSED
+        self._circuit.heard(now_s)
+        model = self._cloud.get(flight.key) if flight.key is not None else None
         queue_s, service_s = _duration(outcome.queue_s), _duration(outcome.service_s)
-        self._measure_link(flight, now_s, queue_s + service_s)
-        if flight.key is not None:
-            model = self._cloud_model(flight.key)
-            error_s = min(abs(elapsed_s - flight.predicted_s), LONGEST_S)
-            model.deviation_s += (0.25 if model.service.count else 1.0) * (error_s - model.deviation_s)
+        told = _at(now_s, outcome)
+        if model is not None:
+            if outcome.busy:
+                model.queue.value_s, model.queue.heard_s = max(model.queue.value_s, queue_s), now_s
+                model.balancer.failed(told)
+            else:
+                model.balancer.heard(told, flight.network_s)
+        elif outcome.loads:
+            self._announced(now_s, outcome.loads)
+        self._link.measure(now_s, flight, 0.0 if outcome.busy else queue_s + service_s)
+        if model is not None and not outcome.busy:
             model.service.add(now_s, service_s)
             model.queue.add(now_s, queue_s)
-            model.bar_s, model.barred_until_s = 0.0, -math.inf
+            model.breaker.succeed()
 
-    def _measure_link(self, flight: _Flight, now_s: float, processing_s: float) -> None:
-        # Its own turn on the link began when it was sent, or when the one before it had left.
-        begin_s = max(flight.sent_s, self._uploaded_s)
-        delay_s = now_s - processing_s - begin_s
-        if delay_s > 0:
-            self._link.add(now_s, flight.size, delay_s)
-        self._uploaded_s = max(begin_s, now_s - processing_s - (self._link.rtt_s or 0.0))
-        # Those behind it began to leave no sooner than it had left, and no sooner than they were sent.
-        free_s = self._uploaded_s
-        for waiting in self._flights.values():
-            free_s = max(free_s, waiting.sent_s) + waiting.size * self._link.per_byte_s
-        self._link_free_s = free_s
+    def _announced(self, now_s: float, loads: tuple[Load, ...]) -> None:
+        """A probe's answer told the load of replicas. A key begins with the model; the rest of it is the shape."""
+        for key, model in self._cloud.items():
+            reference = key.partition(" ")[0]
+            model.balancer.learn_probe(now_s, [load for load in loads if load.model == reference])
 
-    def _failed(self, flight: _Flight, now_s: float) -> None:
-        """Unanswered or refused: the circuit opens, the edge answers, probes find out when it is over.
+    def _unanswered(self, now_s: float, outcome: CloudOutcome) -> None:
+        """Refused at once, or not answered in time. A censored sample: what is overdue counts as still on its way."""
+        flight = self._link.flights.get(outcome.id)
+        if flight is None:
+            return
+        if not outcome.timed_out:
+            self._link.ended(outcome.id)
+            self._failed(now_s, flight, outcome)
+            return
+        flight.given_up = True
+        if flight.key is None or now_s - flight.sent_s >= 0.99 * flight.patience_s:
+            self._failed(now_s, flight, outcome)
 
-        A model that fails although probes come back (its replica hangs, or nobody serves it) is left alone for itself,
-        for twice as long each time.
+    def _give_up_lost(self, now_s: float) -> None:
+        """What nobody waits for any more, but what may still have been under way, is lost once it is overdue."""
+        for number, flight in self._link.flights.items():
+            if flight.given_up and now_s - flight.sent_s >= flight.patience_s:
+                self._failed(now_s, flight, CloudOutcome(now_s, number, False, timed_out=True))
+
+    def _failed(self, now_s: float, flight: Flight, outcome: CloudOutcome) -> None:
+        """The circuit opens, the edge answers, probes find out when it is over.
+
+        Where later messages were answered, the way there is open and only the model is left alone.
         """
+        flight.patience_s = math.inf  # once is enough
         if flight.key is not None:
-            model = self._cloud_model(flight.key)
-            model.bar_s = min(max(0.25, 2 * model.bar_s), _MAX_BAR_S)
-            model.barred_until_s = now_s + model.bar_s
-        if self._circuit is not Circuit.OPEN:
-            self._circuit = Circuit.OPEN
-            self._probe_not_before_s = now_s
+            model = self._cloud[flight.key]
+            model.balancer.failed(_at(now_s, outcome))
+            # One replica of several that fails is left alone, not the model.
+            if outcome.replica is None or not model.balancer.others(now_s, outcome.replica):
+                model.breaker.fail(now_s)
+        if not flight.left:
+            self._circuit.failed(now_s)
 
-    def _cloud_model(self, key: str) -> _CloudModel:
-        model = self._cloud.get(key)
-        if model is None:
-            model = self._cloud[key] = _CloudModel(ServiceTime(), Queue())
-        return model
-
-    # ------------------------------------------------ probing
+    # ------------------------------------------------ the link
 
     def probe_due(self, now_s: float) -> int | None:
-        if now_s < self._probe_not_before_s:
-            return None
-        if self._circuit is Circuit.OPEN or not self._link.known:
-            if len(self._flights) >= _MAX_PROBES_OUT:
-                return None
-            self._probe_not_before_s = now_s + _RETRY_PROBE_S
-            return _PING_BYTES
-        if self._flights or now_s - self._link.heard_s < self._probe_after_s():
-            return None
-        self._probe_not_before_s = now_s + self._probe_after_s()
-        self._probed += 1
-        return _PROBE_BYTES if self._probed % 2 else _PING_BYTES
-
-    def _probe_after_s(self) -> float:
-        # A few in quick succession at first: the sooner the link is known, the fewer frames go the wrong way.
-        return _STARTUP_PROBES_S if self._probed < 4 else _PROBE_AFTER_S
+        """See `Policy.probe_due`."""
+        now_s = self._clock(now_s)
+        self._give_up_lost(now_s)
+        waited_for = sum(not flight.given_up for flight in self._link.flights.values())
+        return self._circuit.probe_due(now_s, waited_for, self._link.heard_s)
 
     def link(self) -> LinkEstimate:
-        per_byte_s = self._link.per_byte_s
-        rate = 8 / per_byte_s if self._link.known and per_byte_s > 0 else None
-        return LinkEstimate(rate, self._link.rtt_s, self._circuit is Circuit.CLOSED)
+        """See `Policy.link`."""
+        if not self._link.known:
+            return LinkEstimate(None, None, False)
+        return LinkEstimate(8 / self._link.per_byte_s, self._link.rtt_s, self._circuit.reach is Reach.CLOSED)
+
+
+_NOTHING = Ask(0.0, ())
+
+
+def _sane(ask: Ask) -> Ask:
+    """The same with a deadline that is one: what is no number is none, what has passed is now."""
+    deadline_s = ask.deadline_s
+    if deadline_s is None or 0 <= deadline_s < LONGEST_S:
+        return ask
+    deadline_s = 0.0 if deadline_s < 0 else None
+    return Ask(ask.now_s, ask.ways, ask.edge_waiting, ask.edge_parallel, deadline_s, ask.objective, ask.every_s,
+               ask.may_drop, ask.costs)  # fmt: skip
+
+
+def _at(now_s: float, outcome: CloudOutcome) -> CloudOutcome:
+    """The same at the policy's own time."""
+    if outcome.now_s == now_s:
+        return outcome
+    return CloudOutcome(now_s, outcome.id, outcome.ok, outcome.queue_s, outcome.service_s, outcome.timed_out,
+                        outcome.busy, outcome.replica, outcome.waiting, outcome.loads, outcome.gone)  # fmt: skip
+
+
+def _idle(ask: Ask, chosen: Forecast, forecasts: list[Forecast]) -> float:
+    """See `Decision.idle_s`."""
+    if ask.objective != "soonest":
+        return chosen.total_s - chosen.wait_s
+    return min(each.total_s - each.wait_s for each in forecasts if not each.excluded or each is chosen)
 
 
 def _duration(value: float) -> float:

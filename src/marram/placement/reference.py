@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from marram.placement.contract import Ask, CloudOutcome, CloudSent, Decision, EdgeOutcome, LinkEstimate
-from marram.placement.estimators import LONGEST_S
+from marram.placement.link import LONGEST_S
 from marram.schema.result import Place
 
 _PROBE_BYTES = 6000
