@@ -19,6 +19,7 @@ from marram.pipeline import plugins
 from marram.pipeline.build import Pipeline
 from marram.pipeline.contract import CloudInput, Frame
 from marram.pipeline.offload import Errand, Offload
+from marram.pipeline.pace import Pace
 from marram.pipeline.plausible import check_answer
 from marram.placement.policy import LatencyPolicy
 from marram.runtime.bundle import Bundle
@@ -179,6 +180,18 @@ def test_a_clock_that_is_set_back_prolongs_no_time_limit(monkeypatch: pytest.Mon
         assert over.wait(30)
     finally:
         offload.close()
+
+
+def test_a_clock_that_is_set_back_holds_no_paced_frame_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [5000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    pace = Pace(0.001)
+    assert pace.wait()
+    now[0] = 100.0
+    waited = threading.Thread(target=pace.wait, daemon=True)
+    waited.start()
+    waited.join(30)
+    assert not waited.is_alive()
 
 
 @pytest.fixture

@@ -21,7 +21,8 @@ class Pace:
     def wait(self) -> bool:
         """Sleep until the next frame is due; False where `close` came first."""
         if self._every_s is not None:
-            if self._closed.wait(max(0.0, self._due_s - time.monotonic())):
+            # Never longer than that, also where the clock was set back meanwhile.
+            if self._closed.wait(min(max(0.0, self._due_s - time.monotonic()), self._every_s)):
                 return False
             self._due_s = following(self._due_s, self._every_s)
         return not self._closed.is_set()
