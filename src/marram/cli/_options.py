@@ -6,9 +6,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from marram.schema.api import LONGEST_S
 from marram.schema.errors import Invalid
-from marram.schema.units import parse_duration
 from marram.schema.words import did_you_mean
 
 _T = TypeVar("_T")
@@ -21,14 +19,6 @@ def parsed(parse: Callable[[str], _T], text: str, option: str) -> _T:
         return parse(text)
     except ValueError as error:
         raise Invalid(str(error), where=option) from error
-
-
-def lifetime(text: str, option: str) -> float:
-    """How long a token is to be good, in seconds. Raises Invalid."""
-    ttl_s = parsed(parse_duration, text, option)
-    if ttl_s > LONGEST_S:
-        raise Invalid(f"{text} is too long; {LONGEST_S / 86400:.0f} d at most", where=option)
-    return ttl_s
 
 
 def one_of(kind: type[_E], what: str) -> dict[str, Any]:

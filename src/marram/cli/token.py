@@ -8,7 +8,8 @@ import typer
 
 from marram.cli import _show
 from marram.cli._context import Json, Token, Url, connect, print_json
-from marram.cli._options import lifetime, parsed
+from marram.cli._lifetime import lifetime
+from marram.cli._options import parsed
 from marram.schema.ids import parse_labels
 from marram.schema.units import format_duration
 

@@ -10,7 +10,8 @@ import typer
 
 from marram.cli import _show
 from marram.cli._context import Json, Token, Url, connect, print_json
-from marram.cli._options import lifetime, one_of, parsed
+from marram.cli._lifetime import lifetime
+from marram.cli._options import one_of, parsed
 from marram.schema.errors import Invalid
 from marram.schema.people import Permission, Role
 
