@@ -154,3 +154,16 @@ def test_the_first_frame_of_a_real_cascade_is_asked_about(run: Any) -> None:
     assert pipeline.stats()["escalated"] + pipeline.stats()["checked"] >= 1
     assert pipeline.stats()["cascade"]
     assert GOOD.label in seen.labels
+
+
+def test_conditions_see_what_was_unsure(build: Any, photos: Path, colours: Path, judged: Any) -> None:
+    judged(Action.ESCALATE)
+    for behave, condition in ((says(reply()), "frame.escalated"), (silent, "!frame.verified")):
+        step = f"{{classify: MODEL, cloud: big, cascade: learnt}}, {{filter: '{condition}'}}"
+        pipeline, seen = build(
+            f"source: {{images: {photos}}}\nraw: allowed\nsteps: [{step}]\n",
+            remote=Scripted(behave), cloud_cards={"big": Bundle.open(colours).card},
+            policy=Chooser([Place.EDGE], timeout_s=0.02),
+        )  # fmt: skip
+        pipeline.run()
+        assert len(seen.frames) == 9

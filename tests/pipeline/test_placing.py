@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 from marram.pipeline import audit
+from marram.pipeline import build as build_module
 from marram.pipeline.build import Pipeline
 from marram.pipeline.contract import CloudInput, Frame, Reply
 from marram.pipeline.edge_pool import slowdown
-from marram.placement.contract import Ask, CloudOutcome, CloudSent, Decision, EdgeOutcome, LinkEstimate
+from marram.placement.contract import Ask, CloudOutcome, CloudSent, Costs, Decision, EdgeOutcome, LinkEstimate
 from marram.placement.policy import LatencyPolicy
 from marram.runtime import image as pictures
 from marram.runtime.model import Model
@@ -402,6 +403,37 @@ def test_the_real_policy_probes_finds_the_cloud_and_uses_it(
     before = len(seen.frames)
     assert seen.arrived(before + 5)
     cloud.refuse = False
+
+
+def test_one_policy_keeps_what_all_steps_may_spend(
+    build: Any, photos: Path, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[dict[str, Any]] = []
+
+    class Told(LatencyPolicy):
+        def __init__(self, **given: Any) -> None:
+            made.append(given)
+            super().__init__(**given)
+
+    monkeypatch.setattr(build_module, "LatencyPolicy", Told)
+    costs = "costs: {edge: 4 W, send: 1.2 W, cloud: 0.0004}"
+    steps = (
+        f"[{{classify: MODEL, cloud: big, hedge: 3 %, {costs}, budget: {{power: 1 W, money: 2/day}}}}, "
+        f"{{classify: MODEL, cloud: big, hedge: no, {costs}, budget: {{power: 500 mW}}}}, {{classify: MODEL}}]"
+    )
+    text = f"source: {{images: {photos}}}\nraw: allowed\nsteps: {steps}\n"
+    for device in ("pi-1", "pi-2"):
+        pipeline, _ = build(text, remote=cloud, cloud_cards={"big": cloud.model.card}, device=device)
+        pipeline.close()
+    assert made[0]["budget"].watts == 1.5 and made[0]["budget"].money_s == pytest.approx(2 / 86400)
+    assert made[0]["hedge_share"] == 0.03
+    assert made[0]["seed"] != made[1]["seed"]  # or all devices would choose the same replica
+
+
+def test_the_policy_hears_what_an_inference_costs(placed: Any) -> None:
+    policy = Fixed(Place.EDGE)
+    placed(policy, options="costs: {edge: 4 W, send: 1.2 W, cloud: 0.0004}")[0].run()
+    assert policy.asks[-1].costs == Costs(4.0, 1.2, 0.0004)
 
 
 def test_slow_down_stretches_what_the_policy_learns(placed: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+import zlib
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ from marram.pipeline.shadow import Before, shadow_of
 from marram.pipeline.stats import CountingOutlet, Stats
 from marram.placement.contract import Policy
 from marram.placement.policy import LatencyPolicy
+from marram.placement.prices import Budget
 from marram.runtime import library
 from marram.runtime.bundle import Bundle
 from marram.runtime.model import Model
@@ -113,7 +115,7 @@ class Pipeline:
             memory = Memory(around.memory)
             offload = None
             if around.remote is not None and clouds:
-                offload = Offload(around.remote, around.policy or LatencyPolicy())
+                offload = Offload(around.remote, around.policy or _policy(app, around.device))
                 opened.callback(offload.close)
             steps = _Steps(app, context, stats, around, offload, clouds, _arrivals(app, source), memory)
             head, stages = steps.make(opened)
@@ -215,6 +217,19 @@ class _Steps:
             return None
         pair = f"{model.bundle.reference}/{model.variant.name} {card.reference}"
         return Escalation(spec, pair, self.stats, self.memory, random.Random())
+
+
+def _policy(app: App, device: str) -> LatencyPolicy:
+    """One for all of the app's inferences: what they may spend adds up, the largest share of hedges holds.
+
+    Devices draw differently among replicas, so that they do not move as a herd.
+    """
+    asking = [step for step in app.inferences if step.cloud is not None]
+    watts = [step.budget.power for step in asking if step.budget.power is not None]
+    money_s = [step.budget.money for step in asking if step.budget.money is not None]
+    budget = Budget(sum(watts) if watts else None, sum(money_s) if money_s else None)
+    hedges = max((step.hedge for step in asking), default=0.0)
+    return LatencyPolicy(budget=budget, hedge_share=hedges, seed=zlib.crc32(device.encode()))
 
 
 def _arrivals(app: App, source: Source) -> Arrivals:

@@ -1,7 +1,8 @@
 """Conditions in CEL: `result.score > result.threshold for 10 s`. Compiled when the app starts, asked once a frame.
 
 What a condition sees: `result` (`Result.to_dict` and `anomaly`), `reading` (what a sensor source read), `frame`
-(index, name, time_s, hour, minute, weekday, latency_ms, place) and `device` (its name). A condition that cannot be
+(index, name, time_s, hour, minute, weekday, latency_ms, place,
+escalated, verified) and `device` (its name). A condition that cannot be
 answered for a frame (its result has no such field) is false there, and counted: it never stops an app. Where a
 detector found nothing, `result.label` is null and `result.confidence` 0: a plain answer, not a fault.
 
@@ -52,6 +53,9 @@ _FRAME_FIELDS: dict[str, Callable[[Frame], Any]] = {
     "weekday": lambda frame: time.localtime(frame.time_s).tm_wday + 1,
     "latency_ms": lambda frame: None if frame.placed is None else frame.placed.latency_s * 1000,
     "place": lambda frame: None if frame.placed is None else frame.placed.place.value,
+    # In a cascade: the edge was unsure and the cloud answered; nobody could say whether the edge is right.
+    "escalated": lambda frame: None if frame.placed is None else frame.placed.escalated,
+    "verified": lambda frame: None if frame.placed is None else frame.placed.verified,
 }
 
 
