@@ -1,10 +1,10 @@
 """Conditions in CEL: `result.score > result.threshold for 10 s`. Compiled when the app starts, asked once a frame.
 
 What a condition sees: `result` (`Result.to_dict` and `anomaly`), `reading` (what a sensor source read), `frame`
-(index, name, time_s, hour, minute, weekday, latency_ms, place,
-escalated, verified) and `device` (its name). A condition that cannot be
-answered for a frame (its result has no such field) is false there, and counted: it never stops an app. Where a
-detector found nothing, `result.label` is null and `result.confidence` 0: a plain answer, not a fault.
+(index, name, time_s, hour, minute, weekday, latency_ms, place, escalated, verified) and `device` (its name). A
+condition that cannot be answered for a frame (its result has no such field) is false there, and counted: it never
+stops an app. Where a detector found nothing, `result.label` is null and `result.confidence` 0: a plain answer, not a
+fault.
 
 Nothing here is Python's `eval`, and nothing here does I/O.
 """
