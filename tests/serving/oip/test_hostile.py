@@ -264,6 +264,16 @@ def test_without_the_token_nobody_asks(guarded: Server, sent: str | None) -> Non
     assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
+def test_of_a_stranger_nothing_is_read(guarded: Server) -> None:
+    """What is too large for anybody is refused for what its sender is."""
+    large = TYPES["ModelInferRequest"](raw_input_contents=[bytes(70_000_000)])
+    with pytest.raises(grpc.RpcError) as caught:
+        _call(guarded, large)
+    assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    with httpx.Client(base_url=guarded.url or "") as http:
+        assert ask(http, bytes(70_000_000)).status_code == 401
+
+
 def test_with_the_token_one_does(guarded: Server) -> None:
     with httpx.Client(base_url=guarded.url or "", headers={"Authorization": "Bearer open sesame"}) as http:
         assert ask(http).status_code == 200

@@ -16,7 +16,7 @@ from marram.cloud.api.contract import State
 from marram.cloud.api.desk import Desk
 from marram.cloud.api.guard import admitted, needs_nothing
 from marram.cloud.api.limits import BodyLimit, FailureLimit
-from marram.schema.api import MAX_REQUEST_BYTES, PREFIX, ErrorReply
+from marram.schema.api import PREFIX, ErrorReply
 from marram.serving.oip.inference import Inference
 from marram.serving.oip.rest import Rest
 
@@ -62,7 +62,7 @@ def create_app(state: State, inference: Inference | None = None) -> FastAPI:
         app.include_router(module.router, prefix=PREFIX)
     app.include_router(_rest(app))
     if inference is not None:
-        asked = Rest(inference, Askers(state.access, app.state.failures).by_header, MAX_REQUEST_BYTES)
+        asked = Rest(inference, Askers(state.access, app.state.failures).by_header)
         # Outermost: an inference pays for nothing but itself; it bounds and supervises itself.
         app.add_middleware(Beside, inferences=asked)
     return app

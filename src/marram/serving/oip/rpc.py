@@ -86,8 +86,11 @@ class Rpc:
             }
             if call.streams:
                 handlers[name] = grpc.stream_stream_rpc_method_handler(self._stream, **how)
-            else:
+            elif self._admit is None or name in _OPEN:
                 handlers[name] = grpc.unary_unary_rpc_method_handler(self._unary(name), **how)
+            else:
+                # On the wire a single message is a stream of one; only of a stream can the reading wait.
+                handlers[name] = grpc.stream_stream_rpc_method_handler(self._behind_door(name), **how)
         return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
     def _unary(self, name: str) -> Callable[[Any, Any], Awaitable[Any]]:
@@ -95,8 +98,6 @@ class Rpc:
 
         async def guarded(request: Any, context: Any) -> Any:
             try:
-                if name not in _OPEN:
-                    await self._let_in(context, name)
                 given = await answer(request, context)
             except MarramError as error:
                 await context.abort(getattr(grpc.StatusCode, code_of(error)), words(error))
@@ -109,10 +110,29 @@ class Rpc:
 
         return guarded
 
+    def _behind_door(self, name: str) -> Callable[[AsyncIterator[Any], Any], AsyncIterator[Any]]:
+        """The call for whom `admit` lets in: of a stranger's message nothing is read."""
+        guarded = self._unary(name)
+
+        async def behind(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+            await self._let_in(context, name)
+            async for request in requests:
+                yield await guarded(request, context)
+                return
+
+        return behind
+
     async def _let_in(self, context: Any, name: str) -> None:
-        if self._admit is not None:
-            sent = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+        if self._admit is None:
+            return
+        sent = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+        try:
             await self._admit(sent, context.peer(), name in _ASKING)
+        except MarramError as error:
+            await context.abort(getattr(grpc.StatusCode, code_of(error)), words(error))
+        except Exception:
+            log.exception("%s: nobody could be let in", name)
+            await context.abort(grpc.StatusCode.INTERNAL, _FAILED)
 
     # ------------------------------------------------------------ what only looks, named as the service names it
 
@@ -148,10 +168,7 @@ class Rpc:
     async def _stream(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         """One answer for each request, in their order."""
         response = TYPES["ModelStreamInferResponse"]
-        try:
-            await self._let_in(context, "ModelStreamInfer")
-        except MarramError as error:
-            await context.abort(getattr(grpc.StatusCode, code_of(error)), words(error))
+        await self._let_in(context, "ModelStreamInfer")
         async for request in requests:
             try:
                 yield response(infer_response=await self._ModelInfer(request, context))
