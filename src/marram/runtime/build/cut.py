@@ -154,8 +154,7 @@ def part(file: Path, point: Point, front: Path, back: Path) -> None:
 class Cutter:
     """Makes and measures cuts of one variant; keeps the whole model, and what it answered, for all of them.
 
-    `inputs`: see `Inputs`. Milliseconds are with one thread, the least of some runs: what other work adds is not the
-    model's. The two parts take turns, so that what slows one down slows the other down too.
+    `inputs`: see `Inputs`. Milliseconds are with one thread, as `timed` measures them; the two parts take turns.
     """
 
     def __init__(self, bundle: Bundle, variant: Variant, inputs: Inputs) -> None:
@@ -243,14 +242,18 @@ class Cutter:
 
 
 def timed(*works: Callable[[], object], runs: int = _TIMED_RUNS) -> list[float]:
-    """Milliseconds of each: the least of `runs`, in turns, after one that warms up."""
+    """Milliseconds of each: the least of `runs`, in turns, after one that warms up. Of this thread's processor time.
+
+    Engines with one thread compute in the caller's. By the clock, on a machine with other work, what is long would seem
+    longer than it is beside what is short: only the short fits between two turns of somebody else's.
+    """
     least = [math.inf] * len(works)
     for run in range(runs + 1):
         for number, work in enumerate(works):
-            begin_s = time.perf_counter()
+            begin_s = time.thread_time()
             work()
             if run:
-                least[number] = min(least[number], time.perf_counter() - begin_s)
+                least[number] = min(least[number], time.thread_time() - begin_s)
     return [round(took * 1e3, 3) for took in least]
 
 
