@@ -21,8 +21,8 @@ COLOURS = ["red", "green", "blue"]
 MakeModel = Callable[..., Path]
 
 
-@pytest.fixture
-def make_model(tmp_path: Path) -> MakeModel:
+@pytest.fixture(scope="module")
+def make_model(tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
     """`make_model("colours", 2)`: a bundle whose logits are the mean of each channel; `size`: side of its pictures;
     `fixed`: a batch of 1 is baked into its graph; `nan`: it answers NaN; `weights`: so many bytes more in its file.
     """
@@ -36,8 +36,7 @@ def make_model(tmp_path: Path) -> MakeModel:
         nan: bool = False,
         weights: int = 0,
     ) -> Path:
-        folder = tmp_path / f"{name}-{version}-{size}"
-        folder.mkdir(exist_ok=True)
+        folder = tmp_path_factory.mktemp(f"{name}-{version}")
         node, value, numpy = onnx.helper.make_node, onnx.helper.make_tensor_value_info, onnx.numpy_helper.from_array
         shape = node("Reshape", ["m", "shape"], ["y"]) if fixed else node("Flatten", ["m"], ["f"], axis=1)
         nodes = [node("GlobalAveragePool", ["x"], ["m"]), shape]

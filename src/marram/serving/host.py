@@ -23,6 +23,7 @@ from typing import TypeVar, TypeVarTuple, Unpack
 
 from marram.runtime.bundle import Bundle
 from marram.schema.errors import Busy, Invalid, MarramError, Missing, NotReady, Permanent, Retryable
+from marram.serving.batching import Speed
 from marram.serving.contract import Answer, Question, ServedModel
 from marram.serving.lanes import Job, Lanes
 from marram.serving.memory import give_back, resident_bytes
@@ -49,6 +50,9 @@ class Limits:
     waiting: int = 64
     load_s: float = 10.0
     cores: int | None = None
+
+
+DEFAULT = Limits()
 
 
 @dataclass(eq=False, slots=True)
@@ -82,7 +86,7 @@ class _Offer:
 class Host:
     """See the module's words. All methods on one event loop; `close` at the end."""
 
-    def __init__(self, limits: Limits = Limits()) -> None:
+    def __init__(self, limits: Limits = DEFAULT) -> None:
         self.limits = limits
         self._cores = limits.cores or _cores()
         self._offers: dict[Key, _Offer] = {}
@@ -139,8 +143,17 @@ class Host:
 
     def service_s(self, name: str, version: int) -> float:
         """How long one question to that model takes once it has its turn, as far as is known; 0 where nothing is."""
+        speed = self.speed(name, version)
+        return speed.run_s(1) + speed.prepare_s if speed is not None else 0.0
+
+    def speed(self, name: str, version: int) -> Speed | None:
+        """What is known of how fast that model is; None for one that is not in memory."""
         lanes = self._lanes(name, version)
-        return lanes.speed.run_s(1) + lanes.speed.prepare_s if lanes is not None else 0.0
+        return lanes.speed if lanes is not None else None
+
+    def in_memory(self) -> list[Key]:
+        """The models that need not be loaded first."""
+        return [key for key, offer in sorted(self._offers.items()) if offer.parts[""].lanes is not None]
 
     # ------------------------------------------------------------ what is served
 
@@ -263,8 +276,12 @@ class Host:
         part.failed, part.failures = None, 0
 
     async def _fill(self, part: _Part) -> None:
-        guess = part.size_bytes or int(_GUESS * _size_bytes(part.file))
-        await self._make_room(guess, frozenset())
+        needs_bytes = part.size_bytes
+        if not needs_bytes:  # never loaded: a guess makes room, and refuses nobody
+            most = self._shelf.room_bytes
+            guess = int(_GUESS * _size_bytes(part.file))
+            needs_bytes = guess if most is None else min(guess, most)
+        await self._make_room(needs_bytes, frozenset())
         before, began_s = resident_bytes(), time.monotonic()
         try:
             ready = await self._in_thread(warm, part.bundle, part.cut, self._cores)

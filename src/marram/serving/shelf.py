@@ -69,7 +69,7 @@ class Shelf(Generic[K]):
             needed = self.room_bytes + over
             raise NotReady(
                 f"needs {needed / 1e6:.0f} MB, and models may take {self.room_bytes / 1e6:.0f} MB here",
-                hint="Give replicas more memory: `marram cloud --replica-memory`.",
+                hint="Let them have more: `marram cloud --replica-memory`, `marram serve --memory`.",
             )
         return going
 
