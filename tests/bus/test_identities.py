@@ -77,6 +77,10 @@ async def refusal(bus: Bus, until: Until) -> str:
         "_INBOX_d2.x",
         "_INBOX_CONTROL.x",
         "fleet.cut",
+        # What replicas tell each other and hand on: a device cannot pose as one.
+        "load.lite2.1",
+        "hand.1.lite2.1.a",
+        "served",
         "$SYS.REQ.SERVER.PING",
         "$SYS.REQ.USER.AUTH",
         "$JS.API.STREAM.CREATE.x",
@@ -102,7 +106,12 @@ async def test_it_may_not_say(attacker: Attacker, connect: Connect, until: Until
 
 
 @pytest.mark.parametrize(
-    "subject", [">", "*", "*.>", "d.>", "d.*.events", "d.d2.desired", "_INBOX.>", "_INBOX_d2.>", "$SYS.>", "infer.>"]
+    "subject",
+    [
+        *(">", "*", "*.>", "d.>", "d.*.events", "d.d2.desired", "_INBOX.>", "_INBOX_d2.>", "$SYS.>"),
+        # What others ask, and what replicas tell each other.
+        *("infer.>", "infer.lite2.1", "infer.lite2.1.a", "probe", "probe.>", "load.>", "hand.>", "served"),
+    ],
 )
 async def test_it_may_not_listen_to(attacker: Attacker, until: Until, subject: str) -> None:
     await attacker.client.subscribe(subject)
