@@ -119,3 +119,12 @@ def test_alerts_and_samples_are_counted_on_their_way(alerts: bool, passed: int) 
     counting.emit(Event(EventKind.ALERT, "a", 0.0))
     counting.emit(Event(EventKind.SAMPLE, "a", 0.0))
     assert (stats.read()["alerts"], stats.read()["samples"], len(outlet.events)) == (1, 1, passed)
+
+
+def test_words_are_asked_when_the_figures_are_read() -> None:
+    stats, said = Stats(), ["learning"]
+    assert "cascade" not in stats.read()
+    stats.tell("cascade", lambda: said[0])
+    stats.tell("cascade", lambda: "the second step's")
+    said[0] = "accepts all"
+    assert stats.read()["cascade"] == "accepts all; the second step's"

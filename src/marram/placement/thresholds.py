@@ -79,6 +79,9 @@ class AccuracyTarget:
         self._accepted = [False] * STRATA
         self._expected = 0.0
         self._stale = 0
+        # The surest first; what stands where changes slower than the threshold, and costs more to find out.
+        self._order: list[int] = []
+        self._order_age = 0  # frames
 
     def escalates(self, stratum: int, cost: float) -> str:
         if self._tally.asked < self._learning:
@@ -89,6 +92,7 @@ class AccuracyTarget:
 
     def judged(self, stratum: int, sent: bool) -> None:
         self._stale -= 1
+        self._order_age += 1
 
     def labelled(self, loss: float, chance: float, accepted: bool) -> None:
         self._stale = 0
@@ -105,10 +109,12 @@ class AccuracyTarget:
         tally, self._stale = self._tally, self._REFRESH
         accepted = [False] * STRATA
         surprise = tally.surprise
+        if self._order_age >= self._REFRESH or not self._order:
+            self._order, self._order_age = chain(tally), 0
         lost = unknown = shares = spread = 0.0
         self._expected = 0.0
         surer: list[int] = []  # than all that the bound was tried on
-        for stratum in chain(tally):
+        for stratum in self._order:
             surer.append(stratum)
             share, labels = tally.share(stratum), tally.labels[stratum]
             if labels > 0:
