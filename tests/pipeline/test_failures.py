@@ -15,7 +15,7 @@ import pytest
 from tests.pipeline.conftest import picture
 from tests.pipeline.scripted import GOOD, Behaviour, Chooser, LiveSource, Scripted, fails, raises, reply, says, silent
 
-from marram.pipeline import plugins
+from marram.pipeline import plugins, ways
 from marram.pipeline.build import Pipeline
 from marram.pipeline.contract import CloudInput, Frame
 from marram.pipeline.offload import Errand, Offload
@@ -161,6 +161,38 @@ def test_a_reply_after_the_deadline_answers_nothing_and_is_learnt() -> None:
     assert answered == [(None, True)]
     assert any(o.ok for o in policy.outcomes)  # a true measurement
     assert late == [reply()]
+
+
+def test_what_cannot_be_encoded_is_answered_here(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*given: Any) -> Any:
+        raise Invalid("no JPEG of that")
+
+    monkeypatch.setattr(ways, "encode", broken)
+    pipeline, seen = run(says(reply()), Chooser([Place.CLOUD]))
+    assert seen.labels == NAMES and pipeline.stats()["last_error"] == "no JPEG of that"
+    assert {frame.placed.place for frame in seen.frames} == {Place.EDGE}
+
+
+def test_the_cloud_s_answer_holds_no_more_than_the_app_asks_for(run: Any) -> None:
+    many = classification(top=tuple((f"label {number}", 0.1) for number in range(5)))
+    _, seen = run(says(reply(many)), Chooser([Place.CLOUD]), "top: 2")
+    assert {len(frame.result.top) for frame in seen.frames} == {2}
+
+
+def test_boxes_that_are_less_sure_than_the_app_wants_are_left_out(build: Any, photos: Path, seer: Path) -> None:
+    boxes = tuple(Detection(name, sure, (0.0, 0.0, 4.0, 4.0)) for name, sure in (("a", 0.3), ("b", 0.7), ("c", 0.6)))
+    told = Result(Task.DETECTION, "the-cloud", "b", 0.7, detections=boxes)
+    for least, kept in (("0.5", ["b", "c"]), ("0.9", [])):
+        pipeline, seen = build(
+            f"source: {{images: {photos}}}\nraw: allowed\n"
+            f"steps: [{{detect: {seer}, cloud: big, min_confidence: {least}}}]\n",
+            remote=Scripted(says(reply(told))), cloud_cards={"big": Bundle.open(seer).card},
+            policy=Chooser([Place.CLOUD]),
+        )  # fmt: skip
+        pipeline.run()
+        result = seen.frames[0].result
+        assert [found.label for found in result.detections] == kept
+        assert (result.label, result.confidence) == (("b", 0.7) if kept else (None, None))
 
 
 # ---------------------------------------------------------------- clocks that lie

@@ -48,6 +48,12 @@ class Limits:
     hedge_s: float | None = None
     replica: str | None = None
 
+    def after(self, passed_s: float) -> Limits:
+        """What is left of them so much later; a clock that was set back adds nothing."""
+        passed_s = max(0.0, passed_s)
+        hedge_s = None if self.hedge_s is None else max(0.0, self.hedge_s - passed_s)
+        return replace(self, wait_s=self.wait_s - passed_s, hedge_s=hedge_s)
+
 
 @dataclass(frozen=True, slots=True)
 class Inquiry:
@@ -150,12 +156,13 @@ class Carrier:
     # ------------------------------------------------ the front here, the back there
 
     def split(self, attempt: Attempt, way: Way, limits: Limits) -> None:
-        """The front runs here, what it gives is sent. `limits` count from when it leaves."""
+        """The front runs here, what it gives is sent. `limits` count from now."""
         assert way.front is not None
+        begun_s = time.monotonic()
         name = self._ways.cut(way).name
         job = Job(
             lambda seat: seat.fronts[name].run(attempt.view.data),
-            partial(self._from_front, attempt, way, limits),
+            lambda ran: self._from_front(attempt, way, limits.after(time.monotonic() - begun_s), ran),
             way.front,
             attempt.until_s if self._sheds else None,
         )
@@ -183,23 +190,22 @@ class Carrier:
     # ------------------------------------------------ the cloud
 
     def cloud(self, attempt: Attempt, way: Way, limits: Limits) -> None:
-        """The cloud answers; the edge where it does not in time."""
+        """The cloud answers; the edge where it does not in time, or where what it was to be sent cannot be made."""
         try:
             payload = self._ways.encode(way, attempt.view)
         except MarramError as error:
             self._stats.error(words(error))
-            if attempt.settle():
-                attempt.slot.finish(None)
+            self._fall_back(attempt)
             return
         self._send(attempt, way, payload, limits)
 
     def _send(self, attempt: Attempt, way: Way, payload: Payload, limits: Limits) -> None:
         left = left_s(attempt.until_s)
-        if left is not None and left <= 0:
-            self._fall_back(attempt)
-            return
         # Past the deadline a reply is learnt from, and answers nothing.
         limits = limits if left is None else replace(limits, wait_s=min(limits.wait_s, left))
+        if limits.wait_s <= 0:
+            self._fall_back(attempt)
+            return
         attempt.choice = choice = replace(attempt.choice, sent_bytes=len(payload.body))
         attempt.to_cloud()
         with self.changed:
@@ -312,7 +318,7 @@ class Carrier:
         if attempt.take_back():
             self._leave_edge()
         frame = attempt.frame
-        frame.result = attempt.view.in_frame(result)
+        frame.result = attempt.view.in_frame(_as_asked(result, self._options))
         frame.placed = attempt.choice.placed(place)
         attempt.slot.finish(frame)
 
@@ -324,6 +330,23 @@ class Carrier:
         with self.changed:
             self.at_edge -= 1
             self.changed.notify_all()
+
+
+def _as_asked(result: Result, options: Options) -> Result:
+    """No more of an answer than the app asks for: a replica does not know how many names, nor how sure boxes."""
+    if len(result.top) > options.top:
+        result = replace(result, top=result.top[: options.top])
+    least = options.min_confidence
+    if least is None or all(found.confidence >= least for found in result.detections):
+        return result
+    kept = tuple(found for found in result.detections if found.confidence >= least)
+    best = max(kept, key=lambda found: found.confidence, default=None)
+    return replace(
+        result,
+        detections=kept,
+        label=best.label if best is not None else None,
+        confidence=best.confidence if best is not None else None,
+    )
 
 
 def left_s(until_s: float | None) -> float | None:
