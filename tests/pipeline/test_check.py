@@ -115,8 +115,6 @@ def test_a_fault_is_told_at_its_field(look: Look, tmp_path: Path, text: str, fau
             CAMERA + "raw: allowed\nsteps: [{classify: ./colours, cloud: ./colours, hedge: 3 %}]",
             "steps[0].hedge: says nothing here: without a `deadline`",
         ),
-        (CAMERA + "peers: yes\nsteps: [{classify: ./colours}]", "peers: no other device is ever asked"),
-        (CAMERA + "peers: yes\nraw: allowed\nsteps: [{classify: ./colours}]", "peers: says nothing here"),
         (CAMERA + "steps: [{function: good.py:ef}]", 'steps[0].function: no "ef" is seen in good.py; did'),
         (
             CAMERA + "steps: [{function: good.py:f, requires: [no-such-package]}]",

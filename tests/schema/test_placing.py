@@ -76,10 +76,6 @@ def test_serve_is_a_port_or_says_which(text: str, means: Serve | None) -> None:
     assert app(top=text).serve == means
 
 
-def test_peers_are_asked_only_where_the_app_says_so() -> None:
-    assert app(top="peers: yes\n").peers and not app().peers
-
-
 @pytest.mark.parametrize(
     ("line", "says"),
     [

@@ -19,10 +19,6 @@ def check_placing(app: App, found: Findings) -> None:
             _check_region(app, place, step, [before for _, before in steps[:number]], found)
             _check_costs(place, step, found)
             _note_idle(place, step, found)
-    if app.peers and app.raw == "never":
-        found.note(("peers",), "no other device is ever asked: `raw: never` lets nothing of the input leave this one")
-    elif app.peers and not any(step.cloud for step in app.inferences):
-        found.note(("peers",), "says nothing here: no step has a `cloud:` model that another device could answer with")
 
 
 def _check_region(app: App, place: Place, step: InferStep, before: list[Step], found: Findings) -> None:

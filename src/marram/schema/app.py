@@ -331,8 +331,6 @@ class App(Strict):
     health: Health = Health()
     # Secrets (`marram secret set`) that it is given: `${NAME}` in addresses, environment variables in functions.
     secrets: list[Annotated[str, Field(pattern=SECRET)]] = Field(default=[], max_length=64)
-    # Whether other devices of the fleet may be asked for its inferences, and may ask this one.
-    peers: bool = False
     # Where its models answer others on this device (Open Inference Protocol); None: nowhere.
     serve: ServeField = None
     # Further files that travel with the app (a model a function loads, a table), relative to the app file.
