@@ -60,6 +60,12 @@ def test_what_was_out_of_the_ordinary_is_said(explained: Any) -> None:
     assert "nothing was weighed: the edge alone" in explained({"frame": 1, "place": "edge", "reason": "the edge alone"})
 
 
+def test_what_was_never_measured_is_not_said_to_take_nothing(explained: Any) -> None:
+    ways = [{"place": "edge", "total_ms": 0}, {"place": "cloud", "excluded": "the link is not measured yet"}]
+    text = explained(SOON | {"place": "edge", "predicted_ms": 0.0, "why": {"low_ms": 0, "high_ms": 0, "ways": ways}})
+    assert "predicted" not in text and "0 ms" not in text and "edge   not measured yet" in text
+
+
 def test_frames_are_chosen_by_number_or_as_the_last(explained: Any) -> None:
     results = [SOON | {"frame": number} for number in range(5)]
     assert explained(*results).startswith("frame 4 ")

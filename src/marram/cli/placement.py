@@ -150,12 +150,14 @@ def _print(out: Console, data: dict[str, Any]) -> None:
     rows = _show.table("", "", ">", "")
     rows.show_header = False
     for way in ways:
-        total = figure_of(way, "total_ms")
+        total, words = figure_of(way, "total_ms"), _sum(way)
+        if not words and not total:  # predicted to take nothing, so that it is tried
+            total, words = None, "not measured yet"
         mine = way is chosen
         excluded = way.get("excluded")
         rows.add_row(
             Text(" ").append_text(_show.plain(_name(way), 60)),
-            _show.plain(excluded if isinstance(excluded, str) else _sum(way)),
+            _show.plain(excluded if isinstance(excluded, str) else words),
             Text("" if total is None else f"{_ms(total)} ms", style="bold" if mine else ""),
             Text("← ").append_text(_show.plain(data.get("reason") or "chosen")) if mine else Text(),
         )
@@ -175,7 +177,7 @@ def _headline(data: dict[str, Any]) -> Text:
         line.append(f" ({_show.plain(replica, 64).plain})")
     predicted, took = figure_of(data, "predicted_ms"), figure_of(data, "latency_ms")
     low, high = figure_of(why, "low_ms"), figure_of(why, "high_ms")
-    if predicted is not None:
+    if predicted:
         line.append(f"   predicted {_ms(predicted)} ms")
         line.append(f" ({_ms(low)}–{_ms(high)})" if low is not None and high is not None and high > low else "")
     if took is not None:
