@@ -127,6 +127,9 @@ class Balancer:
         self._news_each = 1.0  # announcements for each request sent, on average
         self._news = 0
         self._oldest_next = False
+        # What follows from all that is known, until something more is: the ways of one decision share them.
+        self._chosen: tuple[float, Choice | None] | None = None
+        self._typical: tuple[float, float] | None = None
 
     # ------------------------------------------------ whom to ask
 
@@ -149,6 +152,11 @@ class Balancer:
 
         Only `sent` uses anything up: choosing again gives the same, but for the time that passed.
         """
+        if self._chosen is None or self._chosen[0] != now_s:
+            self._chosen = now_s, self._choose(now_s)
+        return self._chosen[1]
+
+    def _choose(self, now_s: float) -> Choice | None:
         if not self.room:
             return None
         if not self._known:
@@ -195,8 +203,7 @@ class Balancer:
         return each.queue_s + (each.service_s or 0.0) + self._further(each)
 
     def _choice(self, now_s: float, each: _Known) -> Choice:
-        known = sorted(other.service_s for other in self._known.values() if other.service_s is not None)
-        typical_s = known[(len(known) - 1) // 2] if known else 0.0
+        typical_s, _ = self._usual()
         service_s = each.service_s if each.service_s is not None else typical_s
         return Choice(
             each.name,
@@ -208,9 +215,19 @@ class Balancer:
 
     def _further(self, each: _Known) -> float:
         """How much longer the way to it is than to the nearest."""
-        if each.path_s is None:
-            return 0.0
-        return each.path_s - min(other.path_s for other in self._known.values() if other.path_s is not None)
+        return 0.0 if each.path_s is None else max(0.0, each.path_s - self._usual()[1])
+
+    def _usual(self) -> tuple[float, float]:
+        """The median service time, and the way to the nearest; 0 where none is known."""
+        if self._typical is None:
+            known = sorted(each.service_s for each in self._known.values() if each.service_s is not None)
+            paths = [each.path_s for each in self._known.values() if each.path_s is not None]
+            self._typical = known[(len(known) - 1) // 2] if known else 0.0, min(paths, default=0.0)
+        return self._typical
+
+    def _news_came(self) -> None:
+        """Something more is known, or under way: what was worked out is worked out anew."""
+        self._chosen = self._typical = None
 
     # ------------------------------------------------ what came of it
 
@@ -227,10 +244,12 @@ class Balancer:
         self._news_each += 0.05 * (self._news - self._news_each)
         self._news = 0
         self._forget(sent.now_s)
+        self._news_came()
 
     def heard(self, outcome: CloudOutcome, link_s: float = 0.0) -> None:
         """The request was answered. `link_s`: what of the delay the caller knows the link as a whole to have taken."""
         now_s = outcome.now_s
+        self._news_came()
         flight = self._landed(outcome.id)
         if flight is not None:
             if 2 * (len(self._flights) + 1) >= self._limit:
@@ -253,6 +272,7 @@ class Balancer:
         path_s = max(0.0, elapsed_s - service_s - queue_s - (link_s if is_duration(link_s) else 0.0))
         each.service_s = _average(each.service_s, service_s)
         each.path_s = _average(each.path_s, path_s)
+        self._news_came()
         self._service_s = _average(self._service_s, service_s)
         self._queue_s = _average(self._queue_s, queue_s)
         each.took(now_s, service_s + self._further(each))
@@ -262,6 +282,7 @@ class Balancer:
 
     def failed(self, outcome: CloudOutcome) -> None:
         """It was not answered: not in time, refused for its queue, or not at all."""
+        self._news_came()
         flight = self._landed(outcome.id)
         if flight is None:
             return
@@ -276,6 +297,7 @@ class Balancer:
 
     def learn_probe(self, now_s: float, loads: Iterable[Load]) -> None:
         """What replicas of this model were said to be doing, by whoever answered."""
+        self._news_came()
         for load in loads:
             if load.sane:
                 each = self._meet(now_s, load.replica)
