@@ -104,7 +104,7 @@ def _show_apps(device: Device) -> None:
         rows.show_header = False
         for key, value in sorted(app.stats.items()):
             if value or key in _TOLD:
-                rows.add_row(Text(f"  {_show.plain(key)}", style="dim"), _show.plain(_figure(key, value)))
+                rows.add_row(Text(f"  {_show.plain(key)}", style="dim"), _show.plain(_figure(key, value), 1000))
         if app.restarts:
             rows.add_row(Text("  restarts", style="dim"), str(app.restarts))
         out.print(rows)
