@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -118,3 +119,21 @@ def test_the_ways_of_a_card() -> None:
         ("cut:mid", Place.SPLIT, 13),
     ]
     assert [o.name for o in options_of(card(codecs=codecs), codecs, [], edge=True)] == ["jpeg-85", "raw-zstd"]
+
+
+def test_of_many_lines_the_lowest_is_found_everywhere() -> None:
+    random = Random(3)
+    given = [
+        Option(str(n), Place.SPLIT, random.uniform(0, 9), bytes=random.uniform(1, 90), back_s=random.uniform(0, 9))
+        for n in range(60)
+    ]
+    envelope = Envelope(given, [2.0])
+    for per_byte_s in [n / 200 for n in range(400)]:
+        assert envelope.best(per_byte_s, 2.0).at(per_byte_s, 2.0) == soonest(given, per_byte_s, 2.0)
+
+
+def test_between_two_steps_the_next_ones_winner_is_looked_at_too() -> None:
+    edge, cloud = Option("edge", Place.EDGE, 1.0), Option("cloud", Place.CLOUD, back_s=1.045)
+    assert SLOWDOWNS[16] == 1 and SLOWDOWNS[17] > 1.05
+    assert Envelope([edge, cloud]).best(0, 1.05) is cloud
+    assert Envelope([edge, cloud]).best(0, 1.04) is edge
