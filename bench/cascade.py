@@ -30,6 +30,7 @@ from bench._verdict import conclude, skip
 from marram.placement.cascade import Action, Cascade
 from marram.placement.sureness import stratum_of, sureness
 from marram.schema.agreement import lost
+from marram.schema.errors import MarramError
 
 GOAL = 0.9
 POINT = 0.01
@@ -278,7 +279,11 @@ def main() -> None:
     if absent is not None:
         skip("cascade", GOAL, absent)
         return
-    views = _pictures.views()
+    try:
+        views = _pictures.views()
+    except MarramError as error:
+        skip("cascade", GOAL, f"its models cannot be had here: {error}")
+        return
     right = statistics.mean(view.cloud.label in view.truth for view in views)
     print(f"{len(views)} views; by the photos' labels the cloud's model has {right:.1%} right")
     report = Report()
