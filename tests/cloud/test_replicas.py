@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,12 @@ import pytest
 from marram.bus import subjects
 from marram.bus.client import Bus
 from marram.bus.codec import InferReply, InferRequest
+from marram.bus.tls import TlsFiles
 from marram.cloud import keeper as module
-from marram.cloud.keeper import ReplicaState, Served
+from marram.cloud.keeper import Keeper, ReplicaState, Served, Start
 from marram.cloud.replicas import Replicas
 from marram.cloud.server import Cloud
-from marram.cloud.settings import Settings
+from marram.cloud.settings import BrokerAddress, Settings
 from marram.registry import Registry
 from marram.runtime.image import encode_jpeg
 from marram.schema.api import DeployAsk
@@ -128,3 +131,72 @@ async def test_a_look_that_fails_of_anything_is_taken_again(cloud: Cloud, until:
     for number in (1, 2):
         replicas.wake()
         await until(lambda number=number: looks >= number)
+
+
+async def test_one_process_serves_all_models_and_several_serve_each_all_of_them(
+    tmp_path: Path, colours: Path, device: Any, until: Any, picture: Callable[[str], Any]
+) -> None:
+    tints = tmp_path / "tints"
+    shutil.copytree(colours, tints)
+    (tints / "model.yaml").write_text((colours / "model.yaml").read_text().replace("model: colours", "model: tints"))
+    async with Cloud(Settings(folder=tmp_path / "cloud", port=0)).running() as cloud:
+        for folder in (colours, tints):
+            await asyncio.to_thread(cloud.state.registry.add_folder, folder)
+    settings = Settings(folder=tmp_path / "cloud", port=0, serve=("colours", "tints"), replicas=2)
+    async with Cloud(settings).running() as cloud:
+        replicas = replicas_of(cloud)
+        await until(lambda: [each.state for each in replicas.status()] == [ReplicaState.READY] * 4, 60)
+        assert [(each.name, each.replica) for each in replicas.status()] == [
+            *(("colours", 0), ("colours", 1), ("tints", 0), ("tints", 1))
+        ]
+        assert len({each.pid for each in replicas.status()}) == 2
+        bus = await device(cloud, "pi")
+        request = InferRequest(Payload("image/jpeg", encode_jpeg(picture("red"), 95), (), (4, 4))).pack()
+        for name in ("colours", "tints"):
+            reply = InferReply.unpack(await bus.request(subjects.infer(name, 1), request, 20))
+            assert reply.result is not None and reply.result["model"] == f"{name}@1"
+
+
+_CHILD = """
+import json, os, sys
+print(json.dumps({"error": ""}), flush=True)
+for line in sys.stdin:
+    folder = json.loads(line)["folder"]
+    if folder == "crashes-1":
+        print("terribly wrong", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), 9)
+    print(json.dumps({"error": "it is broken" if folder == "broken-1" else ""}), flush=True)
+"""
+
+
+class _Scripted(Start):
+    """A process that says what a replica says, without a broker or a model."""
+
+    def command(self, number: int) -> list[str]:
+        return [sys.executable, "-c", _CHILD]
+
+
+async def test_a_model_that_takes_its_process_down_waits_while_the_others_are_served_again(
+    monkeypatch: pytest.MonkeyPatch, until: Any
+) -> None:
+    start = _Scripted(BrokerAddress("nats://127.0.0.1:1", "", ""), TlsFiles(Path(), Path()), Path())
+    keeper = Keeper(0, start, lambda name, version: Path(f"{name}-{version}"))
+    keeping = asyncio.create_task(keeper.keep())
+    monkeypatch.setattr(module, "_FIRST_PAUSE_S", 0.05)
+    try:
+        keeper.want({("well", 1), ("broken", 1), ("crashes", 1), ("zealous", 1)})
+        await until(lambda: keeper.served["crashes", 1].restarts >= 3 and keeper.served["broken", 1].restarts >= 2)
+        keeper.served["crashes", 1].again_s = keeper.served["broken", 1].again_s = float("inf")
+        keeper.want(set(keeper.served))  # look again
+        await until(lambda: {keeper.served[name, 1].state for name in ("well", "zealous")} == {ReplicaState.READY})
+        assert keeper.served["crashes", 1].reason == "terribly wrong"
+        assert keeper.served["broken", 1].reason == "it is broken"
+        pid = keeper.served["well", 1].pid
+        keeper.want(set())
+        assert pid is not None
+        await until(lambda: not psutil.pid_exists(pid))  # nothing to serve: no process
+        keeper.want({("well", 1)})
+        await until(lambda: keeper.served["well", 1].state is ReplicaState.READY)
+    finally:
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
