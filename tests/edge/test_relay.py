@@ -193,7 +193,8 @@ async def test_one_that_is_gone_is_asked_as_whichever_takes_it_without_the_worke
     stays, goes = await named(cloud, "stays"), await named(cloud, "goes")
     await goes.close()
     reply = await asyncio.wrap_future(pair.infer(replica="goes"))
-    assert reply.replica == "stays"
+    assert reply.replica == "stays" and reply.gone
+    assert not (await asyncio.wrap_future(pair.infer(replica="stays"))).gone
     await stays.close()
     assert isinstance(await failure(pair.infer(replica="goes", timeout_s=60)), NotReady)  # nobody at all: at once
 
