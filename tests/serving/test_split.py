@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from tests.runtime.cutting import bundle, picture, with_cut
@@ -71,3 +73,20 @@ async def test_fronts_here_and_backs_there_answer_as_the_whole(
         assert again.result is not None and again.result.label == wanted[0].label
     finally:
         await made.close()
+
+
+async def test_a_device_that_has_no_back_answers_whole_pictures_alone(parted: Bundle, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    shutil.copytree(parted.folder, here)
+    for cut in parted.card.cuts:
+        (here / cut.back).unlink()
+    host = Host()
+    try:
+        await host.put(Bundle.open(here, partial=True))
+        whole = await host.infer(Question("small", payload=encode("raw-zstd", parted.card, IMAGES[0])))
+        assert whole.result is not None
+        (payload, *_) = crossed(parted, "mixed")
+        with pytest.raises(Missing, match='no cut "mixed"'):
+            await host.infer(Question("small", payload=payload))
+    finally:
+        await host.close()

@@ -166,7 +166,9 @@ class Host:
         opened = bundle if isinstance(bundle, Bundle) else await self._in_thread(Bundle.open, bundle)
         card = opened.card
         key = (card.model, card.version)
-        parts = {cut: _Part(opened, cut) for cut in ("", *(cut.name for cut in card.cuts))}
+        # On a device that serves what it runs, the fronts of cuts may lie, and no back.
+        backs = [cut.name for cut in card.cuts if (opened.folder / cut.back).is_file()]
+        parts = {cut: _Part(opened, cut) for cut in ("", *backs)}
         offer = _Offer(opened, parts, ServedModel(card, False, reason="being loaded"))
         async with self._putting:
             before = self._offers.get(key)
