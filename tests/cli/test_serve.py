@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 from tests.serving.oip.scene import layer, write_bundle
 
@@ -61,13 +62,24 @@ def test_it_answers_and_ends(tiny: Path) -> None:
         assert (process.returncode, out, err) == (0, "", "")
 
 
-def test_for_other_machines_it_makes_a_token(tiny: Path) -> None:
-    with serving(str(tiny), "--host", "0.0.0.0") as (_, said):
+def test_for_other_machines_it_makes_a_token_and_outlives_its_engines(tiny: Path) -> None:
+    with serving(str(tiny), "--host", "0.0.0.0") as (process, said):
         url = said["http"].replace("0.0.0.0", "127.0.0.1")
         assert httpx.get(f"{url}/models/tiny").status_code == 401
         token = said["token"].split()[0]
         assert httpx.get(f"{url}/models/tiny", headers={"Authorization": f"Bearer {token}"}).status_code == 200
         assert "reads all of it" in said["tls"]
+        (engine,) = [each for each in psutil.Process(process.pid).children() if "engine" in " ".join(each.cmdline())]
+        engine.kill()
+        engine.wait(20)
+        ask = {"Authorization": f"Bearer {token}", "Inference-Header-Content-Length": "0"}
+        statuses: list[int] = []
+        while not statuses or statuses[-1] != 200:
+            row = np.array([1, 2, 3, 4], np.float32).tobytes()
+            statuses.append(httpx.post(f"{url}/models/tiny/infer", content=row, headers=ask).status_code)
+        assert set(statuses) <= {200, 503}
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from marram.schema.errors import Invalid, Missing
 from marram.schema.units import parse_size
 
 try:
+    from marram.serving.engine import EngineProcess
     from marram.serving.host import Host, Limits
     from marram.serving.memory import few_arenas
     from marram.serving.oip.server import Place, Server, Tls
@@ -103,32 +104,38 @@ async def _serve(bundles: list[Bundle], limits: Limits, place: Place, *, told: b
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    host = Host(limits)
+    engines: Host | EngineProcess
+    if is_loopback(place.host):
+        engines = Host(limits)
+    else:
+        # What strangers send may fell an engine: then only that process, which comes back, and the ports stay open.
+        engines = EngineProcess(limits)
+        await engines.start()
     try:
         # The ports first: the commonest fault, one that is taken, is told before any model is loaded.
-        async with Server(host, place).running() as server:
-            loading = asyncio.ensure_future(_put(host, bundles))
+        async with Server(engines, place).running() as server:
+            loading = asyncio.ensure_future(_put(engines, bundles))
             stopping = asyncio.ensure_future(stopped.wait())
             await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
                 loading.result()
-                _say(host, server, place, told=told)
+                _say(engines, server, place, told=told)
                 await stopping
             else:
                 loading.cancel()
                 await asyncio.gather(loading, return_exceptions=True)
     finally:
-        await host.close()
+        await engines.close()
 
 
-async def _put(host: Host, bundles: list[Bundle]) -> None:
+async def _put(engines: Host | EngineProcess, bundles: list[Bundle]) -> None:
     for bundle in bundles:
-        await host.put(bundle)
+        await engines.put(bundle.folder)
 
 
-def _say(host: Host, server: Server, place: Place, *, told: bool) -> None:
+def _say(engines: Host | EngineProcess, server: Server, place: Place, *, told: bool) -> None:
     """What a person needs next."""
-    for served in host.models():
+    for served in engines.models():
         print(f"serving  {served.card.reference}   {served.engine}")
     print(f"http     {server.url}/v2")
     print(f"grpc     {server.grpc_address}")
@@ -136,7 +143,7 @@ def _say(host: Host, server: Server, place: Place, *, told: bool) -> None:
         print(f"token    {place.token}   (of this run; --token or MARRAM_SERVE_TOKEN chooses one)")
     if place.tls is None and not is_loopback(place.host):
         print("tls      none: who listens on the way reads all of it; see --certificate and --key")
-    card = host.models()[0].card
+    card = engines.models()[0].card
     bearer = " -H 'Authorization: Bearer TOKEN'" if place.token is not None else ""
     sent = "photo.jpg" if card.input.kind == "image" else "readings.f32"
     print(

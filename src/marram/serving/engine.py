@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgpack
 
-from marram.schema.errors import Busy, MarramError, NotReady, Retryable
+from marram.schema.errors import Busy, MarramError, Missing, NotReady, Retryable
 from marram.serving.contract import Answer, Question, ServedModel
 from marram.serving.host import Key, Limits
 from marram.serving.shm import Slots
@@ -96,7 +96,12 @@ class EngineProcess:
     async def infer(self, question: Question) -> Answer:
         """See `Answering.infer`; NotReady while the process is away."""
         document, parts = question_out(question)
-        answered, body = await self._ask(document, parts)
+        try:
+            answered, body = await self._ask(document, parts)
+        except Missing as error:
+            if any(name == question.model and question.version in (None, version) for name, version in self._folders):
+                raise NotReady("its process is new and has not loaded it yet", where=question.model) from error
+            raise
         return answer_in(answered, body)
 
     def models(self) -> Sequence[ServedModel]:
