@@ -99,7 +99,8 @@ class EngineProcess:
         try:
             answered, body = await self._ask(document, parts)
         except Missing as error:
-            if any(name == question.model and question.version in (None, version) for name, version in self._folders):
+            waiting = [key for key, served in self._served.items() if not served.ready]
+            if any(name == question.model and question.version in (None, version) for name, version in waiting):
                 raise NotReady("its process is new and has not loaded it yet", where=question.model) from error
             raise
         return answer_in(answered, body)
