@@ -117,7 +117,7 @@ class Host:
         try:
             return await future
         except asyncio.CancelledError:
-            job.gone = True
+            lanes.withdraw(job)
             raise
         finally:
             del self._asked[job]

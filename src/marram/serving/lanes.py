@@ -118,6 +118,14 @@ class Lanes:
             self._door.notify()
         return job
 
+    def withdraw(self, job: Job) -> None:
+        """Nobody waits for it any more: it takes nobody's place in the queue."""
+        with self._door:
+            job.gone = True
+            if not job.decoding and job in self._waiting:
+                self._waiting.remove(job)
+                self._door.notify_all()
+
     def close(self) -> None:
         """Take no more; return once everybody who waits has an answer and the engine's memory is free."""
         with self._door:
@@ -152,7 +160,8 @@ class Lanes:
                         batch, late = self._take()
                         if batch:
                             lane = self._free.pop()
-                            self._until_s[threading.get_ident()] = time.monotonic() + self.speed.run_s(len(batch))
+                            count = sum(job.count for job in batch)
+                            self._until_s[threading.get_ident()] = time.monotonic() + self.speed.run_s(count)
                         break
                     ahead = None if self._free else self._undecoded()
                     if ahead is not None:
@@ -196,7 +205,8 @@ class Lanes:
 
     def _forget(self, job: Job) -> None:
         with self._door:
-            self._waiting.remove(job)
+            if job in self._waiting:  # else whoever asked was gone, and it was forgotten already
+                self._waiting.remove(job)
 
     # ------------------------------------------------------------ one batch
 
