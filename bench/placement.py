@@ -1,8 +1,8 @@
 """What a decision costs, and how near the policy comes to the better of the two fixed places.
 
-`python -m bench.placement`. `ratio` is the worse of two: the goal's 100 µs over the median decision's time, and the
-goal's 1.10 over the policy's median delay relative to the better of both fixed places, on the worst simulated
-link.
+`python -m bench.placement`. `ratio` is the worse of two: the goal's 100 µs over the 99th percentile of a decision's
+processor time (learning included, three ways, the next frames looked ahead at), and the goal's 1.10 over the policy's
+median delay relative to the better of both fixed places, on the worst simulated link.
 """
 
 from __future__ import annotations
@@ -26,16 +26,21 @@ def decision_us(rounds: int = 20_000) -> tuple[float, float]:
     spent: list[float] = []
     for number in range(rounds):
         now_s = number * 0.02
-        ways = (Way(Place.EDGE, "edge"), Way(Place.CLOUD, "cloud", 15_000))
-        ask = Ask(now_s, ways, number % 3, 2, 0.2)
-        begin = time.perf_counter_ns()
+        ways = (
+            Way(Place.EDGE, "edge"),
+            Way(Place.CLOUD, "cloud", 15_000),
+            Way(Place.SPLIT, "back", 4_000, front="front"),
+        )
+        ask = Ask(now_s, ways, number % 3, 1, 0.2, every_s=0.02, may_drop=True)
+        begin = time.thread_time_ns()
         policy.probe_due(now_s)
         policy.decide(ask)
         policy.learn(EdgeOutcome(now_s, "edge", 0.1))
+        policy.learn(EdgeOutcome(now_s, "front", 0.03))
         policy.learn(CloudSent(now_s, number, "cloud", 15_000))
         if number >= 4:
             policy.learn(CloudOutcome(now_s + 0.005, number - 4, True, 0.001, 0.02))
-        spent.append((time.perf_counter_ns() - begin) / 1000)
+        spent.append((time.thread_time_ns() - begin) / 1000)
     spent.sort()
     return spent[len(spent) // 2], spent[int(0.99 * len(spent))]
 
@@ -60,11 +65,11 @@ def main() -> None:
     worst, where = worst_ratio()
     print(f"decision with its learning: median {median:.1f} µs, p99 {high:.1f} µs (goal: under {_GOAL_US:.0f} µs)")
     print(f"median delay against the better fixed place: at most {worst:.3f} × ({where}; goal: {_GOAL_RATIO})")
-    ratio = at_least(decision=(median, _GOAL_US), p50=(worst, _GOAL_RATIO))
+    ratio = at_least(decision=(high, _GOAL_US), p50=(worst, _GOAL_RATIO))
     figures = {
         "decision_p50_us": round(median, 1),
         "decision_p99_us": round(high, 1),
-        "goal_decision_p50_us": _GOAL_US,
+        "goal_decision_p99_us": _GOAL_US,
         "p50_over_better": round(worst, 3),
         "goal_p50_over_better": _GOAL_RATIO,
     }

@@ -34,8 +34,9 @@ _LONGEST_TIMEOUT_S = 60.0
 # Beyond so many standard deviations a reply is overdue: one in two hundred, were the forecast right.
 _OVERDUE = 2.6
 _P95 = 1.645
-# A clock that goes back by less than this is two threads' reports in the wrong order, by more it was set.
-_DISORDER_S = 0.5
+# A clock that goes back by less than this is two threads' reports in the wrong order, by more it was set. So was one
+# that leaps ahead by more than an hour, which counts as an hour.
+_DISORDER_S, _LEAP_S = 0.5, 3600.0
 
 
 class _Clock:
@@ -49,8 +50,11 @@ class _Clock:
         if not -math.inf < told_s < math.inf:
             return self._now_s or 0.0
         now_s = told_s + self._ahead_s
-        if self._now_s is None or now_s >= self._now_s:
-            self._now_s = now_s
+        if self._now_s is None:
+            self._now_s, self._ahead_s = 0.0, -told_s
+        elif now_s >= self._now_s:
+            self._ahead_s -= max(0.0, now_s - self._now_s - _LEAP_S)
+            self._now_s = min(now_s, self._now_s + _LEAP_S)
         elif self._now_s - now_s > _DISORDER_S:
             self._ahead_s += self._now_s - now_s
         return self._now_s

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from marram.lab.oracle.stream import Stream
 from marram.placement.contract import Ask, CloudOutcome, CloudSent, Decision, EdgeOutcome, LinkEstimate, Policy, Way
+from marram.placement.link import LONGEST_S
 from marram.schema.result import Place
 
 _FOR_EVER_S = 1e6
@@ -57,7 +58,7 @@ class _Baseline:
 
     def learn(self, outcome: EdgeOutcome | CloudSent | CloudOutcome) -> None:
         if isinstance(outcome, EdgeOutcome):
-            if 0 <= outcome.service_s < math.inf:
+            if 0 <= outcome.service_s <= LONGEST_S:
                 self._edge_s += 0.2 * (outcome.service_s - self._edge_s)
         elif isinstance(outcome, CloudSent):
             self._out[outcome.id] = outcome
@@ -114,7 +115,7 @@ class Neurosurgeon(_Baseline):
 
     def _measure(self, sent: CloudSent, outcome: CloudOutcome) -> None:
         spent_s = outcome.now_s - sent.now_s - self._profile.rtt_s - (outcome.service_s if sent.key else 0.0)
-        if math.isfinite(spent_s):
+        if -LONGEST_S < spent_s < LONGEST_S:
             self.rate_byte_s += self.alpha * (sent.bytes / max(spent_s, 1e-3) - self.rate_byte_s)
 
     def _way(self, ask: Ask) -> tuple[Place, float]:
@@ -178,6 +179,8 @@ class LinUcb(_Baseline):
 
     def _measure(self, sent: CloudSent, outcome: CloudOutcome) -> None:
         out, delay_s = self._features.pop(sent.id, 0.0), outcome.now_s - sent.now_s
+        if not 0 <= delay_s <= LONGEST_S:
+            return
         self._a = [self.discount * old + new for old, new in zip(self._a, (1.0, out, out * out), strict=True)]
         self._b = [self.discount * old + new for old, new in zip(self._b, (delay_s, out * delay_s), strict=True)]
 
