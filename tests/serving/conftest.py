@@ -24,7 +24,8 @@ MakeModel = Callable[..., Path]
 @pytest.fixture(scope="module")
 def make_model(tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
     """`make_model("colours", 2)`: a bundle whose logits are the mean of each channel; `size`: side of its pictures;
-    `fixed`: a batch of 1 is baked into its graph; `nan`: it answers NaN; `weights`: so many bytes more in its file.
+    `fixed`: a batch of 1 is baked into its graph; `coupled`: items
+    in one batch change each other's answers; `nan`: it answers NaN; `weights`: so many bytes more in its file.
     """
 
     def make(
@@ -33,6 +34,7 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
         *,
         size: int = 4,
         fixed: bool = False,
+        coupled: bool = False,
         nan: bool = False,
         weights: int = 0,
     ) -> Path:
@@ -42,6 +44,9 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
         nodes = [node("GlobalAveragePool", ["x"], ["m"]), shape]
         if not fixed:
             nodes.append(node("Mul", ["f", "one"], ["y"]))
+        if coupled:
+            nodes[-1] = node("Mul", ["f", "one"], ["g"])
+            nodes += [node("ReduceMean", ["g"], ["all"], axes=[0]), node("Add", ["g", "all"], ["y"])]
         constants = [
             numpy(np.array([1, 3], np.int64), "shape"),
             numpy(np.float32(np.nan if nan else 1).reshape(1), "one"),

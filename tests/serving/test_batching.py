@@ -58,10 +58,21 @@ def test_shapes_that_do_not_fit_together_do_not_run_together() -> None:
     assert {each.kind for each in choose(mixed, speed(), 1.0, 1).batch} == {0}
 
 
+def test_the_hurried_run_with_as_few_as_they_can_bear() -> None:
+    known = speed()  # one takes 10 ms, two 14, four 22
+    hurried = Waiting(0.5, 1.016, ready=True)
+    patient = [Waiting(n / 100, float("inf"), ready=True) for n in range(7)]
+    chosen = choose([*patient, hurried], known, 1.0, 1)
+    assert hurried in chosen.batch and len(chosen.batch) == 2 and not chosen.late
+    hopeless = Waiting(0.5, 1.005, ready=True)
+    assert choose([*patient, hopeless], known, 1.0, 1).late == (hopeless,)
+    assert choose([hopeless], known, 1.0, 1).batch == (hopeless,)  # alone, it is tried
+
+
 waiting = some.builds(
     Waiting,
     some.floats(0, 1),
-    some.one_of(some.just(float("inf")), some.floats(0.9, 1.3)),
+    some.one_of(some.just(float("inf")), some.integers(995, 1080).map(lambda ms: ms / 1000)),
     some.integers(1, 3),
     some.sampled_from(["a", "b"]),
     some.booleans(),
