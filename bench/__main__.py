@@ -10,7 +10,19 @@ import subprocess
 import sys
 from typing import Any
 
-NAMES = ("pipeline", "footprint", "outbox", "placement", "oracle", "balance", "cascade", "deploy", "serving", "swap", "demo")
+NAMES = (
+    "pipeline",
+    "footprint",
+    "outbox",
+    "placement",
+    "oracle",
+    "balance",
+    "cascade",
+    "deploy",
+    "serving",
+    "swap",
+    "demo",
+)
 
 
 def run(name: str) -> dict[str, Any] | None:
