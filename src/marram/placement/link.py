@@ -43,7 +43,7 @@ _MOST_FLIGHTS = 256
 class Flight:
     """A request or probe under way.
 
-    `network_s`: what the link was expected to take, `predicted_s` the whole; beyond `patience_s` it counts as lost.
+    `network_s`: what the link was expected to take; beyond `patience_s` it counts as lost.
     `given_up`: nobody waits for it any more, but its bytes are still leaving. `left`: they have, since a later message
     was answered.
     """
@@ -52,7 +52,6 @@ class Flight:
     key: str | None
     size: int
     network_s: float = 0.0
-    predicted_s: float = 0.0
     patience_s: float = math.inf
     given_up: bool = False
     left: bool = False

@@ -256,7 +256,7 @@ class LatencyPolicy:
             model.balancer.sent(CloudSent(now_s, sent.id, sent.key, size, sent.replica))
             model.breaker.sent(now_s, flight.patience_s)
             self._hedges.asked()
-            flight.network_s, flight.predicted_s = expected.vary_s, expected.total_s
+            flight.network_s = expected.vary_s
         self._link.sent(sent.id, flight)
         self._prices.sent(size * self._link.per_byte_s, sent.key is not None)
 
