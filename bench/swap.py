@@ -3,7 +3,8 @@
 Two versions of EfficientNet-Lite0 (`marram model build efficientnet-lite0`), in turns the newest and gone, in a `Host`
 that 8 askers keep busy. Counted: questions that failed (the goal is none), and the memory of the process, once after
 each swap: how many batches were under way just then moves it by a tenth, so medians of twenty are compared. `ratio` is
-that of the first twenty over that of the last, 1 or more where it did not grow; 5 % are noise.
+that of the second twenty (by then threads and malloc have what they keep) over that of the last, 1 or more where it did
+not grow; 5 % are noise.
 
 Beside it, in the same run: what an answer takes by the same `Host` in a process of its own, over shared memory, and so
 what the way there and back costs.
@@ -129,12 +130,12 @@ def main() -> None:
         took = asyncio.run(handover_ms(folders[0]))
     for name, value in took.items():
         print(f"{name:20} {value:.3f}")
-    before, after = statistics.median(sizes[:SOME]), statistics.median(sizes[-SOME:])
+    before, after = statistics.median(sizes[SOME : 2 * SOME]), statistics.median(sizes[-SOME:])
     figures = {
         "swaps": SWAPS,
         "answered": answered,
         "failed": failed,
-        "first_mb": round(before / 1e6, 1),
+        "early_mb": round(before / 1e6, 1),
         "last_mb": round(after / 1e6, 1),
         "highest_mb": round(max(sizes) / 1e6, 1),
     }
