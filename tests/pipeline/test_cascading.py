@@ -60,6 +60,7 @@ def test_what_is_sure_stays_here(run: Any, judged: Any) -> None:
     assert seen.labels == NAMES and remote.asked == []
     assert {frame.placed.place for frame in seen.frames} == {Place.EDGE}
     assert all(frame.placed.verified and not frame.placed.escalated for frame in seen.frames)
+    assert seen.events[0].data["reason"] == "as the test says"
 
 
 def test_what_is_unsure_is_answered_by_the_cloud_and_learnt_from(run: Any, judged: Any) -> None:

@@ -115,6 +115,10 @@ def test_a_fault_is_told_at_its_field(look: Look, tmp_path: Path, text: str, fau
             CAMERA + "raw: allowed\nsteps: [{classify: ./colours, cloud: ./colours, hedge: 3 %}]",
             "steps[0].hedge: says nothing here: without a `deadline`",
         ),
+        (
+            CAMERA + "raw: allowed\nsteps: [{classify: ./colours, cloud: ./colours, place: cheapest}]",
+            "steps[0].place: nothing costs anything here",
+        ),
         (CAMERA + "steps: [{function: good.py:ef}]", 'steps[0].function: no "ef" is seen in good.py; did'),
         (
             CAMERA + "steps: [{function: good.py:f, requires: [no-such-package]}]",

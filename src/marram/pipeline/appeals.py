@@ -46,7 +46,7 @@ class Appeals:
         if verdict.action is Action.ESCALATE and quote is not None:
             self._escalate(attempt, seen, verdict, quote)
             return
-        attempt.choice = replace(attempt.choice, verified=verdict.verified)
+        attempt.choice = replace(attempt.choice, verified=verdict.verified, reason=verdict.reason)
         self._carrier.answer(attempt, seen, Place.EDGE)
         if verdict.action is Action.CHECK and quote is not None:
             self._check(attempt, seen, verdict, quote)

@@ -6,6 +6,7 @@ from marram.pipeline.findings import Findings
 from marram.schema.app import App, DetectStep, FunctionStep, InferStep, Step, running_steps
 from marram.schema.errors import Invalid
 from marram.schema.page import Place
+from marram.schema.placing import Tariff
 
 # What says how the cloud is asked, and says nothing where none is.
 _OF_THE_CLOUD = ("encoding_loss", "split", "hedge", "costs", "budget")
@@ -53,6 +54,12 @@ def _check_costs(place: Place, step: InferStep, found: Findings) -> None:
 
 
 def _note_idle(place: Place, step: InferStep, found: Findings) -> None:
+    if step.cloud is not None and step.place == "cheapest" and step.costs == Tariff():
+        found.note(
+            (*place, "place"),
+            "nothing costs anything here, so the edge answers wherever it is in time",
+            "Say what things take, such as costs: {edge: 4 W, send: 1.2 W, cloud: 0.0004}.",
+        )
     if step.cloud is None:
         for name in _OF_THE_CLOUD:
             if name in step.model_fields_set:

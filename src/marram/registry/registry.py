@@ -111,7 +111,9 @@ class Registry:
                 hint="`marram model list` shows all.",
             )
         meant = did_you_mean(name, sorted({r.name for r in self._models.list()}))
-        raise Missing(f'no model "{name}" in the cloud{meant}', hint="`marram model list` shows all.")
+        raise Missing(
+            f'no model "{name}" in the cloud{meant}', hint="`marram model list` shows all, `marram model add` adds one."
+        )
 
     def resolve(self, reference: str) -> ModelRow:
         """What `name`, `name@3`, `name@stable` means now. Raises Invalid (no reference), Missing."""

@@ -21,6 +21,7 @@ from marram.schema.placing import (
     HEDGE,
     Allowance,
     CascadeField,
+    Deadline,
     HedgeShare,
     ObjectiveField,
     Region,
@@ -106,7 +107,7 @@ class InferStep(Step):
     cloud: str | None = None
     # `surest within 200 ms` says the deadline too.
     place: ObjectiveField = "soonest"
-    deadline: Duration | None = None
+    deadline: Deadline | None = None
     # What of the picture the model sees, at the edge and in the cloud: a box of it, or the surest earlier detection's.
     # Boxes in results stay in pixels of the frame.
     region: Region | None = None
@@ -435,7 +436,12 @@ def app_on(page: Page) -> App:
 def _fault(page: Page, error: Any) -> str:
     """One pydantic error as `file:line  field: fault`."""
     location = _document_location(error["loc"])
-    return f"{page.where(location)}: {_message(error, location)}"
+    message = _message(error, location)
+    # What is wrong with several fields together is found at what holds them, and names the one to mend first.
+    field, colon, rest = message.partition(": ")
+    if colon and page.span([*location, field]) is not None:
+        location, message = [*location, field], rest
+    return f"{page.where(location)}: {message}"
 
 
 def _document_location(loc: tuple[str | int, ...]) -> list[str | int]:

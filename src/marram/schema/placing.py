@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from marram.schema.addresses import is_loopback
 from marram.schema.model import Strict
-from marram.schema.units import Power, Share, Spending
+from marram.schema.units import Duration, Power, Share, Spending, parse_duration
 
 Objective = Literal["soonest", "surest", "cheapest", "edge", "cloud"]
 OBJECTIVES: tuple[str, ...] = get_args(Objective)
@@ -46,8 +46,21 @@ def spelt_out(step: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f'place: no objective "{objective}"; use one of {", ".join(OBJECTIVES)}')
     deadline = step.get("deadline")
     if deadline is not None and str(deadline).split() != within.split():
-        raise ValueError(f"place says within {within}, and deadline says {deadline}; keep one of them")
+        raise ValueError(f"place: says within {within}, and deadline says {deadline}; keep one of them")
+    try:
+        _some_time(parse_duration(within))
+    except ValueError as error:
+        raise ValueError(f"place: {error}") from None
     return {**step, "place": objective, "deadline": within}
+
+
+def _some_time(value: float) -> float:
+    if value <= 0:
+        raise ValueError("nothing is answered in no time; write for example 200 ms, or leave it away")
+    return value
+
+
+Deadline = Annotated[Duration, AfterValidator(_some_time)]
 
 
 def _switched(value: object) -> object:

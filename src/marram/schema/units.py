@@ -104,6 +104,8 @@ def parse_spending(text: object) -> float:
 def parse_power(text: object) -> float:
     """`6 W` -> 6.0 watts. Raises ValueError."""
     value, unit = _split(text, _POWER_W, "6 W")
+    if value < 0:
+        raise ValueError(f'"{text}" is negative')
     return value * _POWER_W[unit]
 
 

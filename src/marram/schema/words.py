@@ -40,6 +40,8 @@ def field_fault(fault: Mapping[str, Any], *, echo: bool = True) -> str:
         return str(fault["ctx"]["error"])
     if fault["type"] == "path_traversal":
         return str(fault["msg"])
+    if fault["type"] in ("bool_parsing", "bool_type"):
+        return f"is yes or no, got {reprlib.repr(fault.get('input'))}" if echo else "is yes or no"
     message = str(fault["msg"])
     message = f"{message[0].lower()}{message[1:]}"
     return f"{message}, got {reprlib.repr(fault.get('input'))}" if echo else message
