@@ -89,6 +89,15 @@ async def test_without_a_session_only_the_sign_in_answers(ask: Ask) -> None:
     assert [await ask(*each, signed_in=False) for each in CONSOLE] == [303, 401, IN, 401, 401]
 
 
+@pytest.mark.parametrize("path", ["/api/v1/status", "/v2", "/v2/health/ready", "/v2/models/m/infer"])
+async def test_what_asks_for_tokens_itself_needs_no_session(ask: Ask, path: str) -> None:
+    assert await ask("POST", path, signed_in=False) == IN
+
+
+async def test_what_only_looks_like_it_does(ask: Ask) -> None:
+    assert {await ask("GET", path, signed_in=False) for path in ("/v2x", "/v22/models", "/api")} == {401}
+
+
 async def test_an_open_socket_ends_with_its_session(tmp_path: Path) -> None:
     store, now_s = open_store(tmp_path / "cloud.db"), [0.0]
     access, sent = Access(store), list[Message]()

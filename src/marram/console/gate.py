@@ -34,7 +34,7 @@ from marram.store import acting_as
 
 COOKIE = "marram_session"
 # What the API itself guards (or leaves open on purpose): everything else on this port is the console's.
-_API = ("/api/", "/healthz", "/metrics", "/openapi.json", "/docs", "/ca.pem")
+_API = ("/api/", "/v2", "/healthz", "/metrics", "/openapi.json", "/docs", "/ca.pem")
 # Only from this port: the page works, and stays private, on a network without the internet. NiceGUI's Vue templates
 # are compiled in the browser, which takes unsafe-eval.
 _POLICY = (
