@@ -319,7 +319,8 @@ class Carrier:
             self._leave_edge()
         frame = attempt.frame
         frame.result = attempt.view.in_frame(_as_asked(result, self._options))
-        frame.placed = attempt.choice.placed(place)
+        placed = attempt.choice.placed(place)
+        frame.placed = replace(placed, answered_s=max(0.0, time.monotonic() - frame.captured_s))
         attempt.slot.finish(frame)
 
     def _enter_edge(self) -> None:

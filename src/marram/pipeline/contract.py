@@ -80,7 +80,8 @@ class Placed:
     `audit`: forced by an audit block, not chosen. `fallback`: the cloud was chosen and did not answer in time.
     `hedged`: the edge was started too, because the reply threatened to be late. `decision`: what was predicted, for
     whoever asks why. In a cascade, `escalated`: the edge was unsure and the cloud answered; `verified` False: it was
-    unsure, or nobody could say, and the cloud could not be asked.
+    unsure, or nobody could say, and the cloud could not be asked. `answered_s`: from capture until the answer was
+    there; what `latency_s` is more, the frame waited for those before it.
     """
 
     place: Place
@@ -94,6 +95,7 @@ class Placed:
     escalated: bool = False
     verified: bool = True
     decision: Decision | None = None
+    answered_s: float = 0.0
 
 
 class Source(Protocol):

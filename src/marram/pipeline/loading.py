@@ -11,6 +11,7 @@ from marram.pipeline.inputs import check_same_input
 from marram.runtime.bundle import Bundle
 from marram.runtime.codecs import cuts_for
 from marram.runtime.cut import Front
+from marram.runtime.example import example
 from marram.runtime.model import Model
 from marram.schema.app import InferStep
 from marram.schema.errors import Invalid, MarramError
@@ -34,6 +35,7 @@ def load_seats(spec: InferStep, context: StepContext, cloud: ModelCard | None, f
     try:
         for _ in range(spec.parallel):
             seats.append(Seat(Model.load(bundle, variant=spec.variant)))
+            _warm(seats[-1].model)
         if cloud is not None and fronts is not None and spec.split:
             seats = _with_fronts(seats, cloud, fronts)
     except MarramError:
@@ -41,6 +43,14 @@ def load_seats(spec: InferStep, context: StepContext, cloud: ModelCard | None, f
             seat.close()
         raise
     return seats
+
+
+def _warm(model: Model) -> None:
+    """Run it once: an engine's first run takes longer, and placement would take that for what the edge takes."""
+    try:
+        model.run(model.prepare(example(model.card)))
+    except MarramError as error:
+        log.debug("%s cannot be warmed up: %s", model.bundle.reference, error)
 
 
 def check_task(spec: InferStep, card: ModelCard, where: str) -> None:

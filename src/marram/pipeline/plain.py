@@ -45,7 +45,11 @@ def _plain(value: Any, name: str, depth: int) -> Any:
     if isinstance(value, dict):
         return {_key(key): _plain(item, f"{name}.{key}", depth + 1) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(item, f"{name}[{i}]", depth + 1) for i, item in enumerate(value)]
+        # Long lists are lists of numbers, mostly: those need no name, which would take longer than all the rest.
+        return [
+            item if type(item) is float and math.isfinite(item) else _plain(item, f"{name}[{i}]", depth + 1)
+            for i, item in enumerate(value)
+        ]
     if isinstance(value, (datetime.datetime, datetime.date, datetime.time)):
         return value.isoformat()
     if isinstance(value, (bytes, bytearray)):

@@ -270,9 +270,9 @@ def _tensor(value: Any) -> NDArray[np.float32] | None:
         value = list(zip(*lists, strict=False)) if lists else [[item for item in value.values() if _is_number(item)]]
     elif _is_number(value):
         value = [[value]]
-    elif isinstance(value, list) and all(_is_number(item) for item in value):
-        value = [[item] for item in value]
-    if not isinstance(value, list):
+    elif isinstance(value, list) and all(type(item) is float or _is_number(item) for item in value):
+        value = np.array(value, dtype=np.float64)[:, np.newaxis]
+    if not isinstance(value, (list, np.ndarray)):
         return None
     try:
         tensor = np.array(value, dtype=np.float32)
