@@ -2,6 +2,7 @@
 
 `python -m bench.oracle`. Streams in three settings; regret is the total loss over that of the schedule which knows the
 future, less one. Every recording is used that lies under `../shared/data/links`; without them the made links alone.
+`--live` has the policy run in real processes on three of the recordings, beside the simulation of these very runs.
 `--cross-validate` chooses the policy's constants anew on half of the links, several times, and reports on the others.
 `ratio` is the worst of goal ÷ regret; `ok` also wants each baseline's regret to be higher in each setting.
 """
@@ -17,6 +18,7 @@ from functools import partial
 from multiprocessing import Pool
 from pathlib import Path
 
+from bench._oracle_live import live
 from bench._verdict import at_least, conclude
 from marram.lab.oracle.compare import (
     PRESENT,
@@ -152,9 +154,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Compare; or as the arguments say."""
     parser = argparse.ArgumentParser(prog="python -m bench.oracle", description=__doc__)
     parser.add_argument("--cross-validate", action="store_true", help="choose the constants anew on half of the links")
+    parser.add_argument("--live", action="store_true", help="real processes and shaped links, three recordings")
     asked = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     if asked.cross_validate:
         cross_validate()
+    elif asked.live:
+        live(_LINKS)
     else:
         compare()
 

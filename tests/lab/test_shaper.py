@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
@@ -232,6 +233,19 @@ async def test_the_process_form_obeys_and_names_its_faults() -> None:
             link.cut()
     with pytest.raises(Permanent, match="no trace"):
         await asyncio.to_thread(LinkProcess, "127.0.0.1:1", "5g")
+
+
+async def test_the_process_form_takes_another_delay_and_down_link_and_knows_where_in_its_trace_it_is() -> None:
+    async with server(echo) as port:
+        target = f"127.0.0.1:{port}"
+        link = await asyncio.to_thread(LinkProcess, target, "20 Mbit/s 5 ms", rtt_s=0.03, down_bit_s=1e6)
+        with link:
+            begun_s = time.monotonic()
+            first, at_s = await asyncio.to_thread(link.stats), time.monotonic()
+            assert (first["up_bit_s"], first["down_bit_s"], first["rtt_s"]) == (20e6, 1e6, 0.03)
+            before_s = time.monotonic()
+            later = await asyncio.to_thread(link.stats)
+            assert before_s - at_s <= later["age_s"] - first["age_s"] <= time.monotonic() - begun_s
 
 
 def test_the_process_ends_with_its_parent() -> None:

@@ -18,12 +18,25 @@ from marram.schema.errors import NotReady, Permanent
 class LinkProcess:
     """`with LinkProcess("127.0.0.1:4222", "lte:7") as link: … link.port … link.cut()`. Safe from any thread.
 
-    `trace` as in `marram.lab.traces.parse_trace`; `listen` 0 takes a free port. Raises Permanent with the shaper's own
-    words where it cannot start (no such trace, port taken), NotReady from any call after it ended.
+    `trace` as in `marram.lab.traces.parse_trace`; `rtt_s` and `down_bit_s` take the place of its round-trip times and
+    of its down link, which most recordings do not hold. `listen` 0 takes a free port. Raises Permanent with the
+    shaper's own words where it cannot start (no such trace, port taken), NotReady from any call after it ended.
     """
 
-    def __init__(self, target: str, trace: str, *, listen: int = 0) -> None:
+    def __init__(
+        self,
+        target: str,
+        trace: str,
+        *,
+        rtt_s: float | None = None,
+        down_bit_s: float | None = None,
+        listen: int = 0,
+    ) -> None:
         arguments = ["--target", target, "--trace", trace, "--listen", str(listen)]
+        if rtt_s is not None:
+            arguments += ["--rtt", str(rtt_s)]
+        if down_bit_s is not None:
+            arguments += ["--down", str(down_bit_s)]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "marram.lab.shaper", *arguments],
             stdin=subprocess.PIPE,

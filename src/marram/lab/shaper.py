@@ -22,7 +22,7 @@ import struct
 import sys
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
@@ -344,10 +344,13 @@ class Link:
             self.closed(end)
 
     def stats(self) -> dict[str, Any]:
-        """What the link is and did: rates in bit/s, `rtt_s`, bytes carried and waiting each way, connections."""
+        """What the link is and did: how far into the trace it is (`age_s`), rates in bit/s, `rtt_s`, bytes carried and
+        waiting each way, connections.
+        """
         age = self.age(self.now())
         return {
             "trace": self.trace.name,
+            "age_s": age,
             "up_bit_s": self.trace.up.at(age),
             "down_bit_s": self.trace.down.at(age),
             "rtt_s": self.trace.rtt_at(age),
@@ -422,7 +425,12 @@ def _spoken(link: Link, line: str) -> dict[str, Any]:
 
 async def _serve(arguments: argparse.Namespace) -> None:
     host, _, port = arguments.target.rpartition(":")
-    link = Link(host, int(port), parse_trace(arguments.trace), queue_bytes=arguments.queue, listen=arguments.listen)
+    trace = parse_trace(arguments.trace)
+    if arguments.rtt is not None:
+        trace = replace(trace, starts_s=(0.0,), rtt_s=(arguments.rtt,))
+    if arguments.down is not None:
+        trace = replace(trace, down=Direction((0.0,), (arguments.down,), 1.0))
+    link = Link(host, int(port), trace, queue_bytes=arguments.queue, listen=arguments.listen)
     async with link:
         print(json.dumps({"port": link.port}), flush=True)
         reader = asyncio.StreamReader()
@@ -436,6 +444,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m marram.lab.shaper", description="A shaped TCP link.")
     parser.add_argument("--target", required=True, metavar="HOST:PORT")
     parser.add_argument("--trace", required=True, help="wifi, lte:7, 3g, '6 Mbit/s 48 ms', or a .up or .json file")
+    parser.add_argument("--rtt", type=float, metavar="SECONDS", help="the round-trip time, in place of the trace's own")
+    parser.add_argument("--down", type=float, metavar="BIT/S", help="the down link's rate, in place of the trace's own")
     parser.add_argument("--listen", type=int, default=0, metavar="PORT", help="0: a free one")
     parser.add_argument("--queue", type=int, default=64 * 1024, metavar="BYTES")
     try:
