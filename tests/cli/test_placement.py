@@ -66,6 +66,18 @@ def test_what_was_never_measured_is_not_said_to_take_nothing(explained: Any) -> 
     assert "predicted" not in text and "0 ms" not in text and "edge   not measured yet" in text
 
 
+def test_a_part_that_was_never_measured_is_named(explained: Any) -> None:
+    untried = {"place": "cloud", "codec": "jpeg-85", "bytes": 12034, "total_ms": 46, "transfer_ms": 15, "rtt_ms": 31}
+    text = explained(SOON | {"place": "edge", "why": {"ways": [WHY["ways"][1], untried]}})
+    assert "15 + rtt 31 + inference not measured yet" in text
+
+
+def test_whose_frame_it_is_stands_there_where_several_could_be_meant(explained: Any) -> None:
+    ours = SOON | {"device": "pi-1", "app": "gate"}
+    assert explained(ours).startswith("pi-1 frame 10417 ")
+    assert explained(ours, ours | {"app": "yard"}).startswith("pi-1 yard frame 10417 ")
+
+
 def test_frames_are_chosen_by_number_or_as_the_last(explained: Any) -> None:
     results = [SOON | {"frame": number} for number in range(5)]
     assert explained(*results).startswith("frame 4 ")
@@ -79,6 +91,8 @@ def test_frames_are_chosen_by_number_or_as_the_last(explained: Any) -> None:
 def test_a_file_that_holds_no_results_is_named(explained: Any, tmp_path: Path) -> None:
     assert "no results in" in explained({"kind": "alert"}, status=2)
     (tmp_path / "odd.jsonl").write_text('{"frame": 1}\nnot json\n')
+    (tmp_path / "deep.jsonl").write_text("[" * 200_000)
+    assert execute(["placement", "explain", "--file", str(tmp_path / "deep.jsonl")]) == 2
     assert execute(["placement", "explain", "--file", str(tmp_path / "odd.jsonl")]) == 2
     assert execute(["placement", "explain", "--file", str(tmp_path / "none.jsonl")]) == 2
 

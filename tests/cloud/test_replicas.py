@@ -189,7 +189,7 @@ async def test_a_model_that_takes_its_process_down_waits_while_the_others_are_se
         keeper.served["crashes", 1].again_s = keeper.served["broken", 1].again_s = float("inf")
         keeper.want(set(keeper.served))  # look again
         await until(lambda: {keeper.served[name, 1].state for name in ("well", "zealous")} == {ReplicaState.READY})
-        assert keeper.served["crashes", 1].reason == "terribly wrong"
+        assert keeper.served["crashes", 1].reason == "killed by signal 9; its last words: terribly wrong"
         assert keeper.served["broken", 1].reason == "it is broken"
         pid = keeper.served["well", 1].pid
         keeper.want(set())

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tests.pipeline.scripted import GOOD, Chooser, Scripted, fails, reply, says, silent
 
+from marram.pipeline import appeals
 from marram.placement.cascade import Action, Cascade, Judged
 from marram.placement.contract import Ask, Considered, Decision
 from marram.runtime.bundle import Bundle
@@ -91,6 +92,15 @@ def test_the_edges_answer_stands_unverified_where_the_cloud_says_nothing(run: An
 def test_an_unsure_answer_waits_for_the_cloud_no_longer_than_its_deadline(run: Any, judged: Any) -> None:
     judged(Action.ESCALATE)
     _, seen, _ = run(silent, Chooser([Place.EDGE], timeout_s=600), "cascade: learnt, deadline: 50 ms")
+    assert seen.labels == NAMES and not any(frame.placed.verified for frame in seen.frames)
+
+
+def test_without_a_deadline_a_silent_cloud_holds_an_answer_back_for_a_moment_only(
+    run: Any, judged: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged(Action.ESCALATE)
+    monkeypatch.setattr(appeals, "ERROR_S", 0.05)
+    _, seen, _ = run(silent, Chooser([Place.EDGE], timeout_s=600))
     assert seen.labels == NAMES and not any(frame.placed.verified for frame in seen.frames)
 
 

@@ -72,8 +72,11 @@ def explain(
         print(json_.dumps(chosen, indent=2, ensure_ascii=False))
         return
     out = _show.console()
+    # Whose frame it is stands there where that was not asked for.
+    named = ["device"] if device is None else []
+    named += ["app"] if app is None and len({str(data.get("app")) for data in found}) > 1 else []
     for data in chosen:
-        _print(out, data)
+        _print(out, data, named)
     for line in told:
         out.print(_show.plain(line, 1000))
 
@@ -113,7 +116,7 @@ def _read(file: Path) -> Iterator[dict[str, Any]]:
             continue
         try:
             document = json_.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             hint = "A jsonl sink writes them, and marram run --json."
             raise Invalid("not a result as a line of JSON", where=f"{file}:{number}", hint=hint) from error
         if isinstance(document, dict):
@@ -134,9 +137,9 @@ def _states(api: CloudApi, device: str | None, app: str | None) -> list[str]:
 # ---------------------------------------------------------------- in words
 
 
-def _print(out: Console, data: dict[str, Any]) -> None:
+def _print(out: Console, data: dict[str, Any], named: list[str]) -> None:
     """One frame: a line of what happened, then one for each way, in columns."""
-    out.print(_headline(data))
+    out.print(_headline(data, named))
     why = data.get("why")
     listed = why.get("ways") if isinstance(why, dict) else None
     ways = [way for way in listed if isinstance(way, dict)] if isinstance(listed, list) else []
@@ -151,7 +154,7 @@ def _print(out: Console, data: dict[str, Any]) -> None:
     rows.show_header = False
     for way in ways:
         total, words = figure_of(way, "total_ms"), _sum(way)
-        if not words and not total:  # predicted to take nothing, so that it is tried
+        if not words and not total:
             total, words = None, "not measured yet"
         mine = way is chosen
         excluded = way.get("excluded")
@@ -164,11 +167,19 @@ def _print(out: Console, data: dict[str, Any]) -> None:
     out.print(rows)
 
 
-def _headline(data: dict[str, Any]) -> Text:
-    """`frame 10417 → cloud   predicted 61 ms (48–90)   took 57 ms`, and what was out of the ordinary."""
+def _headline(data: dict[str, Any], named: list[str]) -> Text:
+    """`frame 10417 → cloud   predicted 61 ms (48–90)   took 57 ms`, and what was out of the ordinary.
+
+    In front of it the words of `data` that are `named` (device, app).
+    """
     place = str(data.get("place"))
+    whose = [_show.plain(data[name], 64).plain for name in named if isinstance(data.get(name), str)]
     line = Text.assemble(
-        "frame ", _show.plain(data.get("frame", "?"), 20), " → ", (_show.plain(place, 20).plain, _STYLES.get(place, ""))
+        "".join(f"{word} " for word in whose),
+        "frame ",
+        _show.plain(data.get("frame", "?"), 20),
+        " → ",
+        (_show.plain(place, 20).plain, _STYLES.get(place, "")),
     )
     why = data.get("why") if isinstance(data.get("why"), dict) else {}
     assert isinstance(why, dict)
@@ -214,6 +225,8 @@ def _sum(way: dict[str, Any]) -> str:
             continue
         name = _sent(way, took) if part == "transfer" else own.get(part, usual)
         parts.append(f"{name} {_ms(took)}")
+    if parts and not figure_of(way, "service_ms"):  # never asked: counted as nothing, so that it is tried
+        parts.append("inference not measured yet")
     return " + ".join(parts)
 
 

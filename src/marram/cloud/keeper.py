@@ -189,7 +189,7 @@ class Keeper:
                 return None
             code = await child.ending
             await asyncio.gather(*child.readers)
-            return child.lines[-1] if child.lines else f"exit status {code}"
+            return _how(child, code)
         finally:
             await _terminate(process)
             await asyncio.gather(child.ending, return_exceptions=True)
@@ -233,7 +233,7 @@ class Keeper:
             reason = "loading it did not end"
             if child.ending.done():
                 await asyncio.gather(*child.readers)
-                reason = child.lines[-1] if child.lines else f"loading it ended with {child.ending.result()}"
+                reason = _how(child, child.ending.result())
             served.failed(reason)
             for other in self.served.values():
                 if other is not served and other.state is ReplicaState.READY:
@@ -263,6 +263,14 @@ async def _hear(child: _Child, stream: asyncio.StreamReader) -> None:
         verdict = Verdict.of(line)
         if verdict is not None:
             child.verdicts.put_nowait(verdict)
+
+
+def _how(child: _Child, code: int) -> str:
+    """How it ended, in words: what killed it, and the last that it said."""
+    said = child.lines[-1] if child.lines else ""
+    if code < 0:
+        return f"killed by signal {-code}" + (f"; its last words: {said}" if said else "")
+    return said or f"exit status {code}"
 
 
 async def _note(child: _Child, stream: asyncio.StreamReader) -> None:

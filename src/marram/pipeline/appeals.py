@@ -14,7 +14,7 @@ from functools import partial
 from marram.pipeline.attempt import Attempt
 from marram.pipeline.carrier import Carrier, Inquiry, Limits
 from marram.pipeline.contract import Reply
-from marram.pipeline.escalation import Escalation, Verdict
+from marram.pipeline.escalation import ERROR_S, Escalation, Verdict
 from marram.placement.cascade import Action
 from marram.placement.contract import Decision, Way
 from marram.schema.result import Place, Result
@@ -56,8 +56,11 @@ class Appeals:
         attempt.choice = replace(attempt.choice, reason=verdict.reason, decision=_after(attempt, decision))
         late = partial(self._compare, seen, verdict)
         answered = partial(self._said, attempt, seen, verdict)
-        # No hedge: the edge has answered.
+        # No hedge: the edge has answered. For the same reason nobody waits for a cloud that fell silent as long as is
+        # worth it where there is no answer yet.
         limits = replace(self._limits_of(decision), hedge_s=None)
+        if attempt.until_s is None:
+            limits = replace(limits, wait_s=min(limits.wait_s, max(ERROR_S, 2 * decision.predicted_s)))
         self._carrier.inquire(attempt, Inquiry(way, limits, answered, late))
 
     def _said(

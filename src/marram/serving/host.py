@@ -271,7 +271,8 @@ class Host:
             part.failures += 1
             pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (part.failures - 1))
             part.failed, part.again_s = error, time.monotonic() + pause_s
-            log.warning("%s cannot be loaded: %s", part.bundle.reference, error)
+            error.where = error.where or part.bundle.reference
+            log.warning("not loaded: %s", error)
             raise
         finally:
             part.loading = None
