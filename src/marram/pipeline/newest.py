@@ -71,7 +71,7 @@ class Newest:
                         return
                     (image, time_s, captured_s), self._newest = self._newest, None
                 if self._every_s is not None:
-                    due_s = following(due_s, self._every_s)
+                    due_s = following(due_s, self._every_s, captured_s)
                 yield Frame(index, time_s, captured_s, image=image, name=self._name)
         finally:
             self.close()

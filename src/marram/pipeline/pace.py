@@ -36,7 +36,11 @@ class Pace:
         self._closed.set()
 
 
-def following(due_s: float, every_s: float) -> float:
-    """When the next frame is due after the one that was due at `due_s` and is taken now."""
+def following(due_s: float, every_s: float, came_s: float | None = None) -> float:
+    """When the next frame is due after the one that was due at `due_s` and is taken now.
+
+    A live one came at `came_s`, and the next will so long after it: who took it much too late would else take each one
+    later, too, by as much.
+    """
     now_s = time.monotonic()
-    return due_s + every_s if due_s + every_s > now_s else now_s + every_s
+    return due_s + every_s if due_s + every_s > now_s else (now_s if came_s is None else came_s) + every_s

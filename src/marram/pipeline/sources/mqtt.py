@@ -101,7 +101,7 @@ class Mqtt:
             if message is None:
                 return
             if every_s is not None:
-                due_s = following(due_s, every_s)
+                due_s = following(due_s, every_s, message.captured_s)
             value = parse_payload(message.payload)
             tensor = _tensor(value)
             yield Frame(index, message.time_s, message.captured_s, reading=value, tensor=tensor, name=message.topic)
