@@ -358,7 +358,7 @@ def test_what_was_learnt_is_of_one_pair_of_models(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_read_or_written_fails_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "memory.json"
-    for content in (b"\xff no json", b"[1, 2]", b'{"part": 3}'):
+    for content in (b"\xff no json", b"[1, 2]", b'{"part": 3}', b"[" * 200_000):
         path.write_bytes(content)
         assert Memory(path).hold("part", dict) is None
     missing = Memory(tmp_path / "no" / "folder" / "memory.json")

@@ -85,7 +85,7 @@ class Memory:
             document = json.loads(self._path.read_bytes())
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             log.warning("%s cannot be read, it is learnt anew: %s", self._path, error)
             return {}
         return document if isinstance(document, dict) else {}
