@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 SUBJECT, QUEUE = "$SYS.REQ.USER.AUTH", "callout"
 _PARALLEL = 8
+# What a device is asked it may answer, once and so soon: nowhere else may it speak in another's inbox.
+_ANSWER_S = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,7 @@ class Callout:
                 "exp": int(admitted.expires_s),
                 "nats": {
                     **{what: {"allow": subjects} for what, subjects in allowed.items()},
+                    "resp": {"max": 1, "ttl": _ANSWER_S * 10**9},
                     "subs": -1,
                     "data": -1,
                     "payload": -1,

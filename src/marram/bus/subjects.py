@@ -9,6 +9,9 @@
 | `d.<id>.metadata` | device → fleet (queue group) | one range of a signed metadata file by name |
 | `d.<id>.renew` | device → fleet (queue group) | a new certificate for a new key |
 | `d.<id>.secrets` | device → fleet (queue group) | the secrets that its apps declare, sealed to its key |
+| `d.<id>.peer.<app>.<model>.<version>[.<peer>]` | device → fleet (queue group) | one inference for another device |
+| `d.<id>.peer.probe` | device → fleet (queue group) | bytes to time the link with, where no replica runs |
+| `d.<id>.asked.<app>.<model>.<version>` | fleet → device | the same, for the model that the app runs there |
 | `infer.<model>.<version>` | device → replicas (queue group) | one inference, for whichever takes it |
 | `infer.<model>.<version>.<replica>` | device → that replica | one inference |
 | `probe` | device → replicas (queue group) | bytes to time the link with |
@@ -22,6 +25,9 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+
+from marram.schema.errors import Invalid
 
 INGEST = "d.*.events"
 REPORTS = "d.*.report"
@@ -29,11 +35,22 @@ BLOBS = "d.*.blob"
 METADATA = "d.*.metadata"
 RENEWALS = "d.*.renew"
 SECRETS = "d.*.secrets"
+PEERS = "d.*.peer.>"
 PROBE = "probe"
 # Names of replicas are part of a subject, and come from outside.
 _REPLICA = re.compile(r"[A-Za-z0-9_-]{1,64}")
 CUT = "fleet.cut"
 SERVED = "served"
+
+
+@dataclass(frozen=True, slots=True)
+class PeerQuestion:
+    """Which model is asked, of devices that run it for that app; `peer`: which of them first."""
+
+    app: str
+    model: str
+    version: int
+    peer: str | None = None
 
 
 def events(device: str) -> str:
@@ -62,6 +79,31 @@ def renew(device: str) -> str:
 
 def secrets(device: str) -> str:
     return f"d.{device}.secrets"
+
+
+def peer(device: str, question: PeerQuestion) -> str:
+    named = f".{question.peer}" if question.peer else ""
+    return f"d.{device}.peer.{question.app}.{question.model}.{question.version}{named}"
+
+
+def asked(device: str, question: PeerQuestion) -> str:
+    return f"d.{device}.asked.{question.app}.{question.model}.{question.version}"
+
+
+def peer_probe(device: str) -> str:
+    return f"d.{device}.peer.{PROBE}"
+
+
+def all_asked(device: str) -> str:
+    return f"d.{device}.asked.>"
+
+
+def peer_question(subject: str) -> PeerQuestion:
+    """What is asked on a subject that `peer` or `asked` made. Raises Invalid for another."""
+    _, _, _, *said = subject.split(".")
+    if not 3 <= len(said) <= 4 or not said[2].isdecimal():
+        raise Invalid(f"{subject[:200]} asks nothing of another device")
+    return PeerQuestion(said[0], said[1], int(said[2][:9]), said[3] if len(said) == 4 else None)
 
 
 def infer(model: str, version: int, replica: str | None = None) -> str:
@@ -96,13 +138,16 @@ def device_of(subject: str) -> str:
 
 
 def device_permissions(device: str) -> dict[str, list[str]]:
-    """What the broker allows a device: speak as itself, ask replicas, hear only what is addressed to it."""
+    """What the broker allows a device: speak as itself, ask replicas, hear only what is addressed to it.
+
+    (And answer what it is asked, once: `callout`.)
+    """
     return {
         "publish": [
-            *(f"d.{device}.{what}" for what in ("events", "report", "blob", "metadata", "renew", "secrets")),
+            *(f"d.{device}.{what}" for what in ("events", "report", "blob", "metadata", "renew", "secrets", "peer.>")),
             "infer.>",
             PROBE,
             f"{PROBE}.>",
         ],
-        "subscribe": [f"d.{device}.desired", f"_INBOX_{device}.>"],
+        "subscribe": [f"d.{device}.desired", all_asked(device), f"_INBOX_{device}.>"],
     }

@@ -29,6 +29,7 @@ from marram.cloud.folder import FolderLock, make_folder
 from marram.cloud.grpc_listener import GrpcListener
 from marram.cloud.ingest import Ingest
 from marram.cloud.listeners import Listeners, bracketed, reachable
+from marram.cloud.peers import Peers
 from marram.cloud.provision import check_belong, check_kept, provided, provision
 from marram.cloud.renewals import Renewals
 from marram.cloud.replicas import Key, Replicas, Room
@@ -189,6 +190,7 @@ class Cloud:
             await fleet.start()
             self._closing.push_async_callback(fleet.stop)
             await Renewals(bus, state.enrolment).start()
+            await Peers(bus, state.store).start()
         if Role.REPLICA in settings.roles:
             assert self.broker is not None and self.gate is not None
             asked = []

@@ -249,7 +249,7 @@ def tail(events: list[EventView]) -> str:
 
 def _row(event: EventView) -> str:
     data = event.data
-    place = data.get("place") if data.get("place") in ("edge", "cloud", "split") else ""
+    place = data.get("place") if data.get("place") in ("edge", "cloud", "split", "peer") else ""
     delay = figure(data.get("latency_ms"))
     kind = event.kind.value
     tag = f'<span class="chip {kind}">{kind}</span> ' if kind != "result" else ""

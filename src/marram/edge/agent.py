@@ -46,12 +46,14 @@ from marram.edge.trustee import Trustee
 from marram.edge.trustee_child import ChildTrustee
 from marram.edge.vetting import Vetting
 from marram.schema.device import AppState, Desired, DesiredApp, DeviceInfo, Reported
-from marram.schema.errors import MarramError, Retryable
+from marram.schema.errors import MarramError, NotReady, Retryable
 
 log = logging.getLogger("marram.edge")
 
 _AGAIN_S = 5.0
 _DISK_PAUSE_S = 2.0
+# Other devices' questions handled side by side; the cloud brings one at a time.
+_ASKED = 4
 # While the cloud stays away, that is said so often.
 _SAY_AGAIN_S = 600.0
 
@@ -162,6 +164,7 @@ class Agent:
         self._journal = Journal(outbox)
         log.info("device %s, process %d, folder %s", self._device, os.getpid(), self._folder.path)
         await self._bus.subscribe(subjects.desired(self._device), self._nudged)
+        await self._bus.subscribe(subjects.all_asked(self._device), self._asked, parallel=_ASKED)
         uplink = asyncio.create_task(_for_ever("the uplink", self._uplink.run))
         status = StatusSocket(self._folder.path, self.status)
         if self._around.status:
@@ -321,6 +324,15 @@ class Agent:
             self._measuring = asyncio.create_task(self._measure(asked.model), name="measure")
         self._changed.set()
 
+    async def _asked(self, message: Message) -> bytes | None:
+        """Another device's question, which the cloud brought."""
+        question = subjects.peer_question(message.subject)
+        keeper = self._keepers.get(question.app)
+        worker = None if keeper is None else keeper.worker
+        if worker is None or not worker.running.is_set():
+            raise NotReady(f"no app {question.app} runs here now")
+        return await worker.answer((question.model, question.version), message.payload)
+
     async def _measure(self, model: str | None) -> None:
         """What a person asked for: one app after another, so that they do not take the machine from each other."""
         for keeper in list(self._keepers.values()):
@@ -340,7 +352,9 @@ class Agent:
             log.info("the link to the cloud: %s", words)
         self._link = words
         for keeper in self._keepers.values():
-            keeper.link(up)
+            # The worker need not find out by itself.
+            if keeper.worker is not None:
+                keeper.worker.link(up)
         if up:
             self._changed.set()
 

@@ -110,6 +110,7 @@ class Bringing:
             packages=tuple(brought.packages),
             before=before,
             secrets=brought.secrets,
+            peers=app.peer_models,
             plan=plan(
                 folder.path,
                 [brought.folder, *brought.models, *brought.packages, *(before.folders if before else [])],

@@ -6,10 +6,12 @@
 | `go` | agent → worker | the app may run now |
 | `reply` | agent → worker | id, and `payload` (gone: another than the one asked took it) or `error`, `kind` |
 | `link` | agent → worker | up |
+| `asked` | agent → worker | id, model, payload: another device's question; model is name and version |
 | `verified`, `running`, `finished` | worker → agent | how far it came |
 | `beat` | worker → agent | busy_s: for how long the app has been in one step |
 | `stats` | worker → agent | stats |
-| `infer` | worker → agent | id, model, version, payload, timeout_s; replica: which one to ask first |
+| `infer` | worker → agent | id, model, version, payload, timeout_s; replica: whom to ask first; peers: among devices |
+| `answer` | worker → agent | id, payload: to what was `asked` |
 | `probe` | worker → agent | id, size, timeout_s; model, version: whose replicas' load is asked |
 | `fatal` | worker → agent | message, again: another start may help, engine: if one fails, disk: no room for us |
 

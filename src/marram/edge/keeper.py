@@ -91,10 +91,10 @@ class Keeper:
             log.info("%s: version %d is wanted", self.name, target.version)
             self._wake.set()
 
-    def link(self, up: bool) -> None:
-        """The link came or went: the worker need not find out by itself."""
-        if self._worker is not None:
-            self._worker.link(up)
+    @property
+    def worker(self) -> Life | None:
+        """Its worker, as long as there is one."""
+        return self._worker
 
     def lines(self) -> list[Entry]:
         """The journal's lines that the outbox may not have yet; none before they are on disk here."""

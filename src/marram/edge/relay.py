@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from marram.bus import subjects
 from marram.bus.codec import MAX_MESSAGE_BYTES
+from marram.bus.subjects import PeerQuestion
 from marram.edge.agent_end import AgentEnd
 from marram.schema.errors import Invalid, MarramError, NotReady, Refused, Retryable
 
@@ -31,11 +33,23 @@ class Requester(Protocol):
     async def request(self, subject: str, payload: bytes, timeout_s: float) -> bytes: ...
 
 
-class Relay:
-    """One worker's way to the cloud. `allowed`: the (model, version) pairs its app names."""
+@dataclass(frozen=True, slots=True)
+class Among:
+    """Among whom a worker may ask: the devices that run its app with these models (name, version), as this one does."""
 
-    def __init__(self, bus: Requester, channel: AgentEnd, allowed: Collection[tuple[str, int]]) -> None:
+    device: str = ""
+    app: str = ""
+    models: Collection[tuple[str, int]] = ()
+
+
+class Relay:
+    """One worker's way to the cloud, and to other devices. `allowed`: the (model, version) pairs its app names."""
+
+    def __init__(
+        self, bus: Requester, channel: AgentEnd, allowed: Collection[tuple[str, int]], among: Among | None = None
+    ) -> None:
         self._bus, self._channel, self._allowed = bus, channel, allowed
+        self._among = among or Among()
         self._asked: set[asyncio.Task[None]] = set()
         self._bytes = 0
 
@@ -76,23 +90,27 @@ class Relay:
         if message["t"] == "probe":
             size = message.get("size")
             padding = bytes(min(size, MAX_MESSAGE_BYTES) if isinstance(size, int) and size > 0 else 0)
+            # A cloud whose models nobody asks has no replica; where devices ask each other, it answers probes itself.
+            whoever = subjects.PROBE, *([subjects.peer_probe(self._among.device)] if self._among.models else [])
             if model is None:
-                return (subjects.PROBE,), padding, timeout_s
+                return whoever, padding, timeout_s
             model, version = self._named(model, version)
-            return (subjects.probe(model, version), subjects.PROBE), padding, timeout_s
-        model, version = self._named(model, version)
+            return (subjects.probe(model, version), *whoever), padding, timeout_s
         payload, replica = message.get("payload"), message.get("replica")
         if not isinstance(payload, bytes) or (replica is not None and not subjects.is_replica(replica)):
             raise Invalid(f"no question for the cloud (to the replica {replica!r:.80})")
+        if message.get("peers") is True:
+            among = self._among
+            model, version = _among(among.models, model, version, "other devices")
+            # The cloud finds out whether that one can; else it asks another.
+            return (subjects.peer(among.device, PeerQuestion(among.app, model, version, replica)),), payload, timeout_s
+        model, version = self._named(model, version)
         group = subjects.infer(model, version)
         return (group,) if replica is None else (subjects.infer(model, version, replica), group), payload, timeout_s
 
     def _named(self, model: object, version: object) -> tuple[str, int]:
         """Raises Refused where the app does not name it for the cloud."""
-        # What is of another type cannot even be looked up.
-        if not isinstance(model, str) or type(version) is not int or (model, version) not in self._allowed:
-            raise Refused(f"this app does not name {model!r:.80} version {version!r:.20} for the cloud")
-        return model, version
+        return _among(self._allowed, model, version, "the cloud")
 
     async def _carry(self, number: Any, to: tuple[str, ...], payload: bytes, timeout_s: float) -> None:
         try:
@@ -115,3 +133,11 @@ class Relay:
 
     def _fail(self, number: Any, error: MarramError) -> None:
         self._channel.send({"t": "reply", "id": number, "error": str(error)[:500], "kind": error.kind})
+
+
+def _among(allowed: Collection[tuple[str, int]], model: object, version: object, whom: str) -> tuple[str, int]:
+    """Raises Refused where it is not allowed."""
+    # What is of another type cannot even be looked up.
+    if not isinstance(model, str) or type(version) is not int or (model, version) not in allowed:
+        raise Refused(f"this app does not name {model!r:.80} version {version!r:.20} for {whom}")
+    return model, version

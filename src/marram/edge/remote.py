@@ -39,7 +39,9 @@ class ChannelRemote:
         payload = InferRequest(request.payload, request.left_s).pack()
         if len(payload) > MAX_MESSAGE_BYTES:
             return _failed(Invalid(f"{len(payload)} bytes are too many for one message", where=request.model))
-        message = {"t": "infer", "model": request.model, "version": request.version, "payload": payload}
+        message: dict[str, Any] = {"t": "infer", "model": request.model, "version": request.version, "payload": payload}
+        if request.peers:
+            message["peers"] = True
         return self._ask(message | ({"replica": request.replica} if request.replica else {}), timeout_s)
 
     def probe(self, size_bytes: int, timeout_s: float, about: tuple[str, int] | None = None) -> Future[Reply]:

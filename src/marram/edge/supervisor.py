@@ -25,9 +25,10 @@ from marram.edge.agent_end import AgentEnd
 from marram.edge.before import Earlier
 from marram.edge.disk import disk_fault
 from marram.edge.logfile import LogFile
+from marram.edge.neighbour import Neighbour
 from marram.edge.process import kill_group, resident_bytes, signal_name, worker_environment
 from marram.edge.redactor import Redactor
-from marram.edge.relay import Relay, Requester
+from marram.edge.relay import Among, Relay, Requester
 from marram.edge.sandbox import Plan
 from marram.schema.errors import Invalid, MarramError, Retryable
 from marram.schema.health import Health
@@ -53,7 +54,8 @@ class WorkerSpec:
     `packages`: folders with what its functions require. `secrets`: those that its app declares, with their values.
     `plan`: all that it can use of the device's folder; None: it is not confined. `before`: the version that it
     replaces, to be asked about a few of the same inputs. `held_bytes`: what its app had written (`blame`) before the
-    first start of this version; None where it is proven.
+    first start of this version; None where it is proven. `peers`: the models (name, version) with which it answers
+    other devices that run the app, and they answer it.
     """
 
     device: str
@@ -74,6 +76,7 @@ class WorkerSpec:
     packages: tuple[Path, ...] = ()
     before: Earlier | None = None
     secrets: dict[str, str] = field(default_factory=dict, repr=False)
+    peers: frozenset[tuple[str, int]] = frozenset()
 
     def message(self) -> dict[str, Any]:
         """The channel's `start` message."""
@@ -92,6 +95,7 @@ class WorkerSpec:
             "packages": [str(folder) for folder in self.packages],
             "before": self.before.message() if self.before else None,
             "secrets": self.secrets,
+            "peers": bool(self.peers),
         }
 
 
@@ -175,6 +179,8 @@ class Life(Protocol):
 
     def link(self, up: bool) -> None: ...
 
+    async def answer(self, model: tuple[str, int], payload: bytes) -> bytes: ...
+
     async def stop(self) -> None: ...
 
 
@@ -185,7 +191,8 @@ StartLife = Callable[[WorkerSpec, Requester, Patience], Awaitable[Life]]
 async def start_worker(spec: WorkerSpec, bus: Requester, patience: Patience) -> Life:
     """A `StartLife`: a process of its own, which may ask the cloud for what its app names."""
     allowed = {(model["name"], model["version"]) for model in spec.cloud}
-    return await Worker.start(spec, lambda channel: Relay(bus, channel, allowed), patience)
+    among = Among(spec.device, spec.app, spec.peers)
+    return await Worker.start(spec, lambda channel: Relay(bus, channel, allowed, among), patience)
 
 
 @dataclass(eq=False)
@@ -215,6 +222,7 @@ class Worker:
         self._going_s = None if self.spec.verify else self.started_s
         self._running_s: float | None = None
         self._finished = False
+        self._neighbour = Neighbour(self.channel, self.spec.peers)
         self._redactor = Redactor(self.spec.secrets.values())
         self._log = LogFile(self.spec.log, redactor=Redactor(self.spec.secrets.values()))
         self._life: asyncio.Task[None] | None = None
@@ -268,6 +276,10 @@ class Worker:
         """The link to the cloud came or went."""
         self.relay.link(up)
 
+    async def answer(self, model: tuple[str, int], payload: bytes) -> bytes:
+        """What its app says to another device's question; see `Neighbour.ask`."""
+        return await self._neighbour.ask(model, payload)
+
     def go(self) -> None:
         """Let a verified worker run its app."""
         self._going_s = self._heard_s = time.monotonic()
@@ -313,6 +325,7 @@ class Worker:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             self.relay.close()
+            self._neighbour.close()
             self.channel.close()
             cause = self._cause or self._explain(self.process.returncode)
             if self.group is not None:
@@ -347,6 +360,8 @@ class Worker:
         match message.get("t"):
             case "infer" | "probe":
                 self.relay.ask(message)
+            case "answer":
+                self._neighbour.answered(message)
             case "beat":
                 self._beat(message)
             case "stats":

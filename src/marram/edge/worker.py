@@ -27,6 +27,7 @@ from marram.bus.outbox import Outbox
 from marram.bus.progress import Progress
 from marram.bus.writer import OutboxWriter
 from marram.edge.channel import WorkerEnd
+from marram.edge.guest import answer
 from marram.edge.process import be_second, die_with, give_back_memory
 from marram.edge.remote import ChannelRemote
 from marram.edge.served import Served, check_installed, own_models
@@ -163,7 +164,8 @@ class Run:
         around = Around(
             outlet=ledger,
             ledger=ledger,
-            remote=self._remote if self._start["cloud"] else None,
+            remote=self._remote if self._start["cloud"] or self._start["peers"] else None,
+            peers=self._start["peers"],
             cloud_cards=cards,
             fronts=self._fronts(cards),
             resolve=self._resolve,
@@ -259,6 +261,8 @@ class Run:
                         self._remote.answered(message)
                     case "link":
                         self._remote.link(bool(message.get("up")))
+                    case "asked":
+                        answer(message, self._pipeline.guests if self._pipeline else None, self._channel)
                     case "go":
                         self._told.put("go")
         self._remote.close()

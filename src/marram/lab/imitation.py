@@ -18,7 +18,7 @@ from marram.bus.outbox import Outbox
 from marram.edge.relay import Requester
 from marram.edge.supervisor import Cause, Disk, Exit, Life, Patience, StartLife, WorkerSpec
 from marram.lab.powercut.recording import mark
-from marram.schema.errors import MarramError, Retryable
+from marram.schema.errors import MarramError, NotReady, Retryable
 from marram.schema.event import Event, EventKind
 
 
@@ -61,6 +61,9 @@ class Pretence(ABC):
 
     def link(self, up: bool) -> None:  # noqa: B027 - most need not know
         pass
+
+    async def answer(self, model: tuple[str, int], payload: bytes) -> bytes:
+        raise NotReady(f"nothing runs {model[0]}@{model[1]} here")
 
     async def stop(self) -> None:
         if not self.exited.done():

@@ -20,11 +20,13 @@ from marram.pipeline import plugins
 from marram.pipeline.carrier import Far
 from marram.pipeline.check import Resolve, examine
 from marram.pipeline.contract import Finite, Outlet, Remote, Sink, Source, Step, StepContext
+from marram.pipeline.edge_pool import EdgePool
 from marram.pipeline.escalation import Escalation
 from marram.pipeline.events import result_sender
 from marram.pipeline.findings import at
+from marram.pipeline.guests import Guests
 from marram.pipeline.infer import Arrivals, Infer
-from marram.pipeline.loading import cloud_model, load_seats
+from marram.pipeline.loading import cloud_model, load_seats, within
 from marram.pipeline.memory import Memory
 from marram.pipeline.offload import Offload
 from marram.pipeline.progress import Ledger, Progress
@@ -37,7 +39,7 @@ from marram.placement.prices import Budget
 from marram.runtime import library
 from marram.runtime.bundle import Bundle
 from marram.runtime.model import Model
-from marram.schema.app import SINKS, SOURCES, App, InferStep, running_steps
+from marram.schema.app import SINKS, SOURCES, App, InferStep, asks_peers, running_steps
 from marram.schema.event import Event
 from marram.schema.model import ModelCard
 
@@ -62,7 +64,7 @@ class Around:
     besides the app's own. `on_open` hears of each of the app's sinks (a preview has a `url`). `ledger`: in place of
     `outlet` where the source is finite; that goes on where the ledger says that an earlier run came to. `before`: the
     version that this one replaces, asked about a few of the same inputs. `memory`: the file of what it learns and an
-    app's restart would lose.
+    app's restart would lose. `peers`: whether `remote` leads to other devices too.
     """
 
     outlet: Outlet = field(default_factory=NoOutlet)
@@ -77,6 +79,7 @@ class Around:
     device: str = "here"
     before: Before | None = None
     memory: Path | None = None
+    peers: bool = False
 
 
 class Pipeline:
@@ -86,6 +89,8 @@ class Pipeline:
         self, app: App, source: Source, runner: Runner, stats: Stats, offload: Offload | None, memory: Memory
     ) -> None:
         self.app = app
+        # Who answers other devices, where the app lets it.
+        self.guests: Guests | None = None
         self._memory = memory
         self._source, self._runner, self._stats, self._offload = source, runner, stats, offload
 
@@ -114,7 +119,7 @@ class Pipeline:
             clouds = _clouds(app, around.cloud_cards)
             memory = Memory(around.memory)
             offload = None
-            if around.remote is not None and clouds:
+            if around.remote is not None and (clouds or (around.peers and app.peers)):
                 offload = Offload(around.remote, around.policy or _policy(app, around.device))
                 opened.callback(offload.close)
             steps = _Steps(app, context, stats, around, offload, clouds, _arrivals(app, source), memory)
@@ -131,7 +136,10 @@ class Pipeline:
             runner.fresh = steps.arrivals.fresh
             runner.progress = progress or runner.progress
             opened.pop_all()
-        return cls(app, source, runner, stats, offload, memory)
+        pipeline = cls(app, source, runner, stats, offload, memory)
+        if around.peers and app.peers:
+            pipeline.guests = Guests(steps.pools, stats)
+        return pipeline
 
     def run(self) -> None:
         """Run until the source ends or `stop`; blocks. Call once.
@@ -182,6 +190,7 @@ class _Steps:
     clouds: Mapping[int, ModelCard]
     arrivals: Arrivals
     memory: Memory
+    pools: dict[tuple[str, int], EdgePool] = field(default_factory=dict)
 
     def make(self, opened: ExitStack) -> tuple[list[Step], list[Stage]]:
         """The steps before the first inference, and each inference with the steps after it."""
@@ -194,6 +203,7 @@ class _Steps:
                 with at((*place, spec.verb)):
                     asker = self._asker(spec, len(stages))
                 opened.callback(asker.close)
+                self.pools.setdefault(asker.model, asker.pool)
                 stages.append(Stage(asker, []))
             else:
                 with at((*place, spec.verb) if place != ("raw",) else place):
@@ -206,8 +216,11 @@ class _Steps:
         card = self.clouds.get(id(spec)) if self.offload is not None else None
         seats = load_seats(spec, self.context, card, self.around.fronts.get(spec.cloud or ""))
         far = None
-        if self.offload is not None and card is not None:
-            far = Far(self.offload, card, self._escalation(spec, seats[0].model, card))
+        among = self.around.peers and asks_peers(self.app, spec)
+        peer = within(spec, seats[0].model.card) if among else None
+        if self.offload is not None and (card is not None or peer is not None):
+            escalation = None if card is None else self._escalation(spec, seats[0].model, card)
+            far = Far(self.offload, card, escalation, peer)
         before = self.around.before
         shadow = shadow_of(number, spec, seats[0].model, before, self.stats) if before is not None else None
         return Infer(spec, self.app, seats, self.stats, self.arrivals, far=far, shadow=shadow)
@@ -224,7 +237,7 @@ def _policy(app: App, device: str) -> LatencyPolicy:
 
     Devices draw differently among replicas, so that they do not move as a herd.
     """
-    asking = [step for step in app.inferences if step.cloud is not None]
+    asking = [step for step in app.inferences if step.cloud is not None or asks_peers(app, step)]
     watts = [step.budget.power for step in asking if step.budget.power is not None]
     money_s = [step.budget.money for step in asking if step.budget.money is not None]
     budget = Budget(sum(watts) if watts else None, sum(money_s) if money_s else None)

@@ -33,11 +33,15 @@ from marram.schema.result import Place, Result
 
 @dataclass(frozen=True, slots=True)
 class Far:
-    """The cloud's side of one step: the way there, the card of the model that answers, the cascade if there is one."""
+    """What is not here of one step: the way there, the card of the cloud's model, if any, the cascade, if there is one.
+
+    `peer`: the card of the edge's model, where other devices may be asked.
+    """
 
     offload: Offload
-    card: ModelCard
+    card: ModelCard | None
     escalation: Escalation | None = None
+    peer: ModelCard | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,16 +263,17 @@ class Carrier:
         late: Callable[[Reply], None] | None = None,
     ) -> None:
         assert self._far is not None
-        card = self._far.card
+        card = self._ways.card(way)
         # What the reply has left at the replica: afterwards nobody needs it any more.
-        request = CloudInput(card.model, card.version, payload, limits.replica, limits.wait_s)
-        errand = Errand(request, way.key, limits.wait_s, answered, self._check, limits.hedge_s, hedge, late)
+        among = way.place is Place.PEER
+        request = CloudInput(card.model, card.version, payload, limits.replica, limits.wait_s, among)
+        check = partial(self._check, card)
+        errand = Errand(request, way.key, limits.wait_s, answered, check, limits.hedge_s, hedge, late)
         self._far.offload.ask(errand)
 
-    def _check(self, reply: Reply) -> None:
-        assert self._far is not None
+    def _check(self, card: ModelCard, reply: Reply) -> None:
         try:
-            check_answer(reply.result, self._far.card.task)
+            check_answer(reply.result, card.task)
         except Invalid:
             self._stats.count("unusable")
             raise

@@ -149,7 +149,7 @@ def _check_cloud(app: App, found: Findings) -> None:
 
 def _note_function(app: App, place: Place, step: FunctionStep, found: Findings) -> None:
     after = app.steps[app.steps.index(step) + 1 :]
-    if any(map(may_send, after)) and not any(isinstance(s, RedactStep) for s in app.steps):
+    if any(may_send(app, step) for step in after) and not any(isinstance(s, RedactStep) for s in app.steps):
         found.note(
             place,
             "is the only step that could redact: what it does not mark as `frame.redacted` never leaves the device",

@@ -195,13 +195,17 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class CloudInput:
-    """What a replica is asked. `replica`: which one (None: whichever takes it); `left_s`: see `InferRequest`."""
+    """What a replica is asked. `replica`: which one (None: whichever takes it); `left_s`: see `InferRequest`.
+
+    `peers`: other devices that run the app are asked, not the cloud's replicas.
+    """
 
     model: str
     version: int
     payload: Payload
     replica: str | None = None
     left_s: float | None = None
+    peers: bool = False
 
 
 class Remote(Protocol):

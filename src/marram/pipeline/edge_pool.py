@@ -12,6 +12,7 @@ time: the answers that come are those about the newest frames.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 
 # How fast the usual service time follows: what is queued is measured by it.
 _FOLLOW = 0.2
+# Work that comes further apart than this does not come regularly.
+_PAUSE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,9 @@ class EdgePool:
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
         self._usual_s: dict[str, float] = {}
+        self._idle = 0  # threads that wait for work
+        # When work of our own last came, and how far apart it comes: what guests have to be done before.
+        self._put_s, self._apart_s = -math.inf, 0.0
         self._closing = False
         self._abandoned = threading.Event()
         self._threads = [
@@ -112,9 +118,27 @@ class EdgePool:
 
     def put(self, job: Job) -> None:
         """Queue it."""
+        now_s = time.monotonic()
         with self._changed:
+            if now_s - self._put_s < _PAUSE_S:
+                apart_s = now_s - self._put_s
+                self._apart_s += _FOLLOW * (apart_s - self._apart_s) if self._apart_s else apart_s
+            self._put_s = now_s
             self._jobs.append(job)
             self._changed.notify()
+
+    def offer(self, job: Job) -> bool:
+        """Run another one's job now, in a pause; False where there is work here, or will be before it could be done."""
+        with self._changed:
+            if self._closing or self._jobs or self._idle < len(self._seats):
+                return False
+            passed_s = time.monotonic() - self._put_s
+            # One that comes later than usual may come at any moment; after twice that long there is a pause.
+            if passed_s + self._usual_s.get(job.key, 0.0) > self._apart_s and passed_s < 2 * self._apart_s:
+                return False
+            self._jobs.append(job)
+            self._changed.notify()
+            return True
 
     def abandon(self) -> None:
         """What has not begun is answered with nothing, soon; so is all that still comes."""
@@ -145,8 +169,10 @@ class EdgePool:
     def _take(self) -> tuple[list[Job], Job | None] | None:
         """What is given up, and what is to be run now; None at the end."""
         with self._changed:
+            self._idle += 1
             while not self._jobs and not self._closing:
                 self._changed.wait()
+            self._idle -= 1
             if not self._jobs:
                 return None
             self._jobs = deque(job for job in self._jobs if not job.taken)

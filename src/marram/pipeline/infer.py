@@ -81,9 +81,14 @@ class Infer:
         self._takes_picture = first.card.input.kind == "image"
         self._parallel = len(seats)
         self._ways = Ways(
-            first, far.card if far is not None else None, list(seats[0].fronts), surest=spec.place == "surest"
+            first,
+            far.card if far is not None else None,
+            list(seats[0].fronts),
+            peer=far.peer if far is not None else None,
+            surest=spec.place == "surest",
         )
-        self._pool = EdgePool(seats, slowdown())
+        self.pool = self._pool = EdgePool(seats, slowdown())
+        self.model = first.card.model, first.card.version
         self._carrier = Carrier(self._pool, self._ways, stats, options, far=far, shadow=shadow, sheds=arrivals.live)
         if far is not None and far.escalation is not None:
             self._carrier.judge = Appeals(far.escalation, self._carrier, self._quote, _limits).judge
@@ -96,7 +101,7 @@ class Infer:
         self._shape = "x".join(str(length) for length in first.card.input.size)
         if self._ways.about_cuts and spec.split:
             stats.tell("cuts", lambda: self._ways.about_cuts)
-        if far is not None:
+        if far is not None and far.card is not None:
             far.offload.about(far.card.model, far.card.version)
 
     # ------------------------------------------------ runner.Asker
@@ -199,13 +204,15 @@ class Infer:
         if self._spec.place == "cloud" and not far.offload.away:
             return carrier.under_way < CLOUD_ONLY_WINDOW
         decision = far.offload.decide(self._ask(far, self._spec.deadline))
-        if decision.place is Place.CLOUD:
+        if decision.place in (Place.CLOUD, Place.PEER):
             # Behind our own earlier work a frame only grows old; a newer one a little later has its answer no later.
             idle = not carrier.at_edge and not carrier.under_way
             return idle or decision.idle_s is None or decision.predicted_s <= FRESH * decision.idle_s
         return edge_free
 
     def _block(self, far: Far) -> Place | None:
+        if far.card is None:
+            return None
         now_s = time.monotonic()
         if self._carrier.audit_failed:
             self._carrier.audit_failed = False

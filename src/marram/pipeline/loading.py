@@ -69,6 +69,11 @@ def cloud_model(spec: InferStep, cards: Mapping[str, ModelCard]) -> ModelCard | 
         return None
     card = cards[spec.cloud]
     check_task(spec, card, f"cloud: {spec.cloud}")
+    return within(spec, card)
+
+
+def within(spec: InferStep, card: ModelCard) -> ModelCard:
+    """The card with the accuracy that sending its inputs may cost, where the step says so."""
     return card if spec.encoding_loss is None else card.model_copy(update={"accuracy_budget": spec.encoding_loss})
 
 

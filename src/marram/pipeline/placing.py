@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from marram.pipeline.findings import Findings
-from marram.schema.app import App, DetectStep, FunctionStep, InferStep, Step, running_steps
+from marram.schema.app import App, DetectStep, FunctionStep, InferStep, Step, asks_peers, running_steps
 from marram.schema.errors import Invalid
 from marram.schema.page import Place
 from marram.schema.placing import Tariff
@@ -19,7 +19,31 @@ def check_placing(app: App, found: Findings) -> None:
         if isinstance(step, InferStep):
             _check_region(app, place, step, [before for _, before in steps[:number]], found)
             _check_costs(place, step, found)
-            _note_idle(place, step, found)
+            _note_idle(app, place, step, found)
+    _check_peers(app, found)
+
+
+def _check_peers(app: App, found: Findings) -> None:
+    """Other devices can be asked only about what may leave this one, and where the step has the choice."""
+    if not app.peers:
+        return
+    with found.at(("peers",)):
+        if app.raw == "never":
+            raise Invalid(
+                "`raw: never` lets nothing of the input leave the device, so no other one can answer",
+                hint="Write `raw: allowed`, or `raw: redacted`; or leave `peers` away.",
+            )
+        if app.raw == "redacted" and app.gives_readings:
+            raise Invalid(
+                "`raw: redacted` lets only pictures leave the device, and the source gives readings",
+                hint="Write `raw: allowed`, or leave `peers` away.",
+            )
+    if not any(asks_peers(app, step) for step in app.inferences):
+        found.note(
+            ("peers",),
+            "no other device is ever asked: no step has the choice",
+            "They answer for a step whose `place` is soonest, surest or cheapest and that has no `cascade`.",
+        )
 
 
 def _check_region(app: App, place: Place, step: InferStep, before: list[Step], found: Findings) -> None:
@@ -53,14 +77,14 @@ def _check_costs(place: Place, step: InferStep, found: Findings) -> None:
             )
 
 
-def _note_idle(place: Place, step: InferStep, found: Findings) -> None:
+def _note_idle(app: App, place: Place, step: InferStep, found: Findings) -> None:
     if step.cloud is not None and step.place == "cheapest" and step.costs == Tariff():
         found.note(
             (*place, "place"),
             "nothing costs anything here, so the edge answers wherever it is in time",
             "Say what things take, such as costs: {edge: 4 W, send: 1.2 W, cloud: 0.0004}.",
         )
-    if step.cloud is None:
+    if step.cloud is None and not asks_peers(app, step):
         for name in _OF_THE_CLOUD:
             if name in step.model_fields_set:
                 found.note((*place, name), "says nothing here: the step has no `cloud:` model to choose between")

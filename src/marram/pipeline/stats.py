@@ -16,6 +16,8 @@ Constant in memory for weeks of frames (log-spaced buckets, not lists), microsec
 | `always_edge_p50_ms`, `always_cloud_p50_ms` | delay in audit blocks, None where there were none |
 | `audit_edge_frames`, `audit_cloud_frames` | frames in those blocks |
 | `split` | of `cloud`, those whose front ran here |
+| `peers` | of `cloud`, those that another device answered (`peers: yes`) |
+| `guests` | inferences answered here for other devices; none of the figures above counts them |
 | `late` | of `dropped`, those that could not have been on time at the edge any more |
 | `hedged` | requests for which the edge started too, because the reply threatened to be late |
 | `unusable` | replies that are no answer (numbers that are none, another task), so the edge answered |
@@ -56,7 +58,7 @@ COUNTED = (
     "frames", "edge", "cloud", "dropped", "skipped", "errors", "audit_edge_frames", "audit_cloud_frames", "timeouts",
     "answered_while_away", "samples", "alerts", "over_budget", "confidence_frames", "shadow_frames",
     "shadow_disagreements", "delays", "repeated", "escalated", "checked", "disagreed", "unverified",
-    "split", "late", "hedged", "unusable",
+    "split", "peers", "guests", "late", "hedged", "unusable",
 )  # fmt: skip
 
 
@@ -165,6 +167,7 @@ class Stats:
                 return
             self._counts["edge" if at_edge else "cloud"] += 1
             self._counts["split"] += placed.place is Place.SPLIT
+            self._counts["peers"] += placed.place is Place.PEER
             self._delay(placed.latency_s)
 
     def read(self, source: Source | None = None) -> dict[str, Any]:

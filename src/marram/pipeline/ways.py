@@ -39,30 +39,34 @@ class _Encoding:
 
 
 class Ways:
-    """`model`: the edge's. `cloud`: the card of the cloud's model, None where only the edge answers; its cuts are ways
-    where they can win and this device has their fronts, which `fronts` names. With `surest` a codec that is never the
-    soonest is a way too, for what it keeps of the accuracy.
+    """`model`: the edge's. `cloud`: the card of the cloud's model, None where it is not asked; its cuts are ways
+    where they can win and this device has their fronts, which `fronts` names. `peer`: the card of the edge's model,
+    where other devices may be asked. With `surest` a codec that is never the soonest is a way too, for what it keeps of
+    the accuracy.
     """
 
     def __init__(
-        self, model: Model, cloud: ModelCard | None, fronts: Sequence[str] = (), *, surest: bool = False
+        self,
+        model: Model,
+        cloud: ModelCard | None,
+        fronts: Sequence[str] = (),
+        *,
+        peer: ModelCard | None = None,
+        surest: bool = False,
     ) -> None:
         self._edge = f"{model.bundle.reference}/{model.variant.name}"
         self._edge_accuracy = model.variant.accuracy
-        self._cloud = cloud
+        self._cloud, self._peer = cloud, peer
+        self._peers = {} if peer is None else _encodings(peer, model.variant.accuracy, surest=surest)
         self._encodings: dict[str, _Encoding] = {}
         self._cuts: dict[str, Cut] = {}
         # Whether the cloud's model is parted here, in words; "" where there is nothing to say.
         self.about_cuts = ""
         if cloud is None:
             return
-        best = max((v.accuracy for v in cloud.variants if v.accuracy is not None), default=None)
-        if cloud.input.kind == "image":
-            for codec in codecs_for(cloud) if surest else _soonest(codecs_for(cloud)):
-                accuracy = None if best is None else best * (1 - codec.loss)
-                self._encodings[codec.name] = _Encoding(codec.bytes, codec.encode_ms / 1e3, accuracy)
-        else:
-            self._encodings[AS_THEY_ARE] = _Encoding(float(4 * np.prod(cloud.input.size)), 0.0, best)
+        # Where nobody measured it, its own answers to the input as it is count as right: codecs and cuts fall short of them.
+        best = max((v.accuracy for v in cloud.variants if v.accuracy is not None), default=1.0)
+        self._encodings = _encodings(cloud, best, surest=surest)
         winning = winning_cuts(cloud, edge=model.bundle.reference == cloud.reference)
         self.about_cuts = _about_cuts(cloud, winning, fronts)
         for cut in cuts_for(cloud):
@@ -74,9 +78,13 @@ class Ways:
     def of(self, shape: str, *, away: bool = True) -> tuple[Way, ...]:
         """For an input of `shape` (see `pipeline/inputs.py`); those that lead away from here only with `away`."""
         edge = Way(Place.EDGE, self.edge_key(shape), accuracy=self._edge_accuracy)
-        if not away or self._cloud is None:
+        if not away:
             return (edge,)
-        return (edge, *(self._far(codec, encoding, shape) for codec, encoding in self._encodings.items()))
+        return (
+            edge,
+            *(self._far(codec, encoding, shape) for codec, encoding in self._encodings.items()),
+            *(self._among(codec, encoding, shape) for codec, encoding in self._peers.items()),
+        )
 
     def edge_key(self, shape: str) -> str:
         """At the edge a picture's size counts: fitting it is part of the work."""
@@ -87,12 +95,18 @@ class Ways:
         return self._cuts[way.codec]
 
     def encode(self, way: Way, view: View) -> Payload:
-        """What is sent on a way to the cloud. Raises Invalid where the input is not what the model takes."""
-        assert self._cloud is not None
+        """What is sent on a way to the cloud, or a peer. Raises Invalid where the input is not what the model takes."""
         begun_s = time.perf_counter()
-        payload = encode(way.codec, self._cloud, view.data)
-        self._encodings[way.codec].learn(len(payload.body), time.perf_counter() - begun_s)
+        payload = encode(way.codec, self.card(way), view.data)
+        encodings = self._peers if way.place is Place.PEER else self._encodings
+        encodings[way.codec].learn(len(payload.body), time.perf_counter() - begun_s)
         return payload
+
+    def card(self, way: Way) -> ModelCard:
+        """Of the model that answers elsewhere."""
+        card = self._peer if way.place is Place.PEER else self._cloud
+        assert card is not None
+        return card
 
     def encode_crossing(self, way: Way, view: View, crossing: np.ndarray) -> Payload:
         """What is sent on a way of `split`: what its front gave."""
@@ -110,9 +124,29 @@ class Ways:
         if cut is not None:
             front = f"{cloud.reference}/{cut.name}/front {shape}"
             return Way(Place.SPLIT, f"{cloud.reference}/{cut.name}", size, front, codec, encode_s, accuracy)
-        # The cloud is sent pictures already fitted to its model: all of one shape.
-        key = cloud.reference if cloud.input.kind == "image" else f"{cloud.reference} {shape}"
-        return Way(Place.CLOUD, key, size, None, codec, encode_s, accuracy)
+        return Way(Place.CLOUD, _key(cloud, shape), size, None, codec, encode_s, accuracy)
+
+    def _among(self, codec: str, encoding: _Encoding, shape: str) -> Way:
+        assert self._peer is not None
+        size, encode_s = round(encoding.size_bytes), encoding.encode_s
+        # Apart from the cloud's replicas, which may serve the same model.
+        key = f"peers:{_key(self._peer, shape)}"
+        return Way(Place.PEER, key, size, None, codec, encode_s, encoding.accuracy)
+
+
+def _key(card: ModelCard, shape: str) -> str:
+    """Elsewhere pictures come already fitted to the model: all of one shape."""
+    return card.reference if card.input.kind == "image" else f"{card.reference} {shape}"
+
+
+def _encodings(card: ModelCard, best: float | None, *, surest: bool) -> dict[str, _Encoding]:
+    """In what form an input may be sent to the model of `card`, whose accuracy is `best`."""
+    if card.input.kind != "image":
+        return {AS_THEY_ARE: _Encoding(float(4 * np.prod(card.input.size)), 0.0, best)}
+    return {
+        codec.name: _Encoding(codec.bytes, codec.encode_ms / 1e3, None if best is None else best * (1 - codec.loss))
+        for codec in (codecs_for(card) if surest else _soonest(codecs_for(card)))
+    }
 
 
 def winning_cuts(cloud: ModelCard, *, edge: bool) -> set[str]:

@@ -14,8 +14,9 @@ from marram.schema.result import Place
 _HOPELESS = 0.02
 # Another way than the greedy one, or none, is taken where it saves this share of a missed deadline's loss.
 _GAIN = 0.1
-# Where nobody measured accuracy: the cloud's model is the larger one.
-_TRUST = {Place.CLOUD: 2, Place.SPLIT: 1, Place.EDGE: 0}
+# Where nobody measured accuracy: the cloud's model is the larger one, in two parts as well.
+# (A peer's is the edge's own.)
+_TRUST = {Place.CLOUD: 2, Place.SPLIT: 2, Place.EDGE: 0, Place.PEER: 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ def _cheapest(ask: Ask, timely: Sequence[Forecast]) -> Forecast:
     costs = ask.costs
 
     def rank(each: Forecast) -> tuple[float, float, int, float]:
-        money = 0.0 if each.way.place is Place.EDGE else costs.cloud_money
+        money = 0.0 if each.way.place in (Place.EDGE, Place.PEER) else costs.cloud_money
         return money, energy_j(each, costs.edge_w, costs.send_w), _TRUST[each.way.place], each.loss_s
 
     return min(timely, key=rank)

@@ -21,6 +21,7 @@ class Way:
     - `edge`: `key` runs here.
     - `cloud`: `payload_bytes` are sent (an estimate where they are not encoded yet) and `key` runs there.
     - `split`: `front` runs here first; what it gives is sent, and `key` runs there.
+    - `peer`: as `cloud`, but another device answers, with the edge's model and for no money.
 
     `key` and `front` name model, variant and input shape (and cut), so that delays are learnt for each apart; several
     ways may share a key. `codec` says how the input is sent (`jpeg-85`, `raw-zstd`, `cut:embedding`), `encode_s` how

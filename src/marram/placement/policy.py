@@ -146,7 +146,7 @@ class LatencyPolicy:
         if self._prices.any:
             costs = ask.costs
             forecast.price_s = self._prices.joule_s * energy_j(forecast, costs.edge_w, costs.send_w)
-            if forecast.way.place is not Place.EDGE:
+            if forecast.way.place not in (Place.EDGE, Place.PEER):
                 forecast.price_s += self._prices.coin_s * costs.cloud_money
         forecast.weigh(ask.deadline_s, miss(ask))
 

@@ -76,6 +76,7 @@ class Releases:
             ],
             wheels=self._wheels([each for step in app.functions for each in step.requires], selector),
             secrets=app.secrets,
+            peers=app.peers,
         )
         made = self._store.apps.add(wanted, _digest(wanted))
         self._sign(made.app)

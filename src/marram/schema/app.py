@@ -332,6 +332,8 @@ class App(Strict):
     health: Health = Health()
     # Secrets (`marram secret set`) that it is given: `${NAME}` in addresses, environment variables in functions.
     secrets: list[Annotated[str, Field(pattern=SECRET)]] = Field(default=[], max_length=64)
+    # Whether devices that run it answer each other's inferences, with the model of the edge.
+    peers: bool = False
     # Where its models answer others on this device (Open Inference Protocol); None: nowhere.
     serve: ServeField = None
     # Further files that travel with the app (a model a function loads, a table), relative to the app file.
@@ -364,15 +366,22 @@ def running_steps(app: App) -> list[tuple[Place, Step]]:
     written: list[tuple[Place, Step]] = [(("steps", index), step) for index, step in enumerate(app.steps)]
     if app.raw != "redacted" or app.gives_readings or any(isinstance(step, RedactStep) for step in app.steps):
         return written
-    leaves = next((i for i, step in enumerate(app.steps) if may_send(step)), None)
+    leaves = next((i for i, step in enumerate(app.steps) if may_send(app, step)), None)
     if leaves is None or any(isinstance(step, FunctionStep) for step in app.steps[:leaves]):
         return written
     return [(("raw",), RedactStep()), *written]
 
 
-def may_send(step: Step) -> bool:
+def may_send(app: App, step: Step) -> bool:
     """Whether the step sends its input off the device, where `raw` allows it."""
-    return isinstance(step, KeepStep) or (isinstance(step, InferStep) and step.cloud is not None)
+    if isinstance(step, InferStep):
+        return step.cloud is not None or asks_peers(app, step)
+    return isinstance(step, KeepStep)
+
+
+def asks_peers(app: App, step: InferStep) -> bool:
+    """Whether other devices may answer the step: they have the edge's model, so where that has the choice."""
+    return app.peers and step.cascade is None and step.place not in ("edge", "cloud")
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,6 +124,13 @@ class DesiredApp(Strict):
     cloud: list[CloudModel] = []
     wheels: dict[str, Manifest] = {}
     secrets: list[str] = []
+    # Whether devices that run it answer each other's inferences.
+    peers: bool = False
+
+    @property
+    def peer_models(self) -> frozenset[tuple[str, int]]:
+        """The models (name, version) with which devices that run it answer each other."""
+        return frozenset((each.name, each.version) for each in self.models if each.variants and self.peers)
 
     @property
     def target(self) -> str:

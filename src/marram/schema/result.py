@@ -15,6 +15,7 @@ class Place(StrEnum):
     EDGE = "edge"
     CLOUD = "cloud"
     SPLIT = "split"
+    PEER = "peer"  # another device of the fleet, with the model of the edge
     DROP = "drop"
 
 
