@@ -64,7 +64,7 @@ class Ways:
         self.about_cuts = ""
         if cloud is None:
             return
-        # Where nobody measured it, its own answers to the input as it is count as right: codecs and cuts fall short of them.
+        # Where nobody measured it, its own answers to the input as it is count as right; codecs and cuts fall short.
         best = max((v.accuracy for v in cloud.variants if v.accuracy is not None), default=1.0)
         self._encodings = _encodings(cloud, best, surest=surest)
         winning = winning_cuts(cloud, edge=model.bundle.reference == cloud.reference)
