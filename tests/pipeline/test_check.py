@@ -79,6 +79,11 @@ def said(errors: Any) -> list[str]:
         (PHOTOS + ANY + "sinks: [{mqtt: 'a/#'}]", "sinks[0].mqtt: "),
         (PHOTOS + ANY + "sinks: [{jsonl: a}, {video: a.txt}]", 'sinks[1].video: ".txt" is no'),
         (PHOTOS + ANY + "sinks: [{preview: 99999}]", "sinks[0].preview: 99999 is no port"),
+        (PHOTOS + "peers: yes\nsteps: [{classify: ./colours}]", "peers: `raw: never` lets nothing"),
+        (
+            "source: {series: table.csv}\nraw: redacted\npeers: yes\n" + ANY,
+            "peers: `raw: redacted` lets only pictures leave",
+        ),
         (PHOTOS + "steps: [{function: broken.py:f}]", "steps[0].function: broken.py:2  SyntaxError: "),
         (PHOTOS + "steps: [{function: good.py:f, mqtt: ':x'}]", "steps[0].mqtt: "),
     ],
@@ -109,6 +114,11 @@ def test_a_fault_is_told_at_its_field(look: Look, tmp_path: Path, text: str, fau
         (
             CAMERA + "raw: redacted\nsteps: [{function: good.py:f}, {keep: 'true'}]",
             "steps[0].function: is the only step that could redact",
+        ),
+        (CAMERA + "raw: allowed\npeers: yes\n" + ANY, "peers: no other device is ever asked: no step has the choice"),
+        (
+            CAMERA + "raw: allowed\npeers: yes\nsteps: [{classify: ./colours, cloud: ./colours, place: cloud}]",
+            "peers: no other device is ever asked",
         ),
         (CAMERA + "steps: [{classify: ./colours, split: no}]", "steps[0].split: says nothing here: the step has no"),
         (

@@ -36,7 +36,7 @@ _NAMES = {
 }
 # Figures of an app that are sentences about its placement.
 _STATES = ("cascade", "cuts")
-_STYLES = {"edge": "green", "cloud": "cyan", "split": "magenta"}
+_STYLES = {"edge": "green", "cloud": "cyan", "split": "magenta", "peer": "blue"}
 
 
 @app.callback()
