@@ -36,8 +36,8 @@ _FRAMES, _WARM = 250, 25
 _SHIFTS_S = (0.0, -0.02, -0.01, 0.01, 0.02)
 # Beyond these the machine is what was measured, not the placement: the share of the time in which anything on it waited
 # for a processor, how much later than asked a thread wakes (95th percentile), and the edge's 95th percentile over its
-# median, where nothing but the machine varies.
-_WAITED, _LATE_S, _UNEVEN = 0.25, 0.010, 1.35
+# median, where nothing but the machine varies; and how much longer the edge takes than when its model was timed.
+_WAITED, _LATE_S, _UNEVEN, _SLOW = 0.25, 0.010, 1.35, 1.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +110,8 @@ def too_busy(setting: Setting, record: Record, offered: Offered) -> str:
         return f"threads woke up {1000 * late_s:.0f} ms late"
     edge = sorted(took_s for _, took_s in record.edge) or [0.0]
     usual_s, high_s = edge[len(edge) // 2], _high(edge)
+    if usual_s > _SLOW * setting.edge_s:
+        return f"an inference at the edge took {1000 * usual_s:.0f} ms instead of {1000 * setting.edge_s:.0f}"
     if high_s > _UNEVEN * usual_s:
         return f"the same inference took {1000 * high_s:.0f} ms instead of {1000 * usual_s:.0f}"
     return ""

@@ -84,6 +84,7 @@ def test_a_busy_machine_is_said_to_be() -> None:
     assert "60% of the time" in too_busy(SETTING, even, replace(OFFERED, waited_share=0.6))
     late = replace(OFFERED, offered_s=(105.0, 105.25, 105.45))
     assert "50 ms late" in too_busy(SETTING, even, late)
+    assert "130 ms instead of 100" in too_busy(SETTING, Record(edge=[(0.0, 0.13)] * 50), OFFERED)
     uneven = Record(edge=[(0.0, 0.1)] * 40 + [(0.0, 0.2)] * 10)
     assert "200 ms instead of 100" in too_busy(SETTING, uneven, OFFERED)
 
