@@ -238,19 +238,24 @@ def test_the_cheapest_goes_by_money_then_energy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("budget", "costs", "spent_at"),
+    ("budget", "costs", "spent_at", "objective"),
     [
         # All at the edge would draw 10 W x 50 ms x 10/s = 5 W; all in the cloud would cost 0.01 a second.
-        (Budget(watts=2.0), Costs(edge_w=10.0), Place.EDGE),
-        (Budget(money_s=0.004), Costs(cloud_money=0.001), Place.CLOUD),
+        (Budget(watts=2.0), Costs(edge_w=10.0), Place.EDGE, "soonest"),
+        (Budget(money_s=0.004), Costs(cloud_money=0.001), Place.CLOUD, "soonest"),
+        # Who would always be the surest, or the cheapest, keeps to the budget as well.
+        (Budget(money_s=0.004), Costs(cloud_money=0.001), Place.CLOUD, "surest"),
+        (Budget(watts=2.0), Costs(edge_w=10.0, cloud_money=0.001), Place.EDGE, "cheapest"),
     ],
 )
-def test_prices_hold_a_budget_within_a_tenth(budget: Budget, costs: Costs, spent_at: Place) -> None:
+def test_prices_hold_a_budget_within_a_tenth(
+    budget: Budget, costs: Costs, spent_at: Place, objective: Objective
+) -> None:
     edge_s, rtt_s = (0.05, 0.09) if spent_at is Place.EDGE else (0.12, 0.03)
     policy, spent, counted_from_s = known(edge_s=edge_s, rtt_s=rtt_s, budget=budget), 0.0, 40.0
     for n in range(3000):
         now_s = 11 + n / 10
-        decision = policy.decide(Ask(now_s, (EDGE, CLOUD), costs=costs))
+        decision = policy.decide(Ask(now_s, (EDGE, CLOUD), objective=objective, costs=costs))
         if decision.place is Place.EDGE:
             policy.learn(EdgeOutcome(now_s + edge_s, "edge", edge_s))
             amount = costs.edge_w * edge_s

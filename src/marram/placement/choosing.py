@@ -39,7 +39,7 @@ def choose(ask: Ask, forecasts: Sequence[Forecast], depth: int, sure: float) -> 
         timely = [each for each in forecasts if each.on_time is None or each.on_time >= sure]
         if timely:
             rank = _surest if ask.objective == "surest" else _cheapest
-            best = rank(ask, timely)
+            best = rank(ask, _affordable(timely))
             within = ", and on time" if ask.deadline_s is not None else ""
             return Choice(best, f"{ask.objective}{within}")
     return _soonest(ask, forecasts, depth)
@@ -57,6 +57,12 @@ def _always(ask: Ask, forecasts: Sequence[Forecast], place: Place) -> Choice:
     if there:
         return Choice(min(there, key=_loss), f"always the {place}")
     return Choice(min(forecasts, key=_loss), f"the {place} cannot")
+
+
+def _affordable(timely: Sequence[Forecast]) -> Sequence[Forecast]:
+    """Without those whose price is more than the delay itself, which is how a budget holds where delay is no matter."""
+    within = [each for each in timely if each.price_s <= each.total_s]
+    return within or [min(timely, key=lambda each: each.price_s)]
 
 
 def _surest(ask: Ask, timely: Sequence[Forecast]) -> Forecast:
