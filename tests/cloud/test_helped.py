@@ -20,7 +20,7 @@ raw: allowed
 peers: yes
 files: [photos/red.jpg]
 """
-SLOW, QUICK = "slow", "quick"
+SLOW, QUICK = "slow", ("quick", "swift")
 
 
 class Neighbours(Stage):
@@ -41,7 +41,7 @@ def test_a_slow_device_is_helped_and_answers_itself_once_nobody_does(
     stage: Neighbours, colours: Path, picture: Callable[[str], Any]
 ) -> None:
     stage.run("model", "add", colours)
-    for name in (SLOW, QUICK):
+    for name in (SLOW, *QUICK):
         stage.device(name, site="here")
     place = stage.folder / "gate"
     (place / "photos").mkdir(parents=True)
@@ -54,18 +54,25 @@ def test_a_slow_device_is_helped_and_answers_itself_once_nobody_does(
             now = api.device(device).reported
         return next((app.stats for app in (now.apps if now else ()) if app.name == "gate"), {})
 
-    stage.until("its neighbour answers for it", lambda: stats(SLOW).get("peers", 0) > 20)
-    stage.until("the neighbour tells so", lambda: stats(QUICK).get("guests", 0) > 20)
+    stage.until("its neighbours answer for it", lambda: stats(SLOW).get("peers", 0) > 10)
+    stage.until("both of them do", lambda: all(stats(name).get("guests", 0) for name in QUICK))
     with stage.api() as api:
         results = [event.data for event in api.events(device=SLOW, kinds=(EventKind.RESULT,), limit=500)]
     helped = [data for data in results if data["place"] == "peer"]
     assert helped and all(data["label"] == "red" for data in results)
     # Whom it knows by then it asks by name.
-    assert QUICK in {data["why"].get("replica") for data in helped}
-    assert all(data["latency_ms"] > 0 for data in helped)
+    assert {data["why"].get("replica") for data in helped} & {*QUICK}
+    # And they are none the worse for it.
+    for name in QUICK:
+        own = stats(name)
+        assert (own["errors"], own["dropped"]) == (0, 0) and own["frames"]
 
-    stage.children.pop(QUICK).kill()
+    gone, stays = QUICK
+    stage.children.pop(gone).kill()
+    before = stats(stays)["guests"]
+    stage.until("the other one goes on", lambda: stats(stays)["guests"] > before + 5)
+    stage.children.pop(stays).kill()
     before = stats(SLOW)
-    stage.until("it answers itself", lambda: stats(SLOW)["edge"] > before["edge"] + 5)
+    stage.until("it answers itself", lambda: stats(SLOW)["edge"] > before["edge"] + 3)
     after = stats(SLOW)
     assert (after["errors"], after["dropped"]) == (0, 0)

@@ -97,6 +97,27 @@ async def test_only_devices_whose_app_says_so_ask_and_are_asked(cloud: Cloud, de
     assert (await ask(one, "one")).busy and len(heard) == 1
 
 
+@pytest.mark.parametrize("few", [0, 50])
+async def test_what_did_not_change_is_not_read_again(
+    cloud: Cloud, device: Any, colours: Path, monkeypatch: pytest.MonkeyPatch, few: int
+) -> None:
+    monkeypatch.setattr(peers, "_FEW", few)
+    one, two = await device(cloud, "one", site="a"), await device(cloud, "two", site="b")
+    await deployed(cloud, colours)
+    await answers(two, "two")
+    assert (await ask(one, "one")).replica == "two"
+    read: list[str] = []
+    states = cloud.state.store.states
+    every, single = states.desired_texts, states.desired
+    monkeypatch.setattr(states, "desired_texts", lambda: (read.append("all"), every())[1])
+    monkeypatch.setattr(states, "desired", lambda name: (read.append(name), single(name))[1])
+    assert (await ask(one, "one")).replica == "two" and not read
+    await deployed(cloud, colours, APP.replace("peers: yes", "peers: no"), site="b")
+    read.clear()
+    assert (await ask(one, "one")).busy
+    assert read == (["two"] if few else ["all"])
+
+
 async def test_what_the_broker_forbids(cloud: Cloud, device: Any, colours: Path, until: Any) -> None:
     one, two = await device(cloud, "one"), await device(cloud, "two")
     await deployed(cloud, colours)

@@ -34,6 +34,8 @@ _TRIES = 3
 _LONGEST_S = 10.0
 # Desired states are looked at again after so long.
 _LOOK_S = 2.0
+# Where more of them are new than so many, all are read at once.
+_FEW = 50
 # A device is left alone for so long: it had work of its own; it failed, or said what is no answer; it is not there.
 _BUSY_S, _FAILED_S, _GONE_S = 0.2, 5.0, 3.0
 # What who finds nobody is told to wait.
@@ -44,9 +46,9 @@ Key = tuple[str, str, int]  # app, model, version
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What one device's desired state says, as it was written: whose questions it may answer, and ask."""
+    """What one version of a device's desired state says: whose questions it may answer, and ask."""
 
-    text: str
+    version: int
     keys: frozenset[Key]
 
 
@@ -145,17 +147,23 @@ class Peers:
 
     def _read(self, before: dict[str, _Known]) -> dict[str, _Known]:
         """Blocking. What did not change is not read again; raises Retryable (the store is away)."""
-        admissible = self._store.devices.admissible()
-        read: dict[str, _Known] = {}
-        for device, text in self._store.states.desired_texts().items():
-            if device in admissible and '"peers":true' in text:
-                known = before.get(device)
-                read[device] = known if known is not None and known.text == text else _Known(text, _keys(text))
+        states, admissible = self._store.states, self._store.devices.admissible()
+        versions = {device: version for device, version in states.desired_versions().items() if device in admissible}
+        read = {device: known for device, known in before.items() if versions.get(device) == known.version}
+        news = [device for device in versions if device not in read]
+        if len(news) <= _FEW:
+            desired = {device: states.desired(device) for device in news}
+        else:
+            texts = states.desired_texts()
+            # Most say nothing of it, and to understand one takes longer than to search it.
+            telling = {device: texts.get(device, "") for device in news if '"peers":true' in texts.get(device, "")}
+            desired = {device: Desired.model_validate_json(text) for device, text in telling.items()}
+        for device in news:
+            read[device] = _Known(versions[device], _keys(desired.get(device, Desired())))
         return read
 
 
-def _keys(text: str) -> frozenset[Key]:
-    desired = Desired.model_validate_json(text)
+def _keys(desired: Desired) -> frozenset[Key]:
     return frozenset((app.name, *model) for app in desired.apps for model in app.peer_models)
 
 

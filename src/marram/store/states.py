@@ -75,6 +75,11 @@ class States:
                         changed.append(device)
         return changed
 
+    def desired_versions(self) -> dict[str, int]:
+        """The version of the desired state of every device that has one: what changed since is known by it."""
+        with self._database.read() as connection:
+            return {row.device: row.version for row in connection.execute(select(desired.c.device, desired.c.version))}
+
     def desired_texts(self) -> dict[str, str]:
         """The desired state of every device that has one, unread: the document, as `desire` wrote it.
 
