@@ -256,6 +256,8 @@ def test_prices_hold_a_budget_within_a_tenth(
     for n in range(3000):
         now_s = 11 + n / 10
         decision = policy.decide(Ask(now_s, (EDGE, CLOUD), objective=objective, costs=costs))
+        if objective != "soonest":  # it says what it kept to
+            assert ("within the budget" in decision.reason) == (decision.place is not spent_at)
         if decision.place is Place.EDGE:
             policy.learn(EdgeOutcome(now_s + edge_s, "edge", edge_s))
             amount = costs.edge_w * edge_s

@@ -39,9 +39,10 @@ def choose(ask: Ask, forecasts: Sequence[Forecast], depth: int, sure: float) -> 
         timely = [each for each in forecasts if each.on_time is None or each.on_time >= sure]
         if timely:
             rank = _surest if ask.objective == "surest" else _cheapest
-            best = rank(ask, _affordable(timely))
+            kept = _affordable(timely)
+            spared = " within the budget" if len(kept) < len(timely) else ""
             within = ", and on time" if ask.deadline_s is not None else ""
-            return Choice(best, f"{ask.objective}{within}")
+            return Choice(rank(ask, kept), f"{ask.objective}{spared}{within}")
     return _soonest(ask, forecasts, depth)
 
 
