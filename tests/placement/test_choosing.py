@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from marram.placement.choosing import _surest
-from marram.placement.constants import SHIPPED
 from marram.placement.contract import Ask, Way
 from marram.placement.forecast import Forecast
 from marram.schema.result import Place
