@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,14 +143,12 @@ async def test_a_removed_device_neither_asks_nor_answers(cloud: Cloud, device: A
     await deployed(cloud, colours)
     heard = await answers(two, "two")
     assert (await ask(one, "one")).replica == "two"
-    hands = cloud.state.hands
-    cloud.state.hands = replace(hands, cut=lambda name: None)
-    await asyncio.to_thread(cloud.state.remove_device, "two")
     # Also while its connection still stands.
+    await asyncio.to_thread(cloud.state.store.devices.revoke, "two")
     assert (await ask(one, "one")).busy and two.connected
     with pytest.raises(Refused):
         await ask(two, "two")
-    await asyncio.to_thread(hands.cut, "two")
+    await asyncio.to_thread(cloud.state.remove_device, "two")
     await until(lambda: not two.connected)
     assert (await ask(one, "one")).busy and len(heard) == 1
     with pytest.raises(NotReady):
