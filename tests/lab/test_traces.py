@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marram.lab.traces import Direction, constant, parse_trace, read_mahimahi, read_sabre, synthetic
+from marram.lab.traces import Direction, bursty, constant, parse_trace, read_mahimahi, read_sabre, synthetic
 from marram.schema.errors import Invalid, MarramError, Missing
 
 
@@ -64,6 +64,17 @@ def test_made_traces_are_seeded_and_look_like_their_kind(shape: str) -> None:
     assert near / own > 0.6
     assert all(0 < rtt < 1 for rtt in trace.rtt_s)
     assert max(rates) > 1.2 * min(rates)
+
+
+def test_a_bursty_link_carries_lumps_and_stops_for_a_while() -> None:
+    trace = bursty(3)
+    assert trace == parse_trace("bursty:3") and trace.up.bit_s != bursty(4).up.bit_s
+    packet = 1500 * 8 / 0.02
+    assert all(rate == pytest.approx(round(rate / packet) * packet) for rate in trace.up.bit_s)
+    mean = sum(trace.up.bit_s) / len(trace.up.bit_s)
+    assert max(trace.up.bit_s) > 2 * mean
+    # Longer without a packet than chance would have it at its mean rate: (1 - e^-packets)^25 in half a second.
+    assert any(not any(trace.up.bit_s[at : at + 25]) for at in range(len(trace.up.bit_s) - 25))
 
 
 def test_kinds_are_ordered() -> None:

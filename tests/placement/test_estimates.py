@@ -96,3 +96,19 @@ def test_one_retransmission_does_not_make_a_slow_link(stall_s: float) -> None:
     for n in range(41, 80):
         told(100.0 * n, stall_s)
     assert expected_s(8000.0) > 0.5 * stall_s
+
+
+def test_a_link_that_is_fast_again_is_believed_at_once() -> None:
+    link = Link()
+
+    def told(at_s: float, delay_s: float) -> None:
+        flight = Flight(at_s, "cloud", 40_000)
+        link.sent(1, flight)
+        link.ended(1)
+        link.measure(at_s + delay_s, flight, 0.0)
+
+    for n in range(40):
+        told(3.0 * n, 2.5)
+    told(120.0, 0.05)
+    delay = link.delay(120.1, 40_000, 0.0)
+    assert delay.rtt_s + delay.transfer_s < 0.25

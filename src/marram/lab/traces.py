@@ -180,6 +180,51 @@ def _dips(draw: random.Random, steps: int, shape: Shape) -> list[bool]:
     return marks
 
 
+_BIN_S = 0.02
+# Packets a second that a saturated cellular link carries at most, over seeds; an outage is left after so long, on
+# average.
+_MOST_PACKETS = (100.0, 800.0)
+_WANDERS = (0.1, 0.4)
+_OUTAGE_S = 0.33
+
+
+def bursty(seed: int = 0, length_s: float = 240.0) -> Trace:
+    """A saturated cellular link both ways, as packets leave it: in lumps, with outages; the same seed, the same trace.
+
+    After Winstein, Sivaraman & Balakrishnan, "Stochastic forecasts achieve high throughput and low delay over cellular
+    networks", NSDI 2013, 3.1: packets are a Poisson process, its rate a Brownian motion between none and the most, and
+    where it has come to none it stays for an exponential time. How fast it wanders (as a share of the most, in a
+    second) and how much it carries are drawn from the seed; nothing is fitted to recordings.
+    """
+    draw = random.Random(f"bursty:{seed}:{length_s}")
+    most = math.exp(draw.uniform(*map(math.log, _MOST_PACKETS)))
+    wander = draw.uniform(*_WANDERS)
+    up, down = (_doubly_stochastic(draw, most * share, wander, length_s) for share in (1.0, 3.0))
+    return Trace(f"bursty:{seed}", up, down, (0.0,), (0.05,), length_s)
+
+
+def _doubly_stochastic(draw: random.Random, most: float, wander: float, length_s: float) -> Direction:
+    bins = max(1, round(length_s / _BIN_S))
+    step = wander * most * math.sqrt(_BIN_S)
+    rate, packets = draw.uniform(0.25, 1.0) * most, []
+    for _ in range(bins):
+        if rate > 0:
+            rate = min(max(rate + draw.gauss(0, step), 0.0), most)
+        elif draw.random() < _BIN_S / _OUTAGE_S:
+            rate = abs(draw.gauss(0, step))
+        packets.append(_poisson(draw, rate * _BIN_S))
+    starts = tuple(i * _BIN_S for i in range(bins))
+    return Direction(starts, tuple(n * _PACKET_BITS / _BIN_S for n in packets), bins * _BIN_S)
+
+
+def _poisson(draw: random.Random, mean: float) -> int:
+    """Arrivals of rate 1 within `mean`."""
+    count, passed = 0, draw.expovariate(1.0)
+    while passed < mean:
+        count, passed = count + 1, passed + draw.expovariate(1.0)
+    return count
+
+
 # ---------------------------------------------------------------- read from recordings
 
 
@@ -243,13 +288,15 @@ def _read(file: Path) -> str:
 
 
 def parse_trace(text: str) -> Trace:
-    """A trace by its name: `wifi`, `lte:7` (seed), `6 Mbit/s 48 ms` (constant), or a file (`.up`, `.json`).
+    """A trace by its name: `wifi`, `lte:7` (seed), `bursty`, `6 Mbit/s 48 ms` (constant), or a file (`.up`, `.json`).
 
     Raises Missing, Invalid.
     """
     shape, _, seed = text.partition(":")
     if shape in SHAPES and (not seed or seed.isdecimal()):
         return synthetic(shape, int(seed or 0))
+    if shape == "bursty" and (not seed or seed.isdecimal()):
+        return bursty(int(seed or 0))
     file = Path(text)
     if file.suffix in (".up", ".down"):
         down = file.with_suffix(".down")
@@ -262,4 +309,5 @@ def parse_trace(text: str) -> Trace:
             return constant(parse_rate(" ".join(words[:2])), parse_duration(" ".join(words[2:])), name=text)
         except ValueError as error:
             raise Invalid(str(error), where=f'trace "{text}"') from error
-    raise Missing(f'no trace "{text}"', hint="Write wifi, lte, 3g, lte:7, 6 Mbit/s 48 ms, or a .up or .json file.")
+    hint = "Write wifi, lte, 3g, lte:7, bursty, 6 Mbit/s 48 ms, or a .up or .json file."
+    raise Missing(f'no trace "{text}"', hint=hint)

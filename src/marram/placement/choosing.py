@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from marram.placement.constants import Constants
 from marram.placement.contract import Ask
 from marram.placement.forecast import Forecast
 from marram.placement.lookahead import First, Lane, Rollout
@@ -12,8 +13,6 @@ from marram.schema.result import Place
 
 # A frame of a live source with a lesser chance of being on time is dropped rather than queued behind others.
 _HOPELESS = 0.02
-# Another way than the greedy one, or none, is taken where it saves this share of a missed deadline's loss.
-_GAIN = 0.1
 # Where nobody measured accuracy: the cloud's model is the larger one, in two parts as well.
 # (A peer's is the edge's own.)
 _TRUST = {Place.CLOUD: 2, Place.SPLIT: 2, Place.EDGE: 0, Place.PEER: 0}
@@ -27,7 +26,7 @@ class Choice:
     reason: str
 
 
-def choose(ask: Ask, forecasts: Sequence[Forecast], depth: int, sure: float) -> Choice:
+def choose(ask: Ask, forecasts: Sequence[Forecast], constants: Constants) -> Choice:
     """The best of `forecasts` (all of them usable, at least one) for the ask's objective."""
     if len(forecasts) == 1 and not _droppable(ask):
         return Choice(forecasts[0], f"only the {forecasts[0].way.place} may answer")
@@ -36,14 +35,14 @@ def choose(ask: Ask, forecasts: Sequence[Forecast], depth: int, sure: float) -> 
     if ask.objective == "cloud":
         return _always(ask, forecasts, Place.CLOUD)
     if ask.objective in ("surest", "cheapest"):
-        timely = [each for each in forecasts if each.on_time is None or each.on_time >= sure]
+        timely = [each for each in forecasts if each.on_time is None or each.on_time >= constants.sure]
         if timely:
             rank = _surest if ask.objective == "surest" else _cheapest
             kept = _affordable(timely)
             spared = " within the budget" if len(kept) < len(timely) else ""
             within = ", and on time" if ask.deadline_s is not None else ""
             return Choice(rank(ask, kept), f"{ask.objective}{spared}{within}")
-    return _soonest(ask, forecasts, depth)
+    return _soonest(ask, forecasts, constants)
 
 
 def _droppable(ask: Ask) -> bool:
@@ -90,7 +89,7 @@ def energy_j(forecast: Forecast, edge_w: float, send_w: float) -> float:
     return edge_w * here_s + send_w * forecast.transfer_s
 
 
-def _soonest(ask: Ask, forecasts: Sequence[Forecast], depth: int) -> Choice:
+def _soonest(ask: Ask, forecasts: Sequence[Forecast], constants: Constants) -> Choice:
     """The least expected loss, that of the frames after it included where it is known when they come."""
     miss_s = miss(ask)
     drop = _droppable(ask)
@@ -98,14 +97,26 @@ def _soonest(ask: Ask, forecasts: Sequence[Forecast], depth: int) -> Choice:
         forecasts = [each for each in forecasts if (each.on_time or 0.0) > _HOPELESS or not _queued(each)]
         if not forecasts:
             return Choice(None, "it would be late, behind others")
-    if ask.every_s is None or not ask.every_s > 0 or not depth:
+    if ask.every_s is None or not ask.every_s > 0 or not constants.depth:
         best = min(forecasts, key=_loss)
         return Choice(best, "soonest")
+    edge_s = max(each.edge_wait_s for each in forecasts)
+    link_s = max(each.link_wait_s for each in forecasts)
+    rollout = Rollout(
+        constants.depth,
+        ask.every_s,
+        _lane(forecasts, edge=True),
+        _lane(forecasts, edge=False),
+        ask.deadline_s,
+        miss_s,
+        drop,
+    )
+    if rollout.overloaded:
+        # For certain of the edge only: how long the link keeps a frame waiting is a guess.
+        forecasts = [each for each in forecasts if each.way.place is not Place.EDGE or each.wait_s < ask.every_s]
+        if not forecasts:
+            return Choice(None, "those behind it are answered sooner without it")
     best = greedy = min(forecasts, key=_loss)
-    lanes = _lane(forecasts, edge=True), _lane(forecasts, edge=False)
-    rollout = Rollout(depth, ask.every_s, *lanes, ask.deadline_s, miss_s, drop)
-    edge_s = max((each.edge_wait_s for each in forecasts), default=0.0)
-    link_s = max((each.link_wait_s for each in forecasts), default=0.0)
     best_s = greedy_s = float("inf")
     for each in forecasts:
         first = First(
@@ -119,10 +130,8 @@ def _soonest(ask: Ask, forecasts: Sequence[Forecast], depth: int) -> Choice:
         if loss_s < best_s:
             best, best_s = each, loss_s
     # Not for a gain that the estimates cannot tell from none: what is sent is also measured.
-    if best is not greedy and best_s > greedy_s - _GAIN * miss_s:
-        best, best_s = greedy, greedy_s
-    if drop and rollout.loss_s(First(miss_s, edge_s, link_s)) < best_s - _GAIN * miss_s - 1e-9:
-        return Choice(None, "those behind it are answered sooner without it")
+    if best is not greedy and best_s > greedy_s - constants.gain * miss_s:
+        best = greedy
     return Choice(best, "soonest")
 
 

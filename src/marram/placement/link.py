@@ -31,9 +31,8 @@ _MOST_RTT_VARIANCE, _MOST_RATE_VARIANCE = 0.25, 1.0
 _RTT_DRIFT = 0.02
 _LEAST_DRIFT, _MOST_DRIFT = 0.005, 3.0
 _LEAST_NOISE, _MOST_NOISE = 0.0025, 0.25
-# How much of each error's surprise goes into both.
-_LEARN = 0.05
-# Further off than so many standard deviations counts as so many: an outlier is a hint, a second one is a change.
+# Later than expected by more than so many standard deviations counts as so many: an outlier is a hint, a second one is
+# a change. Sooner is never an outlier: no message arrives faster than the link can carry it.
 _CLIP = 3.0
 _FORGET_AFTER_S = 60.0
 _MOST_FLIGHTS = 256
@@ -72,10 +71,10 @@ class Delay(NamedTuple):
 class Link:
     """One device's way to the cloud. Time is the caller's; it never goes back."""
 
-    def __init__(self, drift: float = 0.3, noise: float = 0.1) -> None:
+    def __init__(self, drift: float = 0.3, noise: float = 0.1, learn: float = 0.05) -> None:
         self._log_rtt, self._log_per_byte = math.log(_PRIOR_RTT_S), math.log(_PRIOR_PER_BYTE_S)
         self._var_rtt, self._var_rate, self._cov = _PRIOR_VARIANCE / 4, _PRIOR_VARIANCE, 0.0
-        self._drift, self._noise = drift, noise
+        self._drift, self._noise, self._learn = drift, noise, learn
         self._last_error = 0.0
         self._uploaded_s = -math.inf  # when the last answered message had left, by the estimate of the time
         self.flights: dict[int, Flight] = {}
@@ -182,8 +181,7 @@ class Link:
         gain_rtt = of_rtt * self._var_rtt + of_rate * self._cov
         gain_rate = of_rtt * self._cov + of_rate * self._var_rate
         variance = of_rtt * gain_rtt + of_rate * gain_rate + self._noise
-        limit = _CLIP * math.sqrt(variance)
-        error = min(max(math.log(delay_s / (rtt_s + transfer_s)), -limit), limit)
+        error = min(math.log(delay_s / (rtt_s + transfer_s)), _CLIP * math.sqrt(variance))
         self._log_rtt += gain_rtt / variance * error
         self._log_per_byte += gain_rate / variance * error
         # A round trip is never longer than a delay that holds it: what a stall made of it is gone with the next reply.
@@ -200,6 +198,6 @@ class Link:
         """`error` in standard deviations: larger than 1 on average means more of both, alike in a row more drift."""
         surprise = min(max(error * error - 1, -1.0), 4.0)
         run = min(max(error * self._last_error, -2.0), 4.0)
-        self._noise = min(max(self._noise * math.exp(_LEARN * surprise), _LEAST_NOISE), _MOST_NOISE)
-        self._drift = min(max(self._drift * math.exp(_LEARN * (surprise + run)), _LEAST_DRIFT), _MOST_DRIFT)
+        self._noise = min(max(self._noise * math.exp(self._learn * surprise), _LEAST_NOISE), _MOST_NOISE)
+        self._drift = min(max(self._drift * math.exp(self._learn * (surprise + run)), _LEAST_DRIFT), _MOST_DRIFT)
         self._last_error = error

@@ -78,7 +78,7 @@ class LatencyPolicy:
         self._constants = constants
         self._draw = random.Random(seed).random
         self._clock = _Clock()
-        self._link = Link(constants.drift, constants.noise)
+        self._link = Link(constants.drift, constants.noise, constants.learn)
         self._edge = EdgeQueue()
         self._cloud: dict[str, CloudModel] = {}
         self._circuit = Circuit(constants.probe_after_s)
@@ -175,7 +175,7 @@ class LatencyPolicy:
             reason = f"the edge: {others[0]}" if others else "only the edge may answer"
             if not (ask.may_drop and ask.deadline_s is not None):
                 return Choice(edge, reason)
-        return choose(ask, usable, self._constants.depth, self._constants.sure)
+        return choose(ask, usable, self._constants)
 
     # ------------------------------------------------ until when the cloud is waited for
 
