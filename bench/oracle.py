@@ -21,9 +21,11 @@ from pathlib import Path
 from bench._oracle_live import live
 from bench._verdict import at_least, conclude
 from marram.lab.oracle.compare import (
+    OFFSETS_S,
     PRESENT,
     Fared,
     Link,
+    bursty_links,
     contenders,
     made_links,
     mean_of_links,
@@ -47,6 +49,10 @@ _GRID = [
     replace(SHIPPED, probe_after_s=1.0),
     replace(SHIPPED, depth=2),
     replace(SHIPPED, depth=8),
+    replace(SHIPPED, gain=0.05),
+    replace(SHIPPED, gain=0.2),
+    replace(SHIPPED, learn=0.025),
+    replace(SHIPPED, learn=0.1),
 ]
 
 
@@ -55,7 +61,9 @@ def _all(link: Link) -> list[Fared]:
 
 
 def _constants(link: Link, constants: Sequence[Constants]) -> list[Fared]:
-    return over(link, {str(index): shipped(each) for index, each in enumerate(constants)})
+    """One stream a link: what is compared differs by its constants alone, and eleven policies play each."""
+    makes = {str(index): shipped(each) for index, each in enumerate(constants)}
+    return over(link, makes, offsets_s=OFFSETS_S[:1])
 
 
 def _links() -> list[Link]:
@@ -66,14 +74,16 @@ def _links() -> list[Link]:
 
 
 def compare() -> None:
-    """All policies over all links: tables, and the verdict."""
-    links = _links()
+    """All policies over all links: tables, and the verdict. Bursty links are reported, and not in it."""
+    links, apart = _links(), bursty_links()
     with Pool(_WORKERS) as pool:
-        by_link = pool.map(_all, links, chunksize=1)
+        fared_on = pool.map(_all, [*links, *apart], chunksize=1)
+    by_link, by_bursty = fared_on[: len(links)], fared_on[len(links) :]
     kinds = list(dict.fromkeys(link.kind for link in links))
     for kind in ["all", *kinds]:
         some = [fared for link, fared in zip(links, by_link, strict=True) if kind in ("all", link.kind)]
         _table(f"{kind}: {len(some)} links", some)
+    _table(f"bursty, in no other figure: {len(apart)} links", by_bursty)
     regret = {s.name: {p: mean_of_links(by_link, s.name, p)[0] for p in contenders()} for s in SETTINGS}
     ours = {name: of["marram"] for name, of in regret.items()}
     best = {
@@ -89,6 +99,7 @@ def compare() -> None:
         "goals": _GOALS,
         "best_baseline": {name: {policy: round(value, 4)} for name, (value, policy) in best.items()},
         "knows_the_present": {name: round(of[PRESENT], 4) for name, of in regret.items()},
+        "bursty": {s.name: round(mean_of_links(by_bursty, s.name, "marram")[0], 4) for s in SETTINGS},
         "links": len(links),
         "recorded": sum(link.kind != "synthetic" for link in links),
         "decision_p50_us": round(times[len(times) // 2], 1),

@@ -11,7 +11,7 @@ from marram.lab.oracle.baselines import BASELINES, KnowsThePresent, Profile
 from marram.lab.oracle.play import Score, play
 from marram.lab.oracle.schedule import best_loss_s
 from marram.lab.oracle.stream import SETTINGS, Setting, Stream, make_stream
-from marram.lab.traces import SHAPES, Direction, read_mahimahi, read_sabre, synthetic
+from marram.lab.traces import SHAPES, Direction, bursty, read_mahimahi, read_sabre, synthetic
 from marram.placement.constants import SHIPPED, Constants
 from marram.placement.contract import Policy
 from marram.placement.policy import LatencyPolicy
@@ -20,6 +20,8 @@ from marram.placement.policy import LatencyPolicy
 OFFSETS_S = (5.0, 40.0, 80.0)
 # Made here, five of each kind: they ship, the recordings do not.
 _SEEDS = range(1, 6)
+# Bursty ones, apart from the others: the policy was developed on seeds below these.
+_BURSTY_SEEDS = range(21, 31)
 PRESENT = "knows the present"
 
 Make = Callable[[Stream], Policy]
@@ -37,6 +39,11 @@ class Link:
 def made_links() -> list[Link]:
     """The synthetic ones, which ship."""
     return [Link(f"{shape}:{seed}", "synthetic", synthetic(shape, seed).up) for shape in SHAPES for seed in _SEEDS]
+
+
+def bursty_links() -> list[Link]:
+    """Saturated cellular links, which ship as well."""
+    return [Link(f"bursty:{seed}", "bursty", bursty(seed).up) for seed in _BURSTY_SEEDS]
 
 
 def recorded_links(folder: Path) -> list[Link]:
@@ -99,11 +106,16 @@ class Fared:
         )
 
 
-def over(link: Link, makes: Mapping[str, Make], settings: Sequence[Setting] = SETTINGS) -> list[Fared]:
+def over(
+    link: Link,
+    makes: Mapping[str, Make],
+    settings: Sequence[Setting] = SETTINGS,
+    offsets_s: Sequence[float] = OFFSETS_S,
+) -> list[Fared]:
     """Every policy on every stream of one link."""
     fared = []
     for setting in settings:
-        for offset_s in OFFSETS_S:
+        for offset_s in offsets_s:
             stream = make_stream(link.name, setting, link.up, from_s=offset_s)
             best_s = best_loss_s(stream)
             fared += [Fared.of(name, play(stream, make(stream)), best_s) for name, make in makes.items()]
