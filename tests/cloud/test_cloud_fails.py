@@ -113,4 +113,5 @@ async def test_a_replica_that_hangs_is_killed_and_comes_back_costs_no_frame_its_
     assert not running.is_alive()
     stats = pipeline.stats()
     assert (stats["errors"], stats["late"], stats["unusable"]) == (0, 0, 0)
-    assert stats["frames"] == stats["edge"] + stats["cloud"] and stats["timeouts"] > 0
+    # A probe may notice the silence before a frame is asked: then not one of them waits in vain.
+    assert stats["frames"] == stats["edge"] + stats["cloud"]

@@ -55,7 +55,6 @@ def test_a_slow_device_is_helped_and_answers_itself_once_nobody_does(
         return next((app.stats for app in (now.apps if now else ()) if app.name == "gate"), {})
 
     stage.until("its neighbours answer for it", lambda: stats(SLOW).get("peers", 0) > 10)
-    stage.until("both of them do", lambda: all(stats(name).get("guests", 0) for name in QUICK))
     with stage.api() as api:
         results = [event.data for event in api.events(device=SLOW, kinds=(EventKind.RESULT,), limit=500)]
     helped = [data for data in results if data["place"] == "peer"]
@@ -67,10 +66,11 @@ def test_a_slow_device_is_helped_and_answers_itself_once_nobody_does(
         own = stats(name)
         assert (own["errors"], own["dropped"]) == (0, 0) and own["frames"]
 
-    gone, stays = QUICK
+    # It may keep to the one that it knows; where that one is gone the other takes over.
+    gone, stays = sorted(QUICK, key=lambda name: stats(name).get("guests", 0), reverse=True)
     stage.children.pop(gone).kill()
-    before = stats(stays)["guests"]
-    stage.until("the other one goes on", lambda: stats(stays)["guests"] > before + 5)
+    before = stats(stays).get("guests", 0)
+    stage.until("the other one goes on", lambda: stats(stays).get("guests", 0) > before + 5)
     stage.children.pop(stays).kill()
     before = stats(SLOW)
     stage.until("it answers itself", lambda: stats(SLOW)["edge"] > before["edge"] + 3)

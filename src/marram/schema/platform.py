@@ -32,6 +32,7 @@ OWN: dict[str, tuple[str, ...]] = {
     "paho-mqtt": ("paho",),
     "opencv-python-headless": ("cv2",),
     "psutil": ("psutil",),
+    "zstandard": ("zstandard",),
 }
 # glibc wheels are made for 2.5 (manylinux1) and later; musl's for 1.1 and later.
 _OLDEST_GLIBC, _OLDEST_MUSL = 5, 1

@@ -93,7 +93,7 @@ def write_video(file: Path, count: int = 60) -> None:
     cv2 = opencv.load("test")
     writer = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"MJPG"), 25, (64, 48))
     for number in range(count):
-        writer.write(np.full((48, 64, 3), 4 * number, np.uint8))
+        writer.write(np.full((48, 64, 3), 4 * number % 256, np.uint8))
     writer.release()
 
 
@@ -172,14 +172,14 @@ class RtspStream(Case):
 
 
 class UsbCamera(Case):
-    """The camera's own code on a file that plays; it is unplugged at each end of the file."""
+    """The camera's own code on a file that plays, far longer than any test here looks; at its end it is unplugged."""
 
     verb = "camera"
     live = True
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
-        write_video(self.folder / "device.avi")
+        write_video(self.folder / "device.avi", 1000)
 
     def open(self) -> Source:
         cv2 = opencv.load("test")
