@@ -143,9 +143,10 @@ async def test_the_broker_killed_again_and_again_loses_and_doubles_nothing(
     for n in range(6000):
         writer.emit(event(n, 100))
         if n % 1000 == 500:
-            pid, before = broker.server.pid, len(sink.batches)
-            if pid is not None:
-                os.kill(pid, signal.SIGKILL)
+            await until(lambda: broker.server.pid is not None)  # the last one may be starting still
+            before = len(sink.batches)
+            assert broker.server.pid is not None
+            os.kill(broker.server.pid, signal.SIGKILL)
             await until(lambda before=before: len(sink.batches) > before)
         elif n % 100 == 0:
             await asyncio.sleep(0)
