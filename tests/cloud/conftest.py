@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,10 @@ from marram.bus.tls import TlsFiles
 from marram.cloud.server import Cloud
 from marram.cloud.settings import Settings
 from marram.cloud.state import CloudState
+from marram.edge.agent_end import AgentEnd
+from marram.edge.channel import WorkerEnd
+from marram.edge.relay import Relay
+from marram.edge.remote import ChannelRemote
 from marram.runtime.bundle import dump_card
 from marram.schema.api import JoinAsk, Joined, TokenAsk
 from marram.schema.event import Event, EventKind, Recorded
@@ -122,6 +128,38 @@ class Process:
     def context(self) -> dict[str, str]:
         """What the commands on its machine know."""
         return dict(yaml.safe_load((self.home / "context.yaml").read_text()))
+
+
+@pytest.fixture
+async def worker_side() -> AsyncIterator[Callable[[Bus], Awaitable[ChannelRemote]]]:
+    """A worker's way to the cloud, through its agent's relay and the given connection of its device."""
+    ends: list[tuple[AgentEnd, WorkerEnd, asyncio.Task[None], threading.Thread]] = []
+
+    async def make(bus: Bus) -> ChannelRemote:
+        ours, theirs = socket.socketpair()
+        agent_end, worker_end = await AgentEnd.open(ours), WorkerEnd(theirs)
+        relay, remote = Relay(bus, agent_end, {("colours", 1)}), ChannelRemote(worker_end)
+
+        async def agent() -> None:
+            while (message := await agent_end.receive()) is not None:
+                relay.ask(message)
+
+        def worker() -> None:
+            while (message := worker_end.receive()) is not None:
+                if message["t"] == "reply":
+                    remote.answered(message)
+
+        listening = threading.Thread(target=worker, daemon=True)
+        listening.start()
+        ends.append((agent_end, worker_end, asyncio.create_task(agent()), listening))
+        return remote
+
+    yield make
+    for agent_end, worker_end, task, listening in ends:
+        worker_end.close()
+        agent_end.close()
+        await task
+        await asyncio.to_thread(listening.join, 30)
 
 
 @pytest.fixture

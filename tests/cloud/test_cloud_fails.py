@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -18,9 +17,6 @@ from marram.cloud import keeper as module
 from marram.cloud.keeper import ReplicaState, Served
 from marram.cloud.server import Cloud
 from marram.cloud.settings import Settings
-from marram.edge.agent_end import AgentEnd
-from marram.edge.channel import WorkerEnd
-from marram.edge.relay import Relay
 from marram.edge.remote import ChannelRemote
 from marram.pipeline.build import Around, Pipeline
 from marram.runtime.bundle import Bundle
@@ -48,29 +44,8 @@ async def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
 
 
 @pytest.fixture
-async def remote(cloud: Cloud, device: Any) -> AsyncIterator[ChannelRemote]:
-    """A worker's way to the cloud, through its agent's relay and the broker."""
-    bus = await device(cloud, "pi")
-    ours, theirs = socket.socketpair()
-    agent_end, worker_end = await AgentEnd.open(ours), WorkerEnd(theirs)
-    relay, remote = Relay(bus, agent_end, {("colours", 1)}), ChannelRemote(worker_end)
-
-    async def agent() -> None:
-        while (message := await agent_end.receive()) is not None:
-            relay.ask(message)
-
-    def worker() -> None:
-        while (message := worker_end.receive()) is not None:
-            if message["t"] == "reply":
-                remote.answered(message)
-
-    task, listening = asyncio.create_task(agent()), threading.Thread(target=worker, daemon=True)
-    listening.start()
-    yield remote
-    worker_end.close()
-    agent_end.close()
-    await task
-    await asyncio.to_thread(listening.join, 30)
+async def remote(cloud: Cloud, device: Any, worker_side: Any) -> ChannelRemote:
+    return await worker_side(await device(cloud, "pi"))
 
 
 def served(cloud: Cloud) -> Served | None:

@@ -6,8 +6,6 @@ import asyncio
 import os
 import random
 import signal
-import socket
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -20,9 +18,6 @@ from marram.cloud import keeper as module
 from marram.cloud.keeper import ReplicaState
 from marram.cloud.server import Cloud
 from marram.cloud.settings import Settings
-from marram.edge.agent_end import AgentEnd
-from marram.edge.channel import WorkerEnd
-from marram.edge.relay import Relay
 from marram.edge.remote import ChannelRemote
 from marram.pipeline.contract import CloudInput, Reply
 from marram.placement.balance import Balancer
@@ -93,6 +88,7 @@ async def test_replicas_are_killed_and_come_back_without_an_error_at_the_device(
     colours: Path,
     picture: Callable[[str], Any],
     device: Any,
+    worker_side: Any,
     until: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -107,22 +103,9 @@ async def test_replicas_are_killed_and_come_back_without_an_error_at_the_device(
             return [one.pid for one in replicas.status() if one.state is ReplicaState.READY and one.pid is not None]
 
         await until(lambda: len(pids()) == 3, 60)
-        bus = await device(cloud, "pi")
-        ours, theirs = socket.socketpair()
-        agent_end, worker_end = await AgentEnd.open(ours), WorkerEnd(theirs)
-        relay, remote = Relay(bus, agent_end, {("colours", 1)}), ChannelRemote(worker_end)
-
-        async def agent() -> None:
-            while (message := await agent_end.receive()) is not None:
-                relay.ask(message)
-
-        def worker() -> None:
-            while (message := worker_end.receive()) is not None:
-                remote.answered(message)
-
-        threading.Thread(target=worker, daemon=True).start()
+        remote = await worker_side(await device(cloud, "pi"))
         asker = Asker(remote, Payload("image/jpeg", encode_jpeg(picture("red"), 95), (), (4, 4)))
-        tasks = [asyncio.create_task(agent()), *(asyncio.create_task(asker.run()) for _ in range(3))]
+        tasks = [asyncio.create_task(asker.run()) for _ in range(3)]
         try:
             await until(lambda: len(asker.answered) == 3)
             for _ in range(2):
@@ -135,7 +118,5 @@ async def test_replicas_are_killed_and_come_back_without_an_error_at_the_device(
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            worker_end.close()
-            agent_end.close()
         assert asker.errors == []
         assert len(asker.late) <= 2 * 3, "what was under way at the killed ones, and nothing else"
