@@ -75,7 +75,7 @@ class Replica:
         assert self._bus is not None and self._loads is not None
         parallel = self._host.limits.waiting + _SPARE
         await self._bus.subscribe(subjects.infer(name, version), self.on_infer, QUEUE, parallel=parallel)
-        for own in (subjects.infer(name, version, self.name), subjects.hand("*", name, version, self.name)):
+        for own in self._own(name, version):
             await self._bus.subscribe(own, self.on_infer, parallel=parallel)
         await self._bus.subscribe(subjects.probe(name, version), self.on_probe, QUEUE, parallel=8)
         await self._loads.serve((name, version), lambda: self._load(name, version))
@@ -84,10 +84,8 @@ class Replica:
         """Hear no more questions to this model; those that came are still answered."""
         assert self._bus is not None and self._loads is not None
         await self._loads.leave((name, version))
-        for replica in (None, self.name):
-            await self._bus.unsubscribe(subjects.infer(name, version, replica))
-        await self._bus.unsubscribe(subjects.hand("*", name, version, self.name))
-        await self._bus.unsubscribe(subjects.probe(name, version))
+        for subject in (subjects.infer(name, version), *self._own(name, version), subjects.probe(name, version)):
+            await self._bus.unsubscribe(subject)
 
     async def on_probe(self, message: Message) -> bytes | None:
         """Whatever came, it came: the link is timed by it."""
