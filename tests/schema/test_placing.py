@@ -79,7 +79,9 @@ def test_serve_is_a_port_or_says_which(text: str, means: Serve | None) -> None:
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("place: quick within 200 ms", 'no objective "quick"; use one of soonest'),
+        ("place: quick within 200 ms", 'place: no objective "quick within 200 ms"; use one of soonest, surest'),
+        ("place: surest whithin 200 ms", 'place: no objective "surest whithin 200 ms"; use one of soonest, surest'),
+        ("place: fastest", "edge, cloud, with a deadline as in surest within 200 ms"),
         ("place: surest within 200", 'place: "200" has no unit; write 200 ms'),
         ("cascade: yes", "cascade: is learnt, {accuracy: 99 %} or {offload: 20 %}"),
         ("cascade: {accuracy: 99 %, offload: 5 %}", "keep one of them"),
@@ -96,7 +98,7 @@ def test_serve_is_a_port_or_says_which(text: str, means: Serve | None) -> None:
         ("region: [0.5, 0, 0.5, 1]", "shares of the picture, such as"),
         ("region: [0, 0, 200, 100]", "shares of the picture, such as"),
         ("region: [0, 0, 1, on]", "shares of the picture, such as"),
-        ("costs: {edge: 4}", '"4" has no unit; write 6 W'),
+        ("costs: {edge: 4}", '"4" has no unit; write 4 W'),
         ("costs: {cloud: on}", "is an amount of money"),
         ("costs: {cloud: -1}", "costs.cloud"),
         ("budget: 2/day", "is a mapping of power, money"),

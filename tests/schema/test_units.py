@@ -47,8 +47,12 @@ def test_parse(parse: object, text: str, value: float) -> None:
         [],
         "5 % %",
         "101 %",
+        "1.2.3 s",
+        "1.2.3 MB",
+        "1.2.3 %",
         "1e999 s",
         "1e999 MB",
+        "1e308 MB",
         "1e999 W",
         "1e999 MB/day",
     ],
@@ -56,6 +60,26 @@ def test_parse(parse: object, text: str, value: float) -> None:
 def test_what_is_no_quantity_is_a_value_error(parse: object, text: object) -> None:
     with pytest.raises(ValueError, match=r".+"):
         parse(text)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "meant"),
+    [
+        (units.parse_share, "0.99", "99 %"),
+        (units.parse_share, "99", "99 %"),
+        (units.parse_share, "-1", "5 %"),
+        (units.parse_power, "4", "4 W"),
+        (units.parse_duration, "200", "200 ms or 0.2 s"),
+    ],
+)
+def test_a_number_alone_is_told_what_it_may_have_meant(parse: object, text: str, meant: str) -> None:
+    with pytest.raises(ValueError, match=f"has no unit; write {meant}$"):
+        parse(text)  # type: ignore[operator]
+
+
+def test_what_is_no_number_is_not_called_one() -> None:
+    with pytest.raises(ValueError, match='"1.2.3 MB" is not a quantity; write for example 300 MB'):
+        units.parse_size("1.2.3 MB")
 
 
 @pytest.mark.parametrize("text", ["101000 d", "9999999999h", "1e300 s"])

@@ -66,7 +66,7 @@ def _check_costs(place: Place, step: InferStep, found: Findings) -> None:
     if step.budget.power is not None and not (step.costs.edge or step.costs.send):
         with found.at((*place, "budget")):
             raise Invalid(
-                "power is not counted: no step of computing or sending costs any",
+                "power is not counted: neither computing nor sending draws any",
                 hint="Say what they take, such as costs: {edge: 4 W, send: 1.2 W}.",
             )
     if step.budget.money is not None and not step.costs.cloud:

@@ -26,7 +26,8 @@ LONGEST_S = 100 * 365.25 * 86400.0
 _NUMBER = re.compile(r"^\s*([+-]?\d+(?:[._]\d+)*(?:e[+-]?\d+)?)\s*(.*?)\s*$")
 
 
-def _split(text: object, units: dict[str, Any], example: str) -> tuple[float, str]:
+def _split(text: object, units: dict[str, Any], example: str, meant: str = "") -> tuple[float, str]:
+    """The number and its unit. `meant` is what to write where a number stands alone. Raises ValueError."""
     if isinstance(text, bool) or not isinstance(text, (str, int, float)):
         raise ValueError(f"expected a quantity such as {example}")
     match = _NUMBER.match(str(text))
@@ -34,18 +35,21 @@ def _split(text: object, units: dict[str, Any], example: str) -> tuple[float, st
         raise ValueError(f'"{text}" is not a quantity; write for example {example}')
     number, unit = match.groups()
     if not unit:
-        raise ValueError(f'"{text}" has no unit; write {example}')
+        raise ValueError(f'"{text}" has no unit; write {meant or example}')
     if unit not in units:
         raise ValueError(f'"{unit}" is not a unit here; use one of {", ".join(units)}')
-    value = float(number.replace("_", ""))
-    if not math.isfinite(value):
+    try:
+        value = float(number.replace("_", ""))
+    except ValueError:  # 1.2.3
+        raise ValueError(f'"{text}" is not a quantity; write for example {example}') from None
+    if not math.isfinite(value * max(units.values())):
         raise ValueError(f'"{text}" is beyond any number')
     return value, unit
 
 
 def parse_duration(text: object) -> float:
     """`200 ms` -> 0.2 seconds. Raises ValueError on a missing or unknown unit, below 0, past LONGEST_S."""
-    value, unit = _split(text, _DURATION_S, _likely(str(text).strip()))
+    value, unit = _split(text, _DURATION_S, "200 ms or 0.2 s", _likely(str(text).strip()))
     if value < 0:
         raise ValueError(f'"{text}" is negative')
     if value * _DURATION_S[unit] > LONGEST_S:
@@ -59,6 +63,14 @@ def _likely(number: str) -> str:
         return "200 ms or 0.2 s"
     # Few are seconds, as in --duration 10; hundreds are milliseconds, as in deadline: 200.
     return f"{number} s or {number} ms" if float(number) < 100 else f"{number} ms or {float(number) / 1000:g} s"
+
+
+def _likely_share(number: str) -> str:
+    """What a person who wrote a share without its % may have meant: 0.99 is 99 %, 99 is, too."""
+    value = float(number) if re.fullmatch(r"\d+(\.\d+)?", number) else -1.0
+    if not 0 <= value <= 100:
+        return "5 %"
+    return f"{100 * value if value <= 1 else value:g} %"
 
 
 def parse_size(text: object) -> int:
@@ -103,7 +115,7 @@ def parse_spending(text: object) -> float:
 
 def parse_power(text: object) -> float:
     """`6 W` -> 6.0 watts. Raises ValueError."""
-    value, unit = _split(text, _POWER_W, "6 W")
+    value, unit = _split(text, _POWER_W, "6 W", f"{text} W")
     if value < 0:
         raise ValueError(f'"{text}" is negative')
     return value * _POWER_W[unit]
@@ -111,7 +123,7 @@ def parse_power(text: object) -> float:
 
 def parse_share(text: object) -> float:
     """`5 %` -> 0.05. Raises ValueError outside 0–100 %."""
-    value, _ = _split(text, {"%": 1}, "5 %")
+    value, _ = _split(text, {"%": 1}, "5 %", _likely_share(str(text).strip()))
     if not 0 <= value <= 100:
         raise ValueError(f'"{text}" is not between 0 % and 100 %')
     return value / 100
