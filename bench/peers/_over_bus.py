@@ -16,7 +16,7 @@ from bench.peers._server import READY_S, STARTS, Server
 from marram.bus import subjects
 from marram.bus.accounts import CONTROL
 from marram.bus.client import Bus
-from marram.bus.codec import InferReply, InferRequest
+from marram.bus.inferences import InferReply, InferRequest
 from marram.cloud.replica import PASSWORD_VARIABLE, Order
 from marram.lab.gatehouse import Gatehouse
 from marram.runtime.bundle import Bundle

@@ -10,12 +10,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from marram.bus import codec
+from marram.bus import codec, inferences
 from marram.bus.packing import MAX_MESSAGE_BYTES
 from marram.schema.device import Reported
 from marram.schema.errors import Invalid
 from marram.schema.event import Event, EventKind, Recorded
-from marram.schema.payload import TENSORS, Payload, RawTensor
 
 # No clock decides here: a busy machine is no fault.
 patient = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -62,9 +61,10 @@ def test_garbage_is_invalid_and_nothing_else(garbage: bytes) -> None:
         codec.unpack_batch,
         codec.decode_event,
         codec.unpack_ack,
-        codec.InferRequest.unpack,
-        codec.InferReply.unpack,
-        codec.unpack_tensors,
+        inferences.InferRequest.unpack,
+        inferences.InferReply.unpack,
+        inferences.unpack_tensors,
+        inferences.unpack_load,
     ):
         with pytest.raises(Invalid):
             decode(garbage)
@@ -214,31 +214,3 @@ def test_an_acknowledgement_comes_back_as_it_was() -> None:
 def test_a_malformed_acknowledgement_is_invalid(document: object) -> None:
     with pytest.raises(Invalid):
         codec.unpack_ack(codec.pack(document))
-
-
-tensors = st.builds(
-    RawTensor,
-    st.text(max_size=10),
-    st.sampled_from(["float32", "int8"]),
-    st.lists(st.integers(1, 2**31), max_size=5).map(tuple),
-    st.binary(max_size=50),
-)
-
-
-@patient
-@given(st.lists(tensors, min_size=1, max_size=codec.MAX_TENSORS), st.floats(0, 1), st.integers(1, 1000))
-def test_tensors_and_what_is_asked_of_them_come_back(sent: list[RawTensor], least: float, top: int) -> None:
-    body = codec.pack_tensors(sent)
-    assert codec.unpack_tensors(body) == sent
-    request = codec.InferRequest(Payload(TENSORS, body), 0.5, top, least)
-    assert codec.InferRequest.unpack(request.pack()) == request
-    reply = codec.InferReply(None, "too large", 0.1, 0.2, outputs=body, kind="invalid")
-    assert codec.InferReply.unpack(reply.pack()) == reply
-
-
-@pytest.mark.parametrize(
-    "rows", [[], {}, [["x"]], [["x", "f4", 3, b""]], [["x", "f4", [1], 3.5]], [["x", "f4", [1], b""]] * 33]
-)
-def test_what_are_no_tensors(rows: object) -> None:
-    with pytest.raises(Invalid, match="not tensors"):
-        codec.unpack_tensors(codec.pack(rows))

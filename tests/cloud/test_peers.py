@@ -11,7 +11,7 @@ import pytest
 
 from marram.bus import subjects
 from marram.bus.client import Bus, Message
-from marram.bus.codec import InferReply, InferRequest
+from marram.bus.inferences import InferReply, InferRequest
 from marram.bus.subjects import PeerQuestion
 from marram.cloud import peers
 from marram.cloud.server import Cloud

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from marram.bus.client import Message
-from marram.bus.codec import InferReply, InferRequest
+from marram.bus.inferences import InferReply, InferRequest
 from marram.cloud.carried import answer_of, request_of
 from marram.cloud.replica import Replica
 from marram.runtime.image import encode_jpeg

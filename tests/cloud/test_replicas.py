@@ -16,7 +16,7 @@ import pytest
 
 from marram.bus import subjects
 from marram.bus.client import Bus
-from marram.bus.codec import InferReply, InferRequest
+from marram.bus.inferences import InferReply, InferRequest
 from marram.bus.tls import TlsFiles
 from marram.cloud import keeper as module
 from marram.cloud.keeper import Keeper, ReplicaState, Served, Start

@@ -10,7 +10,8 @@ import pytest
 
 from marram.bus import subjects
 from marram.bus.client import Bus, Message
-from marram.bus.codec import InferReply, InferRequest, pack_report
+from marram.bus.codec import pack_report
+from marram.bus.inferences import InferReply, InferRequest
 from marram.bus.tls import TlsFiles
 from marram.cloud import keeper as module
 from marram.cloud.keeper import Keeper, Served, Start

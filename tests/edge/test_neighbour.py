@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from marram.bus.codec import InferReply, InferRequest
+from marram.bus.inferences import InferReply, InferRequest
 from marram.edge import neighbour
 from marram.edge.guest import answer
 from marram.edge.neighbour import Neighbour

@@ -14,7 +14,7 @@ from tests.edge.world import DEVICE, LONG_S, Cloud
 
 from marram.bus import subjects
 from marram.bus.client import Bus, Message
-from marram.bus.codec import InferReply, InferRequest
+from marram.bus.inferences import InferReply, InferRequest
 from marram.edge.agent_end import AgentEnd
 from marram.edge.channel import WorkerEnd
 from marram.edge.relay import Relay

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tests.runtime.cutting import bundle, picture, with_cut
 
-from marram.bus.codec import InferRequest
+from marram.bus.inferences import InferRequest
 from marram.runtime.bundle import Bundle
 from marram.runtime.codecs import encode, encode_cut
 from marram.runtime.cut import Front

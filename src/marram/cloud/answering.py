@@ -17,7 +17,8 @@ import numpy as np
 
 from marram.bus import subjects
 from marram.bus.client import Bus
-from marram.bus.codec import MAX_MESSAGE_BYTES, InferReply
+from marram.bus.codec import MAX_MESSAGE_BYTES
+from marram.bus.inferences import InferReply
 from marram.cloud.carried import answer_of, request_of, unpack_served
 from marram.cloud.loops import for_ever
 from marram.runtime.contract import Tensor

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 from pydantic import ValidationError
 
-from marram.bus.codec import InferReply, InferRequest, pack_tensors, unpack_tensors
+from marram.bus.inferences import InferReply, InferRequest, pack_tensors, unpack_tensors
 from marram.bus.packing import pack, unpack
 from marram.runtime.contract import Tensor, TensorInfo
 from marram.runtime.postprocess.contract import Options
@@ -59,15 +59,8 @@ def reply_of(answer: Answer) -> InferReply:
     )
 
 
-def refusal_of(error: MarramError) -> InferReply:
-    """The reply that says what was wrong."""
-    if isinstance(error, Busy):
-        return InferReply(None, str(error), error.queue_s, 0.0, error.waiting, busy=True, kind=error.kind)
-    return InferReply(None, str(error), 0.0, 0.0, kind=error.kind)
-
-
 def answer_of(question: Question, version: int, reply: InferReply) -> Answer:
-    """The reverse of `reply_of` and `refusal_of`. Raises what the replica's end raised; Invalid for nonsense."""
+    """What a reply says. Raises what the replica's end raised; Invalid for nonsense."""
     if reply.busy:
         raise Busy(reply.error or "busy", queue_s=reply.queue_s, waiting=reply.waiting)
     if reply.error is not None:
@@ -86,7 +79,7 @@ async def replied(answering: Answering, model: str, version: int, message: bytes
     try:
         return reply_of(await answering.infer(question_of(model, version, InferRequest.unpack(message))))
     except MarramError as error:
-        return refusal_of(error)
+        return InferReply.refusal(error)
     except Exception as error:
         log.exception("an inference failed")
         return InferReply(None, f"the replica failed: {type(error).__name__}", 0.0, 0.0, kind=Permanent.kind)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from marram.bus import subjects
 from marram.bus.client import Bus, Message
-from marram.bus.codec import MAX_LOADS, pack_load, unpack_load
+from marram.bus.inferences import MAX_LOADS, pack_load, unpack_load
 from marram.placement.handing import MOST_HOPS, Handing, Pace
 from marram.schema.errors import MarramError
 from marram.schema.load import Load

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from marram.bus import subjects
 from marram.bus.client import Bus, Message
-from marram.bus.codec import InferReply, InferRequest
+from marram.bus.inferences import InferReply, InferRequest
 from marram.bus.subjects import PeerQuestion
 from marram.schema.device import Desired
 from marram.schema.errors import Busy, MarramError, NotReady, Refused
@@ -172,4 +172,4 @@ def _key(question: PeerQuestion) -> Key:
 
 
 def _nobody(why: str) -> InferReply:
-    return InferReply(None, why, _LATER_S, 0.0, busy=True, kind=Busy.kind)
+    return InferReply.refusal(Busy(why, queue_s=_LATER_S))

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from marram.bus import subjects
 from marram.bus.client import Bus, Message
-from marram.bus.codec import InferReply
+from marram.bus.inferences import InferReply
 from marram.bus.tls import TlsFiles
 from marram.cloud.carried import pack_served, replied
 from marram.cloud.loads import Loads

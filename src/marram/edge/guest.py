@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from marram.bus.codec import InferReply, InferRequest
+from marram.bus.inferences import InferReply, InferRequest
 from marram.edge.channel import WorkerEnd
 from marram.pipeline.guests import Guests
 from marram.schema.errors import Busy, MarramError
@@ -20,7 +20,11 @@ def answer(message: dict[str, Any], guests: Guests | None, channel: WorkerEnd) -
     """Take one `asked`. `guests`: None while the app does not run."""
 
     def answered(said: Result | MarramError, service_s: float) -> None:
-        channel.send({"t": "answer", "id": message["id"], "payload": _reply(said, service_s).pack()})
+        if isinstance(said, Result):
+            reply = InferReply(said.to_dict(), None, 0.0, service_s)
+        else:
+            reply = InferReply.refusal(said)
+        channel.send({"t": "answer", "id": message["id"], "payload": reply.pack()})
 
     if guests is None:
         answered(Busy("the app does not run now"), 0.0)
@@ -33,9 +37,3 @@ def answer(message: dict[str, Any], guests: Guests | None, channel: WorkerEnd) -
     name, version = message["model"]
     left_s = request.left_s if is_duration(request.left_s) else None
     guests.ask((name, version), request.payload, left_s, answered)
-
-
-def _reply(said: Result | MarramError, service_s: float) -> InferReply:
-    if isinstance(said, Result):
-        return InferReply(said.to_dict(), None, 0.0, service_s)
-    return InferReply(None, str(said)[:500], 0.0, 0.0, busy=isinstance(said, Busy), kind=said.kind)

@@ -13,7 +13,8 @@ import time
 from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
-from marram.bus.codec import MAX_MESSAGE_BYTES, InferReply, InferRequest
+from marram.bus.codec import MAX_MESSAGE_BYTES
+from marram.bus.inferences import InferReply, InferRequest
 from marram.edge.channel import WorkerEnd
 from marram.pipeline.contract import CloudInput, Reply
 from marram.schema.errors import KINDS, Busy, Invalid, MarramError, NotReady, Retryable

@@ -15,7 +15,7 @@ class Payload:
     | `application/x-pixels+zstd` | uint8 `shape` [H, W, 3], RGB, likewise, compressed with Zstandard |
     | `application/x-tensor` | readings: float32, little-endian, of `shape` |
     | `application/x-cut+zstd` | what crosses the cut called `cut`: uint8 of `shape`, compressed with Zstandard |
-    | `application/x-tensors` | the file's own inputs by name (`RawTensor`), any number of items (`bus/codec.py`) |
+    | `application/x-tensors` | the file's own inputs by name (`RawTensor`), any number of items (`bus/inferences.py`) |
 
     `frame_size` (height, width of the original frame) lets boxes be given in the frame's pixels. At a cut
     real = (byte - `zero_point`) * `scale`.
