@@ -189,7 +189,9 @@ def test_arguments_that_make_no_sense_say_which(marram_: Terminal, tmp_path: Pat
     assert "--timeout:" in marram_.fault("deploy", file, "--to", "all", "--timeout", "9")
     assert "say one thing" in marram_.fault("deploy")
     assert "say one thing" in marram_.fault("deploy", file, "--list")
-    assert "no app" in marram_.fault("deploy", "--remove", "nothing")
+    assert marram_.fault("deploy", "--remove", "gate").endswith("`marram deploy --list` shows what is.")
+    marram_("deploy", file, "--to", "all")
+    assert 'no app "gte" is deployed; did you mean "gate"?' in marram_.fault("deploy", "--remove", "gte")
 
 
 def test_it_waits_for_devices_that_are_online_and_tells_how_it_ends(marram_: Terminal, tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from tests.cli.fleet import Terminal
 
-from marram.cli import execute
+from marram.cli import execute, placement
 from marram.schema.event import Event, EventKind
+from marram.store import events as store
 
 WHY: dict[str, Any] = {
     "low_ms": 48, "high_ms": 90, "replica": "r-7f",
@@ -84,7 +85,7 @@ def test_frames_are_chosen_by_number_or_as_the_last(explained: Any) -> None:
     assert [line.split()[1] for line in explained(*results, options=("--last", "2")).splitlines() if "frame" in line] \
         == ["3", "4"]  # fmt: skip
     assert explained(*results, options=("--frame", "2")).startswith("frame 2 ")
-    assert "no frame 9 among the 5 results" in explained(*results, options=("--frame", "9"), status=2)
+    assert "no frame 9 among the results in" in explained(*results, options=("--frame", "9"), status=2)
     assert json.loads(explained(*results, options=("--json",)))[0]["why"] == WHY
 
 
@@ -124,3 +125,24 @@ def test_stored_results_of_a_device_are_explained(marram_: Terminal) -> None:
     assert marram_("placement", "explain", "pi-1", "colours", "--frame", "1").startswith("frame 1 ")
     assert marram_.json("placement", "explain", "pi-1")[0]["why"] == WHY
     assert "no results of other from pi-1" in marram_.fault("placement", "explain", "pi-1", "other")
+
+
+def test_a_frame_is_found_however_many_results_came_after_it(
+    marram_: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "LOOKED_THROUGH", 7)
+    monkeypatch.setattr(placement, "_MOST", 3)
+    served = marram_.served
+    served.add_device("pi-1")
+    served.add_device("pi-2")
+    numbers = [5, 51, *range(100, 130), 5, *range(200, 230)]
+    results = [SOON | {"frame": number, "label": '"frame":5,'} for number in numbers]
+    served.deliver("pi-1", [Event(EventKind.RESULT, "colours", time.time(), data) for data in results])
+    served.deliver("pi-2", [Event(EventKind.RESULT, "gate", time.time(), SOON | {"frame": 5})])
+    assert marram_("placement", "explain", "pi-1", "--frame", "51").startswith("frame 51 → cloud")
+    found = marram_.json("placement", "explain", "--frame", "5", "--last", "2")
+    assert [(data["device"], data["app"]) for data in found] == [("pi-1", "colours"), ("pi-2", "gate")]
+    assert len(marram_.json("placement", "explain", "pi-1", "--frame", "5", "--last", "3")) == 2
+    assert "no frame 7 among the results of colours" in marram_.fault(
+        "placement", "explain", "pi-1", "colours", "--frame", "7"
+    )

@@ -20,6 +20,7 @@ from marram.schema.api import (
     DeployAsk,
     Deployment,
     EventView,
+    FrameView,
     Health,
     JoinAsk,
     Joined,
@@ -290,6 +291,19 @@ class CloudApi(PeopleCalls):
         kind = [EventKind(k).value for k in kinds]
         query = {"app": app, "device": device, "kind": kind, "after": after, "limit": limit, "since": since_s}
         return self._list("/events", EventView, **query)
+
+    def of_frame(
+        self,
+        frame: int,
+        *,
+        app: str | None = None,
+        device: str | None = None,
+        before: int | None = None,
+        limit: int = 1,
+    ) -> FrameView:
+        """The last `limit` results of the frame with this number, of the 50,000 newest results below id `before`."""
+        query = params(app=app, device=device, before=before, limit=limit)
+        return self._one(FrameView, self._call("GET", f"/events/frames/{frame}", params=query))
 
     def counts(self, *, device: str | None = None) -> Counts:
         """How many events are stored, by stream and kind: the proof of exactly once."""

@@ -14,6 +14,7 @@ from rich.text import Text
 from marram.bus.http import CloudApi
 from marram.cli import _show
 from marram.cli._context import Json, Token, Url, connect
+from marram.schema.api import EventView
 from marram.schema.errors import Invalid, Missing
 from marram.schema.event import EventKind
 from marram.schema.figures import figure_of
@@ -22,8 +23,8 @@ from marram.schema.words import file_fault
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Why inferences went where they went.")
 
-# Of stored results, so many are looked through, newest first.
-_LOOKED_THROUGH = 1000
+# How many frames are told of at once at most.
+_MOST = 1000
 # The parts of a delay by their names in an event, as people call them.
 _PARTS = {"edge": {"wait": "queue", "service": "inference"}, "split": {"front": "front"}}
 _NAMES = {
@@ -49,7 +50,7 @@ def explain(
     device: Annotated[str | None, typer.Argument(help="Only of this device.", metavar="[DEVICE]")] = None,
     app: Annotated[str | None, typer.Argument(help="Only of this app.", metavar="[APP]")] = None,
     frame: Annotated[int | None, typer.Option(min=0, help="Of the frame with this number.")] = None,
-    last: Annotated[int, typer.Option(min=1, max=_LOOKED_THROUGH, help="Of the last so many frames.")] = 1,
+    last: Annotated[int, typer.Option(min=1, max=_MOST, help="Of the last so many frames.")] = 1,
     file: Annotated[
         Path | None, typer.Option(help="Of the results in this file, as a `jsonl` sink or `marram run --json` made it.")
     ] = None,
@@ -63,9 +64,7 @@ def explain(
         found = list(_read(file))
     else:
         with connect(url, token) as api:
-            kinds = (EventKind.RESULT,)
-            events = api.events(app=app, device=device, kinds=kinds, limit=_LOOKED_THROUGH)
-            found = [{"device": event.device, "app": event.app} | event.data for event in events]
+            found = _stored(api, device, app, frame, last)
             told = [] if json else _states(api, device, app)
     chosen = _chosen(found, frame, last, _of(device, app, file))
     if json:
@@ -97,10 +96,22 @@ def _chosen(found: list[dict[str, Any]], frame: int | None, last: int, of: str) 
     with_it = [data for data in placed if data.get("frame") == frame]
     if not with_it:
         raise Missing(
-            f"no frame {frame} among the {len(placed):,} results{of}",
+            f"no frame {frame} among the results{of}",
             hint="Which there are: marram results tail --kind result --json",
         )
     return with_it[-last:]
+
+
+def _stored(api: CloudApi, device: str | None, app: str | None, frame: int | None, last: int) -> list[dict[str, Any]]:
+    """The newest stored results, oldest first; before them as many of `frame` as they lack, wherever those are."""
+    newest = api.events(app=app, device=device, kinds=(EventKind.RESULT,), limit=_MOST)
+    older: list[EventView] = []
+    before = newest[0].id if frame is not None and len(newest) == _MOST else None
+    lack = last - sum(event.data.get("frame") == frame for event in newest)
+    while frame is not None and before is not None and lack > len(older):
+        looked = api.of_frame(frame, app=app, device=device, before=before, limit=lack - len(older))
+        older, before = [*looked.results, *older], looked.before
+    return [{"device": event.device, "app": event.app} | event.data for event in [*older, *newest]]
 
 
 def _read(file: Path) -> Iterator[dict[str, Any]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from marram import __version__
 from marram.cloud.access import Access
-from marram.cloud.api.contract import EventQuery, SampleQuery, Totals
+from marram.cloud.api.contract import EventQuery, FrameQuery, SampleQuery, Totals
 from marram.cloud.enrolment import Enrolment
 from marram.cloud.models import ModelDesk
 from marram.cloud.people import People
@@ -32,6 +32,7 @@ from marram.schema.api import (
     DeployAsk,
     Deployment,
     EventView,
+    FrameView,
     JoinAsk,
     Joined,
     ModelAsk,
@@ -243,7 +244,7 @@ class CloudState:
     def deployment(self, app: str) -> Deployment:
         newest = next((row for row in self.rollout.current() if row.app == app), None)
         if newest is None:
-            raise Missing(f'no app "{app}" is deployed', hint="`marram deploy --help` says how.")
+            raise self.rollout.unknown(app)
         return self._deployment(newest, {device.id: device for device in self.store.devices.list()})
 
     def _deployment(self, row: DeploymentRow, devices: dict[str, Device]) -> Deployment:
@@ -268,6 +269,11 @@ class CloudState:
         if query.after is not None:
             return [event_view(event) for event in self.store.events.after(query.after, which, query.limit)]
         return [event_view(event) for event in reversed(self.store.events.newest(which, query.limit))]
+
+    def of_frame(self, frame: int, query: FrameQuery) -> FrameView:
+        which = EventFilter(query.device, query.app)
+        found, before = self.store.events.of_frame(frame, which, query.limit, query.before)
+        return FrameView(results=[event_view(event) for event in reversed(found)], before=before)
 
     def counts(self, device: str | None) -> Counts:
         return counts_view(self.store.events.counts(device))

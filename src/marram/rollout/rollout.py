@@ -22,6 +22,7 @@ from marram.schema.errors import Missing
 from marram.schema.ids import disjoint, matches
 from marram.schema.model import Manifest
 from marram.schema.rollout import Plan, RolloutState, at_once
+from marram.schema.words import did_you_mean
 from marram.store import OPEN, AppRow, DeploymentRow, Objects, RolloutRow, Standing, Store
 
 
@@ -93,10 +94,15 @@ class Rollout:
     def remove(self, app: str, selector: dict[str, str] | None = None) -> Rolled:
         """Take an app off every device that matches `selector`. Raises Missing where it was never deployed."""
         if not self._store.deployments.list(app):
-            raise Missing(f'no app "{app}" is deployed')
+            raise self.unknown(app)
         deployment = self._store.deployments.add(app, None, selector or {})
         self._store.rollouts.supersede(deployment)
         return Rolled(deployment, self.refresh())
+
+    def unknown(self, app: str) -> Missing:
+        """What is said of an app that is not deployed."""
+        meant = did_you_mean(app, {row.app for row in self.current()})
+        return Missing(f'no app "{app}" is deployed{meant}', hint="`marram deploy --list` shows what is.")
 
     def refresh(self, devices: str | Collection[str] | None = None) -> list[str]:
         """Bring desired states (of these devices, or all) up to date; returns the devices whose state changed.

@@ -314,6 +314,14 @@ class EventView(Reply):
     body_bytes: int = 0
 
 
+class FrameView(Reply):
+    """Results of one frame, oldest first. `before`: older ones, if any, are below this id; None: all were looked
+    through."""
+
+    results: list[EventView]
+    before: int | None = None
+
+
 class StreamCount(Reply):
     """What one outbox delivered: `stored` rows, their lowest and highest sequence number."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, Select, Table, and_, func, select
@@ -23,6 +23,8 @@ from marram.store.tables import events, samples, streams, totals
 from marram.store.upsert import insert_ignore, upsert
 
 _Query = TypeVar("_Query", bound=Select[Any])
+# One look for a frame reads so many results at most: a quarter of a second, however many there are.
+LOOKED_THROUGH = 50_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +165,33 @@ class Events:
             query = query.where(events.c.id < before_id)
         with self._database.read() as connection:
             return [_event(row) for row in connection.execute(query)]
+
+    def of_frame(
+        self, frame: int, which: EventFilter, limit: int, before_id: int | None = None
+    ) -> tuple[list[StoredEvent], int | None]:
+        """The newest results of the frame with this number, newest first, among the `LOOKED_THROUGH` newest of `which`
+        below `before_id`; and the id below which to look on where those were too few, None where there are no more.
+        """
+        # As `dump` writes it; longer numbers, and what lies deeper in a result, are told apart below.
+        hit = events.c.data.like(f'%"frame":{frame}_%').label("hit")
+        query = _where(select(events.c.id, hit), replace(which, kinds=(EventKind.RESULT,)))
+        query = query.order_by(events.c.id.desc()).limit(LOOKED_THROUGH)
+        if before_id is not None:
+            query = query.where(events.c.id < before_id)
+        found: list[StoredEvent] = []
+        looked, last_id = 0, None
+        with self._database.read() as connection:
+            for last_id, is_hit in connection.execute(query):
+                looked += 1
+                if not is_hit:
+                    continue
+                event = _event(connection.execute(select(events).where(events.c.id == last_id)).one())
+                if event.data.get("frame") == frame:
+                    found.append(event)
+                    if len(found) == limit:
+                        break
+        ended = looked < LOOKED_THROUGH and len(found) < limit
+        return found, None if ended else last_id
 
     def last_id(self) -> int:
         """The highest id given out and visible; 0 where there is none."""

@@ -21,6 +21,7 @@ from marram.schema.api import (
     DeployAsk,
     Deployment,
     EventView,
+    FrameView,
     JoinAsk,
     Joined,
     ModelAsk,
@@ -51,6 +52,16 @@ class EventQuery:
     after: int | None = None
     limit: int = 100
     since_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FrameQuery:
+    """Which results of a frame: the last `limit` below id `before`; None is any."""
+
+    app: str | None = None
+    device: str | None = None
+    before: int | None = None
+    limit: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +158,10 @@ class State(Protocol):
 
     # What devices delivered.
     def events(self, query: EventQuery) -> list[EventView]: ...
+    def of_frame(self, frame: int, query: FrameQuery) -> FrameView:
+        """Results of the frame with this number; one look is bounded, the reply says where the next begins."""
+        ...
+
     def counts(self, device: str | None) -> Counts:
         """The proof of exactly once, counted from the rows themselves: reads all of them."""
         ...

@@ -6,9 +6,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
 
-from marram.cloud.api.contract import EventQuery, SampleQuery
+from marram.cloud.api.contract import EventQuery, FrameQuery, SampleQuery
 from marram.cloud.api.guard import Cloud, needs
-from marram.schema.api import Counts, EventView, LabelAsk, SampleView
+from marram.schema.api import Counts, EventView, FrameView, LabelAsk, SampleView
 from marram.schema.event import EventKind
 from marram.schema.ids import Name
 from marram.schema.people import Permission
@@ -36,6 +36,16 @@ def events(
 ) -> list[EventView]:
     """Stored events in the order of storing: the first `limit` after id `after`; without it, the last `limit`."""
     return cloud.events(EventQuery(app, device, tuple(kind or ()), after, limit, since))
+
+
+@router.get("/events/frames/{frame}", tags=["events"])
+@needs(Permission.READ)
+def of_frame(
+    frame: Id, cloud: Cloud, app: Name | None = None, device: Name | None = None, before: After = None, limit: Limit = 1
+) -> FrameView:
+    """The last `limit` results of the frame with this number. One call looks through 50,000 results at most, newest
+    first; with `before` (as the reply says it) the next ones."""
+    return cloud.of_frame(frame, FrameQuery(app, device, before, limit))
 
 
 @router.get("/events/counts", tags=["events"])
