@@ -78,7 +78,7 @@ def test_a_number_alone_is_told_what_it_may_have_meant(parse: object, text: str,
 
 
 def test_what_is_no_number_is_not_called_one() -> None:
-    with pytest.raises(ValueError, match='"1.2.3 MB" is not a quantity; write for example 300 MB'):
+    with pytest.raises(ValueError, match=r'"1\.2\.3 MB" is not a quantity; write for example 300 MB'):
         units.parse_size("1.2.3 MB")
 
 
