@@ -7,7 +7,6 @@ import contextlib
 import logging
 import secrets
 import signal
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -24,16 +23,13 @@ from marram.schema.units import parse_size
 try:
     from marram.serving.engine import EngineProcess
     from marram.serving.host import Host, Limits
-    from marram.serving.memory import few_arenas
     from marram.serving.oip.server import Place, Server, Tls
+    from marram.serving.process import set_up
 except ModuleNotFoundError as error:
     # A device's plain install has no web server.
     raise Missing(
         f"this needs {error.name}, which is not installed here", hint="pip install 'marram[serve]'"
     ) from error
-
-# Threads that decode and infer let the one that hears and replies have its turn so soon.
-_SWITCH_S = 0.0005
 
 app = typer.Typer(add_completion=False, help="Let models answer other programs right here, with no cloud.")
 
@@ -84,8 +80,7 @@ def serve(
         token=secrets.token_urlsafe(24) if made else token,
         tls=None if certificate is None or key is None else Tls(certificate, key),
     )
-    few_arenas()
-    sys.setswitchinterval(_SWITCH_S)
+    set_up()
     room = None if memory is None else parsed(parse_size, memory, "--memory")
     bundles = [_found(reference) for reference in models]
     asyncio.run(_serve(bundles, Limits(memory_bytes=room, cores=threads), place, told=made))

@@ -31,7 +31,7 @@ from marram.last_resort import ended
 from marram.schema.errors import MarramError
 from marram.schema.load import Load
 from marram.serving.host import Host, Key, Limits
-from marram.serving.memory import few_arenas
+from marram.serving.process import set_up
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +40,6 @@ QUEUE = "replicas"
 _SPARE = 16
 # The environment hands the broker's password over; an argument would be visible to every user of the machine.
 PASSWORD_VARIABLE = "MARRAM_NATS_PASSWORD"
-# Threads that decode and infer let the one that hears and replies have its turn so soon.
-_SWITCH_S = 0.0005
 
 
 @dataclass(slots=True)
@@ -197,8 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--details", type=Path, required=True, help="where the traceback of a fault of ours goes")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="replica: %(message)s")
-    few_arenas()
-    sys.setswitchinterval(_SWITCH_S)
+    set_up()
 
     def live() -> int:
         asyncio.run(_serve(options))

@@ -22,8 +22,8 @@ from marram.edge.served import FAULT, READY, Plan
 from marram.last_resort import ended
 from marram.runtime.bundle import Bundle
 from marram.serving.host import Host, Limits
-from marram.serving.memory import few_arenas
 from marram.serving.oip.server import Place, Server
+from marram.serving.process import set_up
 
 # Behind the pipeline, which is itself behind the agent.
 _NICE = 8
@@ -36,9 +36,7 @@ def main(arguments: list[str]) -> int:
     threading.Thread(target=_end_with_worker, name="worker", daemon=True).start()
     with contextlib.suppress(OSError):
         os.nice(_NICE)
-    few_arenas()
-    # Threads that decode and infer let the one that hears and replies have its turn so soon.
-    sys.setswitchinterval(0.0005)
+    set_up()
     plan = Plan.of(arguments[0])
 
     def live() -> int:

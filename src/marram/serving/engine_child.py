@@ -18,7 +18,7 @@ import msgpack
 from marram.last_resort import ended
 from marram.schema.errors import MarramError, Permanent
 from marram.serving.host import Host, Limits
-from marram.serving.memory import few_arenas
+from marram.serving.process import set_up
 from marram.serving.shm import Slots
 from marram.serving.wire import (
     Document,
@@ -32,9 +32,6 @@ from marram.serving.wire import (
 )
 
 log = logging.getLogger(__name__)
-
-# Threads that decode and infer let the one that hears and answers have its turn so soon.
-_SWITCH_S = 0.0005
 
 
 class Child:
@@ -101,8 +98,7 @@ async def _serve(arguments: list[str]) -> None:
 def main() -> int:
     """The exit status."""
     logging.basicConfig(level=logging.WARNING, format="engine: %(message)s")
-    few_arenas()
-    sys.setswitchinterval(_SWITCH_S)
+    set_up()
 
     def live() -> int:
         asyncio.run(_serve(sys.argv[1:]))
