@@ -14,6 +14,7 @@ from tests.pipeline.scripted import Chooser, Scripted, fails, silent
 from tests.runtime.cutting import bundle, picture, with_cut
 
 from marram.pipeline.contract import CloudInput, Reply
+from marram.placement.contract import Ask, Considered, Decision
 from marram.runtime.bundle import CARD, Bundle, dump_card
 from marram.runtime.codecs import decode
 from marram.runtime.cut import Back, Front
@@ -22,6 +23,18 @@ from marram.schema.errors import Permanent, Retryable
 from marram.schema.result import Place
 
 FRAMES = 6
+
+
+class Parter(Chooser):
+    """Sends frames to the edge, and what the cloud is asked about by way of the cut."""
+
+    def decide(self, ask: Ask) -> Decision:
+        decision = super().decide(ask)
+        if ask.objective != "cloud":
+            return decision
+        way = next(way for way in ask.ways if way.place is Place.SPLIT)
+        told = Considered(way, 0.03, 0.02, 0.04, front_s=0.01)
+        return replace(decision, place=Place.SPLIT, way=way, predicted_s=0.03, considered=(told,))
 
 
 @pytest.fixture(scope="module")
@@ -163,3 +176,39 @@ def test_more_loss_than_the_app_allows_is_no_way(build: Any, views: Path, tmp_pa
         )  # fmt: skip
         pipeline.run()
         assert sum(way.place is Place.SPLIT for way in policy.ways) == ways
+
+
+# ---------------------------------------------------------------- a cascade
+
+
+def test_what_is_unsure_goes_by_the_cut_where_that_is_soonest(run: Any, replica: Replica, parted: Bundle) -> None:
+    policy = Parter([Place.EDGE])
+    pipeline, seen = run(replica, policy, "cascade: {accuracy: 99 %}, top: 3")  # at first everything is unsure
+    assert {frame.placed.place for frame in seen.frames} == {Place.SPLIT} and len(seen.frames) == FRAMES
+    assert {frame.result.model for frame in seen.frames} == {"the-back"}
+    name = parted.card.cuts[0].name
+    event = seen.events[0].data
+    assert (event["place"], event["escalated"], event["why"]["ways"][0]["codec"]) == ("split", True, f"cut:{name}")
+    # What was sent, and what that took here, are told and learnt as with any other frame.
+    assert [event.data["sent_bytes"] for event in seen.events] == replica.sizes == [each.bytes for each in policy.sent]
+    assert {f"small@1/{name}/front 4^5px", "small@1/fp32 4^5px"} == {each.key for each in policy.edge}
+    stats = pipeline.stats()
+    assert (stats["escalated"], stats["split"], stats["disagreed"], stats["errors"]) == (FRAMES, FRAMES, 0, 0)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_an_unsure_answer_stands_where_the_front_or_the_back_fails(
+    run: Any, replica: Replica, monkeypatch: pytest.MonkeyPatch, broken: bool
+) -> None:
+    def nothing(*given: Any) -> Any:
+        raise Permanent("the front answered NaN")
+
+    if broken:
+        monkeypatch.setattr(Front, "run", nothing)
+    policy = Parter([Place.EDGE], timeout_s=0.02)
+    pipeline, seen = run(replica if broken else silent, policy, "cascade: {accuracy: 99 %}, top: 3")
+    assert len(seen.frames) == FRAMES and {frame.result.model for frame in seen.frames} == {"small@1"}
+    assert not any(frame.placed.verified or frame.placed.escalated for frame in seen.frames)
+    stats = pipeline.stats()
+    assert stats["unverified"] == FRAMES and stats["errors"] == (FRAMES if broken else 0)
+    assert ("NaN" in stats["last_error"]) is broken and replica.sizes == []

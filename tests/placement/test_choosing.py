@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from marram.placement.choosing import _surest
+from marram.placement.choosing import _surest, choose
+from marram.placement.constants import SHIPPED
 from marram.placement.contract import Ask, Way
 from marram.placement.forecast import Forecast
 from marram.schema.result import Place
@@ -34,3 +35,13 @@ def test_the_cloud_model_is_as_sure_in_two_parts_as_whole(
     # Sooner in two parts, with the same answers: in two parts.
     sooner = [Forecast(way, 0.1, loss_s=loss) for way, loss in zip(ways, (0.01, 0.2, 0.1), strict=True)]
     assert picture is not None or _surest(ask, sooner).way.codec == "cut:a"
+
+
+@pytest.mark.parametrize(("whole_s", "parted_s", "soonest"), [(0.2, 0.1, "cut:a"), (0.1, 0.2, "jpeg-85")])
+def test_always_the_cloud_is_its_model_by_the_soonest_way(whole_s: float, parted_s: float, soonest: str) -> None:
+    ways = (EDGE, far(Place.CLOUD, "jpeg-85", None), far(Place.SPLIT, "cut:a", None))
+    ask = Ask(0.0, ways, objective="cloud")
+    losses = (0.01, whole_s, parted_s)
+    forecasts = [Forecast(way, 0.1, loss_s=loss) for way, loss in zip(ways, losses, strict=True)]
+    chosen = choose(ask, forecasts, SHIPPED).forecast
+    assert chosen is not None and chosen.way.codec == soonest

@@ -1,6 +1,7 @@
 """Takes the edge's answers to the cloud: those that are not sure enough, and a few that are, to see whether they were.
 
-An answer is never lost over it: where the cloud does not say otherwise by the deadline, the edge's stands, unverified.
+They go there by whichever way is the soonest, the whole input or what crosses a cut, as any other frame does. An answer
+is never lost over it: where the cloud does not say otherwise by the deadline, the edge's stands, unverified.
 Checks happen behind the frame's back, when its answer is on its way already.
 """
 
@@ -55,32 +56,24 @@ class Appeals:
         decision, way = quote
         attempt.choice = replace(attempt.choice, reason=verdict.reason, decision=_after(attempt, decision))
         late = partial(self._compare, seen, verdict)
-        answered = partial(self._said, attempt, seen, verdict)
+
+        def said(reply: Reply | None, timed_out: bool, fault: BaseException | None) -> None:
+            if reply is not None and reply.result is not None:
+                self._escalation.compare(seen, reply.result, verdict)
+                attempt.choice = replace(attempt.choice, escalated=True)
+                self._carrier.answer(attempt, reply.result, way.place)
+                return
+            self._carrier.missed(timed_out, fault)
+            self._escalation.unanswered(verdict)
+            attempt.choice = replace(attempt.choice, fallback=True, verified=False)
+            self._carrier.answer(attempt, seen, Place.EDGE)
+
         # No hedge: the edge has answered. For the same reason nobody waits for a cloud that fell silent as long as is
         # worth it where there is no answer yet.
         limits = replace(self._limits_of(decision), hedge_s=None)
         if attempt.until_s is None:
             limits = replace(limits, wait_s=min(limits.wait_s, max(ERROR_S, 2 * decision.predicted_s)))
-        self._carrier.inquire(attempt, Inquiry(way, limits, answered, late))
-
-    def _said(
-        self,
-        attempt: Attempt,
-        seen: Result,
-        verdict: Verdict,
-        reply: Reply | None,
-        timed_out: bool,
-        fault: BaseException | None,
-    ) -> None:
-        if reply is not None and reply.result is not None:
-            self._escalation.compare(seen, reply.result, verdict)
-            attempt.choice = replace(attempt.choice, escalated=True)
-            self._carrier.answer(attempt, reply.result, Place.CLOUD)
-            return
-        self._carrier.missed(timed_out, fault)
-        self._escalation.unanswered(verdict)
-        attempt.choice = replace(attempt.choice, fallback=True, verified=False)
-        self._carrier.answer(attempt, seen, Place.EDGE)
+        self._carrier.inquire(attempt, Inquiry(way, limits, said, late))
 
     def _check(self, attempt: Attempt, seen: Result, verdict: Verdict, quote: tuple[Decision, Way]) -> None:
         with self._lock:

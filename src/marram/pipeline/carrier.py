@@ -25,7 +25,7 @@ from marram.pipeline.stats import Stats
 from marram.pipeline.ways import Ways
 from marram.placement.contract import EdgeOutcome, Way
 from marram.runtime.model import Options
-from marram.schema.errors import Invalid, MarramError, Retryable
+from marram.schema.errors import Invalid, MarramError, Permanent
 from marram.schema.model import ModelCard
 from marram.schema.payload import Payload
 from marram.schema.result import Place, Result
@@ -161,35 +161,40 @@ class Carrier:
 
     def split(self, attempt: Attempt, way: Way, limits: Limits) -> None:
         """The front runs here, what it gives is sent. `limits` count from now."""
-        assert way.front is not None
-        begun_s = time.monotonic()
-        name = self._ways.cut(way).name
-        job = Job(
-            lambda seat: seat.fronts[name].run(attempt.view.data),
-            lambda ran: self._from_front(attempt, way, limits.after(time.monotonic() - begun_s), ran),
-            way.front,
-            attempt.until_s if self._sheds else None,
-        )
-        self._enter_edge()
-        self._pool.put(job)
+        self._front(attempt, way, partial(self._from_front, attempt, way, limits, time.monotonic()))
 
-    def _from_front(self, attempt: Attempt, way: Way, limits: Limits, ran: Ran) -> None:
+    def _front(self, attempt: Attempt, way: Way, ran: Callable[[Ran], None], *, hurried: bool = True) -> None:
+        assert way.front is not None
+        name = self._ways.cut(way).name
+        until_s = attempt.until_s if self._sheds and hurried else None
+        self._enter_edge()
+        self._pool.put(Job(lambda seat: seat.fronts[name].run(attempt.view.data), ran, way.front, until_s))
+
+    def _from_front(self, attempt: Attempt, way: Way, limits: Limits, begun_s: float, ran: Ran) -> None:
         self._leave_edge()
         if ran.value is None and ran.failure is None:
             self.drop(attempt, late=ran.late)
             return
         try:
+            payload = self._crossing(attempt, way, ran)
+        except MarramError as error:  # whatever the front does, the whole model at the edge answers
+            self._stats.error(words(error))
+            self._fall_back(attempt)
+            return
+        self._send(attempt, way, payload, limits.after(time.monotonic() - begun_s))
+
+    def _crossing(self, attempt: Attempt, way: Way, ran: Ran) -> Payload:
+        """What is sent of what the front gave. Raises Permanent where it gave nothing that can be."""
+        try:
             if ran.failure is not None:
                 raise ran.failure
             payload = self._ways.encode_crossing(way, attempt.view, ran.value)
-        except Exception as error:  # noqa: BLE001 - whatever the front does, the whole model at the edge answers
-            self._stats.error(f"the front of {way.codec} failed: {words(error)}")
-            self._fall_back(attempt)
-            return
+        except Exception as error:
+            raise Permanent(f"the front of {way.codec} failed: {words(error)}") from error
         assert self._far is not None and way.front is not None
         offload = self._far.offload
         offload.learn(EdgeOutcome(offload.now_s(), way.front, ran.service_s))
-        self._send(attempt, way, payload, limits)
+        return payload
 
     # ------------------------------------------------ the cloud
 
@@ -225,16 +230,35 @@ class Carrier:
 
     def inquire(self, attempt: Attempt, inquiry: Inquiry) -> None:
         """Ask the cloud about a frame that the edge answered already; `inquiry.answered` is called once."""
-        left = left_s(attempt.until_s) if inquiry.hurried else None
-        try:
-            if left is not None and left <= 0:
-                raise Retryable("its deadline is past")
-            payload = self._ways.encode(inquiry.way, attempt.view)
-        except MarramError as error:
-            inquiry.answered(None, isinstance(error, Retryable), None if isinstance(error, Retryable) else error)
+        way = inquiry.way
+        if way.place is Place.SPLIT:
+            crossed = partial(self._crossed, attempt, inquiry, time.monotonic())
+            self._front(attempt, way, crossed, hurried=inquiry.hurried)
+        else:
+            self._put(attempt, inquiry, partial(self._ways.encode, way, attempt.view))
+
+    def _crossed(self, attempt: Attempt, inquiry: Inquiry, begun_s: float, ran: Ran) -> None:
+        self._leave_edge()
+        if ran.value is None and ran.failure is None:
+            inquiry.answered(None, ran.late, None)
             return
+        left = replace(inquiry, limits=inquiry.limits.after(time.monotonic() - begun_s))
+        self._put(attempt, left, partial(self._crossing, attempt, inquiry.way, ran))
+
+    def _put(self, attempt: Attempt, inquiry: Inquiry, encode: Callable[[], Payload]) -> None:
+        try:
+            payload = encode()  # too late or not: what a front took is learnt by it
+        except MarramError as error:
+            inquiry.answered(None, False, error)
+            return
+        left = left_s(attempt.until_s) if inquiry.hurried else None
         limits = inquiry.limits
         limits = limits if left is None else replace(limits, wait_s=min(limits.wait_s, left))
+        if limits.wait_s <= 0:
+            inquiry.answered(None, True, None)
+            return
+        if inquiry.hurried:
+            attempt.choice = replace(attempt.choice, sent_bytes=len(payload.body))
         with self.changed:
             self.under_way += 1
         self._ask(inquiry.way, payload, limits, partial(self._inquired, inquiry), late=inquiry.late)

@@ -30,7 +30,8 @@ from marram.schema.result import Place
 
 # In flight to the cloud at most, besides what waits at the edge: beyond that a live source had better skip.
 CLOUD_WINDOW = 8
-# Where an app asks the cloud only, one request travels while one is answered; more would only queue.
+# Where an app asks the cloud only, one request travels (or its front runs here) while one is answered; more would only
+# queue.
 CLOUD_ONLY_WINDOW = 2
 # In an audit block the cloud has this long: long enough to measure a slow link, short enough to bear if it fails.
 AUDIT_TIMEOUT_S = 3.0
@@ -202,7 +203,7 @@ class Infer:
             # Order is kept: a frame taken now would wait for the block's last one, and its delay would be the audit's.
             return False
         if self._spec.place == "cloud" and not far.offload.away:
-            return carrier.under_way < CLOUD_ONLY_WINDOW
+            return carrier.under_way + carrier.at_edge < CLOUD_ONLY_WINDOW
         decision = far.offload.decide(self._ask(far, self._spec.deadline))
         if decision.place in (Place.CLOUD, Place.PEER):
             # Behind our own earlier work a frame only grows old; a newer one a little later has its answer no later.
@@ -229,11 +230,11 @@ class Infer:
         far = self._far
         if far is None or not attempt.allowed or far.offload.away:
             return None
-        ways = tuple(way for way in self._ways.of(attempt.view.shape) if way.place is not Place.SPLIT)
+        ways = self._ways.of(attempt.view.shape)
         ask = replace(self._ask(far, left_s(attempt.until_s)), ways=ways, objective="cloud")
         decision = far.offload.decide(ask)
         way = decision.way or next((w for w in ways if w.place is decision.place), None)
-        return (decision, way) if decision.place is Place.CLOUD and way is not None else None
+        return (decision, way) if decision.place in (Place.CLOUD, Place.SPLIT) and way is not None else None
 
     def _audited_way(self) -> Way:
         """What is sent in an audit block: the least."""

@@ -50,10 +50,9 @@ def _droppable(ask: Ask) -> bool:
 
 
 def _always(ask: Ask, forecasts: Sequence[Forecast], place: Place) -> Choice:
-    """That place wherever it can, a split counting as the cloud's; else what can."""
-    there = [each for each in forecasts if each.way.place is place]
-    if not there and place is Place.CLOUD:
-        there = [each for each in forecasts if each.way.place is Place.SPLIT]
+    """That place wherever it can, by the soonest way; a split counts as the cloud's, whose model answers."""
+    places = (place, Place.SPLIT) if place is Place.CLOUD else (place,)
+    there = [each for each in forecasts if each.way.place in places]
     if there:
         return Choice(min(there, key=_loss), f"always the {place}")
     return Choice(min(forecasts, key=_loss), f"the {place} cannot")
