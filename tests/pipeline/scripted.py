@@ -95,7 +95,7 @@ class Chooser:
     def learn(self, outcome: Any) -> None:
         self.learnt.append(outcome)
 
-    def hedged(self, now_s: float) -> None:
+    def hedged(self) -> None:
         self.hedges += 1
 
     def probe_due(self, now_s: float) -> int | None:

@@ -129,7 +129,7 @@ class Offload:
     def hedged(self) -> None:
         """See `Policy.hedged`."""
         with self._lock:
-            self._policy.hedged(self.now_s())
+            self._policy.hedged()
 
     def ask(self, errand: Errand) -> None:
         """Send its request; it is answered once, from any thread, at the latest when its time is over."""

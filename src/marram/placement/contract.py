@@ -180,7 +180,7 @@ class Policy(Protocol):
         """Take one measurement in."""
         ...
 
-    def hedged(self, now_s: float) -> None:
+    def hedged(self) -> None:
         """An edge copy was started for a request under way: counts against the hedging budget."""
         ...
 

@@ -17,10 +17,10 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from marram.placement.constants import SHIPPED, Constants
 from marram.placement.lognormal import beyond
+from marram.schema.load import LONGEST_S
 
-# What is said to have taken longer (or is not a number) is not a measurement.
-LONGEST_S = 3600.0
 _SHORTEST_S = 1e-4
 # Before anything is known: a mobile link, give or take a factor of seven.
 _PRIOR_RTT_S, _PRIOR_PER_BYTE_S = 0.05, 4e-6
@@ -71,10 +71,10 @@ class Delay(NamedTuple):
 class Link:
     """One device's way to the cloud. Time is the caller's; it never goes back."""
 
-    def __init__(self, drift: float = 0.3, noise: float = 0.1, learn: float = 0.05) -> None:
+    def __init__(self, constants: Constants = SHIPPED) -> None:
         self._log_rtt, self._log_per_byte = math.log(_PRIOR_RTT_S), math.log(_PRIOR_PER_BYTE_S)
         self._var_rtt, self._var_rate, self._cov = _PRIOR_VARIANCE / 4, _PRIOR_VARIANCE, 0.0
-        self._drift, self._noise, self._learn = drift, noise, learn
+        self._drift, self._noise, self._learn = constants.drift, constants.noise, constants.learn
         self._last_error = 0.0
         self._uploaded_s = -math.inf  # when the last answered message had left, by the estimate of the time
         self.flights: dict[int, Flight] = {}

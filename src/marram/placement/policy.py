@@ -12,18 +12,20 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 from marram.placement.balance import Balancer
 from marram.placement.choosing import Choice, choose, energy_j, miss
 from marram.placement.circuit import Circuit, Reach
+from marram.placement.clock import Clock
 from marram.placement.constants import SHIPPED, Constants
 from marram.placement.contract import Ask, CloudOutcome, CloudSent, Decision, EdgeOutcome, LinkEstimate, Way
 from marram.placement.forecast import EdgeQueue, Forecast, Forecaster
 from marram.placement.hedging import HedgeBudget
-from marram.placement.link import LONGEST_S, Flight, Link
+from marram.placement.link import Flight, Link
 from marram.placement.prices import Budget, Prices
 from marram.placement.services import CloudModel
-from marram.schema.load import Load
+from marram.schema.load import LONGEST_S, Load
 from marram.schema.placing import HEDGE
 from marram.schema.result import Place
 
@@ -34,30 +36,6 @@ _LONGEST_TIMEOUT_S = 60.0
 # Beyond so many standard deviations a reply is overdue: one in two hundred, were the forecast right.
 _OVERDUE = 2.6
 _P95 = 1.645
-# A clock that goes back by less than this is two threads' reports in the wrong order, by more it was set. So was one
-# that leaps ahead by more than an hour, which counts as an hour.
-_DISORDER_S, _LEAP_S = 0.5, 3600.0
-
-
-class _Clock:
-    """The caller's time made to rise: one that is set back, or is no number, stands still for a moment and goes on."""
-
-    def __init__(self) -> None:
-        self._now_s: float | None = None
-        self._ahead_s = 0.0
-
-    def __call__(self, told_s: float) -> float:
-        if not -math.inf < told_s < math.inf:
-            return self._now_s or 0.0
-        now_s = told_s + self._ahead_s
-        if self._now_s is None:
-            self._now_s, self._ahead_s = 0.0, -told_s
-        elif now_s >= self._now_s:
-            self._ahead_s -= max(0.0, now_s - self._now_s - _LEAP_S)
-            self._now_s = min(now_s, self._now_s + _LEAP_S)
-        elif self._now_s - now_s > _DISORDER_S:
-            self._ahead_s += self._now_s - now_s
-        return self._now_s
 
 
 class LatencyPolicy:
@@ -77,8 +55,8 @@ class LatencyPolicy:
     ) -> None:
         self._constants = constants
         self._draw = random.Random(seed).random
-        self._clock = _Clock()
-        self._link = Link(constants.drift, constants.noise, constants.learn)
+        self._clock = Clock()
+        self._link = Link(constants)
         self._edge = EdgeQueue()
         self._cloud: dict[str, CloudModel] = {}
         self._circuit = Circuit(constants.probe_after_s)
@@ -239,7 +217,7 @@ class LatencyPolicy:
         else:
             self._unanswered(now_s, outcome)
 
-    def hedged(self, now_s: float) -> None:
+    def hedged(self) -> None:
         """See `Policy.hedged`."""
         self._hedges.hedged()
 
@@ -253,7 +231,7 @@ class LatencyPolicy:
                 model = self._cloud[sent.key] = CloudModel(Balancer(self._draw))
             expected = self._forecaster.far(way, _NOTHING, now_s)
             flight.patience_s = self._patience_s(expected)
-            model.balancer.sent(CloudSent(now_s, sent.id, sent.key, size, sent.replica))
+            model.balancer.sent(replace(sent, now_s=now_s))
             model.breaker.sent(now_s, flight.patience_s)
             self._hedges.asked()
             flight.network_s = expected.vary_s
@@ -268,8 +246,8 @@ class LatencyPolicy:
         self._circuit.heard(now_s)
         model = self._cloud.get(flight.key) if flight.key is not None else None
         queue_s, service_s = _duration(outcome.queue_s), _duration(outcome.service_s)
-        told = _at(now_s, outcome)
         if model is not None:
+            told = replace(outcome, now_s=now_s)
             if outcome.busy:
                 model.queue.value_s, model.queue.heard_s = max(model.queue.value_s, queue_s), now_s
                 model.balancer.failed(told)
@@ -316,7 +294,7 @@ class LatencyPolicy:
         flight.patience_s = math.inf  # once is enough
         if flight.key is not None:
             model = self._cloud[flight.key]
-            model.balancer.failed(_at(now_s, outcome))
+            model.balancer.failed(replace(outcome, now_s=now_s))
             # One replica of several that fails is left alone, not the model.
             if outcome.replica is None or not model.balancer.others(now_s, outcome.replica):
                 model.breaker.fail(now_s)
@@ -347,17 +325,7 @@ def _sane(ask: Ask) -> Ask:
     deadline_s = ask.deadline_s
     if deadline_s is None or 0 <= deadline_s < LONGEST_S:
         return ask
-    deadline_s = 0.0 if deadline_s < 0 else None
-    return Ask(ask.now_s, ask.ways, ask.edge_waiting, ask.edge_parallel, deadline_s, ask.objective, ask.every_s,
-               ask.may_drop, ask.costs)  # fmt: skip
-
-
-def _at(now_s: float, outcome: CloudOutcome) -> CloudOutcome:
-    """The same at the policy's own time."""
-    if outcome.now_s == now_s:
-        return outcome
-    return CloudOutcome(now_s, outcome.id, outcome.ok, outcome.queue_s, outcome.service_s, outcome.timed_out,
-                        outcome.busy, outcome.replica, outcome.waiting, outcome.loads, outcome.gone)  # fmt: skip
+    return replace(ask, deadline_s=0.0 if deadline_s < 0 else None)
 
 
 def _idle(ask: Ask, chosen: Forecast, forecasts: list[Forecast]) -> float:

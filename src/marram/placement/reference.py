@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from marram.placement.contract import Ask, CloudOutcome, CloudSent, Decision, EdgeOutcome, LinkEstimate
-from marram.placement.link import LONGEST_S
+from marram.schema.load import LONGEST_S
 from marram.schema.result import Place
 
 _PROBE_BYTES = 6000
@@ -51,7 +51,7 @@ class GreedyPolicy:
         predicted_s = cloud_s if cloud else edge_s if place is Place.EDGE else 0.0
         return Decision(place, ways.get(place), predicted_s, reason, timeout_s if cloud else None)
 
-    def hedged(self, now_s: float) -> None:
+    def hedged(self) -> None:
         """See `Policy.hedged`."""
 
     def learn(self, outcome: EdgeOutcome | CloudSent | CloudOutcome) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from marram.placement.balance import Balancer
-from marram.placement.link import LONGEST_S
+from marram.schema.load import LONGEST_S
 
 _LEAST_SPREAD, _MOST_SPREAD = 0.05, 1.0
 _FIRST_BAR_S, _LONGEST_BAR_S = 0.25, 16.0

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from marram.lab.oracle.stream import Stream
 from marram.placement.contract import Ask, CloudOutcome, CloudSent, Decision, EdgeOutcome, LinkEstimate, Policy, Way
-from marram.placement.link import LONGEST_S
+from marram.schema.load import LONGEST_S
 from marram.schema.result import Place
 
 _FOR_EVER_S = 1e6
@@ -69,7 +69,7 @@ class _Baseline:
     def _measure(self, sent: CloudSent, outcome: CloudOutcome) -> None:
         """A reply came."""
 
-    def hedged(self, now_s: float) -> None:
+    def hedged(self) -> None:
         """See `Policy.hedged`."""
 
     def probe_due(self, now_s: float) -> int | None:

@@ -175,7 +175,7 @@ class _Player:
     def _hedge(self, frame: _Frame) -> None:
         if not frame.settled and not frame.at_edge:
             self.score.hedges += 1
-            self._policy.hedged(self._loop.now_s)
+            self._policy.hedged()
             self._to_edge(frame)
 
     # ------------------------------------------------ the cloud

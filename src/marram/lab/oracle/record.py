@@ -91,8 +91,8 @@ class Recorder:
                 self.record.cloud.append((now_s, outcome.queue_s + outcome.service_s))
         self._policy.learn(outcome)
 
-    def hedged(self, now_s: float) -> None:
-        self._policy.hedged(now_s)
+    def hedged(self) -> None:
+        self._policy.hedged()
 
     def probe_due(self, now_s: float) -> int | None:
         return self._policy.probe_due(now_s)
