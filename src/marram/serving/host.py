@@ -28,7 +28,7 @@ from marram.serving.contract import Answer, Question, ServedModel
 from marram.serving.lanes import Job, Lanes
 from marram.serving.memory import give_back, resident_bytes
 from marram.serving.shelf import Shelf
-from marram.serving.warmup import warm
+from marram.serving.warmup import file_of, warm
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class _Part:
 
     @property
     def file(self) -> Path:
-        return self.bundle.folder / (self.bundle.cut(self.cut).back if self.cut else self.bundle.card.variants[0].file)
+        return file_of(self.bundle, self.cut)
 
 
 @dataclass(eq=False, slots=True)
@@ -295,7 +295,7 @@ class Host:
         load_s = time.monotonic() - began_s
         part.size_bytes = max(resident_bytes() - before, _size_bytes(part.file))
         threads = len(ready.answerers) + (1 if len(ready.answerers) < self._cores else 0)
-        part.lanes = Lanes(ready.answerers, ready.speed, threads, self._deliver)
+        part.lanes = Lanes(ready.answerers, ready.speed, threads, self._deliver, ready.alone)
         self._shelf.put(part, part.size_bytes, load_s, time.monotonic())
         try:
             await self._make_room(0, frozenset({part}))

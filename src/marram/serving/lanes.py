@@ -51,15 +51,23 @@ Deliver = Callable[[Sequence[Job]], None]
 class Lanes:
     """See the module's words. `submit` and `load` from any thread; `close` waits, so not on an event loop."""
 
-    def __init__(self, answerers: Sequence[Answerer], speed: Speed, threads: int, deliver: Deliver) -> None:
+    def __init__(
+        self,
+        answerers: Sequence[Answerer],
+        speed: Speed,
+        threads: int,
+        deliver: Deliver,
+        alone: Answerer | None = None,
+    ) -> None:
         """One lane for each of `answerers` (one may stand there several times where its session is parallel).
 
-        `threads`: how many work; more than lanes, the others decode ahead.
+        `threads`: how many work; more than lanes, the others decode ahead. `alone` takes what has all lanes to itself.
         """
         self.answerer = answerers[0]  # any of them
         self.speed = speed
         self.count = len(answerers)
         self._answerers = answerers
+        self._alone = alone
         self._free = list(answerers)
         self._deliver = deliver
         self._waiting: list[Job] = []
@@ -133,7 +141,7 @@ class Lanes:
             self._door.notify_all()
         for thread in self._threads:
             thread.join()
-        for answerer in dict.fromkeys(self._answerers):
+        for answerer in {*self._answerers, *([self._alone] if self._alone else [])}:
             answerer.close()
 
     # ------------------------------------------------------------ what is next
@@ -152,6 +160,7 @@ class Lanes:
     def _work(self) -> None:
         while True:
             lane: Answerer | None = None
+            alone = False
             batch: list[Job] = []
             late: list[Job] = []
             with self._door:
@@ -159,6 +168,7 @@ class Lanes:
                     if self._free and any(not job.decoding for job in self._waiting):
                         batch, late = self._take()
                         if batch:
+                            alone = len(self._free) == self.count and not self._waiting
                             lane = self._free.pop()
                             count = sum(job.count for job in batch)
                             self._until_s[threading.get_ident()] = time.monotonic() + self.speed.run_s(count)
@@ -186,7 +196,7 @@ class Lanes:
                             job.decoding = False
                             self._door.notify()
             else:
-                self._serve(lane, batch)
+                self._serve(lane, batch, alone)
 
     def _take(self) -> tuple[list[Job], list[Job]]:
         """Who runs now, who is late; they wait no more. Who is gone is forgotten."""
@@ -210,13 +220,14 @@ class Lanes:
 
     # ------------------------------------------------------------ one batch
 
-    def _serve(self, lane: Answerer, batch: list[Job]) -> None:
+    def _serve(self, lane: Answerer, batch: list[Job], alone: bool) -> None:
+        answerer = self._alone if alone and self._alone is not None else lane
         try:
             for job in batch:
                 if not job.ready:
-                    self._decode(job, lane)
+                    self._decode(job, answerer)
             for runs in _alike(job for job in batch if job.outcome is None):
-                self._run(lane, runs)
+                self._run(answerer, runs)
         finally:
             with self._door:
                 self._free.append(lane)
@@ -256,7 +267,7 @@ class Lanes:
             return
         took_s = time.perf_counter() - began_s
         count = sum(job.count for job in jobs)
-        if count <= self.speed.most:
+        if count <= self.speed.most and lane is not self._alone:
             with self._door:
                 self.speed.ran(count, took_s)
         for job, given in zip(jobs, outputs, strict=True):

@@ -3,6 +3,9 @@
 What is chosen is measured here, on this machine: whether several items as one give the answers that each gives alone,
 whether lanes side by side get more done than one with all the threads, how long n items take. The first run of an
 engine lays out its memory; nobody's question pays for that.
+
+Lanes run sessions with few threads, whose threads need not wait for each other: a tenth more gets done than by sharing
+one that has a thread for every core. A question alone is answered sooner by that one, so a small model has it as well.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -32,8 +36,11 @@ MOST = 8
 # Measuring ends after so long: what is not measured yet is learnt from questions.
 _BUDGET_S = 0.25
 # What several lanes must gain: on one session they cost a thread each, so they are left out only where they clearly
-# do harm; several sessions cost memory and make a lone request slower.
+# do harm; several sessions cost memory.
 _LANES_WORTH, _SESSIONS_WORTH = 0.7, 1.25
+# A larger file is in memory once where one session can serve all lanes, and there is none for a question alone where
+# not. (The larger a model, the less its threads wait for each other.)
+_COPIED_BYTES = 64 * 2**20
 _MOST_LANES, _MOST_SESSIONS = 8, 4
 _RUNS = 2
 # How far answers of a batch may lie from each alone: other kernels sum in another order.
@@ -42,10 +49,13 @@ _RELATIVE, _ABSOLUTE = 1e-2, 1e-3
 
 @dataclass(frozen=True, slots=True)
 class Warm:
-    """Answerers for as many lanes (one several times where its session is parallel), and what is known of the speed."""
+    """Answerers for as many lanes (one several times where its session is parallel), `alone` with a thread for every
+    core for who is asked alone (None: a lane does that, too), and what is known of the lanes' speed.
+    """
 
     answerers: tuple[Answerer, ...]
     speed: Speed
+    alone: Answerer | None = None
 
 
 def warm(bundle: Bundle, cut: str, cores: int) -> Warm:
@@ -54,27 +64,44 @@ def warm(bundle: Bundle, cut: str, cores: int) -> Warm:
     Raises Missing, Invalid, NotReady as `Model.load` does, Permanent where it cannot run at all.
     """
     first = _load(bundle, cut, cores)
+    lanes: tuple[Answerer, ...] = (first,)
     try:
         item = _item(first)
         first.session.run(item)
         speed = Speed(MOST if _takes_several(first, item) else 1)
         until_s = time.perf_counter() + _BUDGET_S
+        if cores > 1:
+            lanes = _side_by_side(bundle, cut, first, item, cores)
         for _ in range(3):
-            speed.ran(1, _timed(first, item, 1))
-        answerers = _side_by_side(bundle, cut, first, item, cores) if cores > 1 else (first,)
+            speed.ran(1, _timed(lanes[0], item, 1))
         count = 2
         while count <= speed.most and time.perf_counter() + speed.run_s(count) < until_s:
             for _ in range(2):
-                speed.ran(count, _timed(first, item, count))
+                speed.ran(count, _timed(lanes[0], item, count))
             count *= 2
     except MarramError:
-        first.close()
+        for each in {first, *lanes}:
+            each.close()
         raise
+    alone = None if first in lanes else first
+    if alone is not None and not _small(bundle, cut):
+        alone.close()
+        alone = None
     log.info(
-        "%s%s: %d lanes, best batch %d, %.1f ms",
-        *(bundle.reference, f" {cut}" if cut else "", len(answerers), speed.best(), speed.run_s(1) * 1e3),
+        "%s%s: %d lanes%s, best batch %d, %.1f ms",
+        bundle.reference,
+        f" {cut}" if cut else "",
+        len(lanes),
+        " and one for who is alone" if alone else "",
+        speed.best(),
+        speed.run_s(1) * 1e3,
     )
-    return Warm(answerers, speed)
+    return Warm(lanes, speed, alone)
+
+
+def file_of(bundle: Bundle, cut: str) -> Path:
+    """What is loaded, as a rule: a card's later variants are for machines that cannot run its first."""
+    return bundle.folder / (bundle.cut(cut).back if cut else bundle.card.variants[0].file)
 
 
 def _load(bundle: Bundle, cut: str, threads: int) -> Answerer:
@@ -110,22 +137,31 @@ def _takes_several(answerer: Answerer, item: list[Tensor]) -> bool:
 
 
 def _side_by_side(bundle: Bundle, cut: str, first: Answerer, item: list[Tensor], cores: int) -> tuple[Answerer, ...]:
-    """As many lanes as get more done than one alone."""
-    if first.session.parallel:
-        lanes = (first,) * min(cores, _MOST_LANES)
-        return lanes if _gain(lanes, first, item) > _LANES_WORTH else (first,)
-    several = min(cores, _MOST_SESSIONS)
+    """As many lanes as get more done than `first` alone, which has a thread for every core."""
+    parallel = first.session.parallel
+    count = min(cores, _MOST_LANES if parallel else _MOST_SESSIONS)
     others: list[Answerer] = []
-    try:
-        for _ in range(several):
-            others.append(_load(bundle, cut, max(1, cores // several)))
-            others[-1].session.run(item)
-        better = _gain(others, first, item) > _SESSIONS_WORTH
-    except MarramError:
-        better = False
-    for each in [first] if better else others:
+    if parallel and not _small(bundle, cut):
+        lanes = (first,) * count
+        better = _gain(lanes, first, item) > _LANES_WORTH
+    else:
+        try:
+            for _ in range(1 if parallel else count):
+                others.append(_load(bundle, cut, max(1, cores // count)))
+                others[-1].session.run(item)
+            lanes = tuple(others) * (count if parallel else 1)
+            better = _gain(lanes, first, item) > (_LANES_WORTH if parallel else _SESSIONS_WORTH)
+        except MarramError:
+            better = False
+    if better:
+        return lanes
+    for each in others:
         each.close()
-    return tuple(others) if better else (first,)
+    return (first,)
+
+
+def _small(bundle: Bundle, cut: str) -> bool:
+    return file_of(bundle, cut).stat().st_size <= _COPIED_BYTES
 
 
 def _gain(lanes: Sequence[Answerer], alone: Answerer, item: list[Tensor]) -> float:
