@@ -46,6 +46,7 @@ class Attacker:
             user=user,
             password=password,
             allow_reconnect=False,
+            connect_timeout=20,  # its own 2 s are few on a busy machine
             error_cb=note,
             inbox_prefix=f"_INBOX_{user}",
         )
