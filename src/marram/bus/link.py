@@ -80,7 +80,7 @@ class Link(Transport):
             data = b"" if self._ended else await self._reader.read(buffer_size)
             why = "closed by the broker"
         except OSError as error:
-            data, why = b"", getattr(error, "reason", None) or error.strerror or str(error)
+            data, why = b"", _why(error)
         if not data:
             self._ended = True
             self._on_end(why)
@@ -115,9 +115,15 @@ class Link(Transport):
         self.write(b"".join(payload))
 
     async def drain(self) -> None:
-        """Raises OSError."""
-        if not self._ended:
+        """Raises OSError, once `on_end` was told: over it the client ends `read`, and itself tells nobody."""
+        if self._ended:
+            return
+        try:
             await self._open().drain()
+        except OSError as error:
+            self._ended = True
+            self._on_end(_why(error))
+            raise
 
     def at_eof(self) -> bool:
         return False  # `read` sees to it
@@ -179,3 +185,7 @@ def _kernel_unsent_bytes(connection: socket.socket) -> int:
         return int(struct.unpack("i", fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0])
     except (OSError, ValueError):
         return 0  # closed, or a system that does not tell
+
+
+def _why(error: OSError) -> str:
+    return getattr(error, "reason", None) or error.strerror or str(error)
