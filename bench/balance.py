@@ -16,7 +16,8 @@ from dataclasses import replace
 from statistics import mean
 
 from bench._verdict import conclude
-from marram.lab.crowd import Chooser, Clairvoyant, Crowd, LeastConnections, Random, RoundRobin, World
+from marram.lab.crowd import Chooser, Crowd, World
+from marram.lab.crowd_rules import Clairvoyant, LeastConnections, Random, RoundRobin
 from marram.placement.balance import Balancer
 
 GOAL = 1.5

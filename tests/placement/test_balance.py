@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from marram.lab.crowd import Clairvoyant, Crowd, Random, World
+from marram.lab.crowd import Crowd, World
+from marram.lab.crowd_rules import Clairvoyant, Random
 from marram.placement.balance import Balancer, Choice
 from marram.placement.contract import CloudOutcome, CloudSent
 from marram.schema.load import Load
@@ -29,16 +30,16 @@ class Rig:
 
     def send(self, replica: str | None = None) -> int:
         self.number += 1
-        self.balancer.sent(CloudSent(self.now_s, self.number, KEY, 1000, replica))
+        self.balancer.sent(self.now_s, CloudSent(self.now_s, self.number, KEY, 1000, replica))
         return self.number
 
     def answer(self, number: int, replica: str, after_s: float = 0.03, **said: Any) -> None:
         self.now_s += after_s
         said = {"queue_s": 0.0, "service_s": 0.02, "waiting": 0} | said
-        self.balancer.heard(CloudOutcome(self.now_s, number, True, replica=replica, **said))
+        self.balancer.heard(self.now_s, CloudOutcome(self.now_s, number, True, replica=replica, **said))
 
     def fail(self, number: int, **how: Any) -> None:
-        self.balancer.failed(CloudOutcome(self.now_s, number, False, **how))
+        self.balancer.failed(self.now_s, CloudOutcome(self.now_s, number, False, **how))
 
     def know(self, *names: str, waiting: int = 0, service_s: float = 0.02) -> None:
         self.balancer.learn_probe(
@@ -174,7 +175,7 @@ def test_one_that_fails_is_left_alone_longer_each_time_and_tried_with_one_reques
         pauses.append(rig.now_s - begin_s)
         trial = rig.send("a")
         assert rig.choose() is None, "one request, and no second before its answer"
-        rig.balancer.failed(CloudOutcome(rig.now_s, trial, False))
+        rig.balancer.failed(rig.now_s, CloudOutcome(rig.now_s, trial, False))
         rig.now_s += 0.0
     assert pauses[1] > 1.5 * pauses[0] and max(pauses) <= 16.1
     while rig.choose() is None:
@@ -295,9 +296,9 @@ def test_nothing_that_is_said_makes_it_raise_or_expect_nonsense(
         )
         load = Load(name, KEY, waiting, queue_s, service_s, abs(queue_s))  # type: ignore[arg-type]
         if what == "heard":
-            rig.balancer.heard(outcome, service_s)
+            rig.balancer.heard(rig.now_s, outcome, service_s)
         elif what == "failed":
-            rig.balancer.failed(outcome)
+            rig.balancer.failed(rig.now_s, outcome)
         elif what == "probe":
             rig.balancer.learn_probe(rig.now_s, [load])
         else:

@@ -67,11 +67,11 @@ class Chooser(Protocol):
 
     def choose(self, now_s: float) -> Choice | None: ...
 
-    def sent(self, sent: CloudSent) -> None: ...
+    def sent(self, now_s: float, sent: CloudSent) -> None: ...
 
-    def heard(self, outcome: CloudOutcome, link_s: float = 0.0) -> None: ...
+    def heard(self, now_s: float, outcome: CloudOutcome, link_s: float = 0.0) -> None: ...
 
-    def failed(self, outcome: CloudOutcome) -> None: ...
+    def failed(self, now_s: float, outcome: CloudOutcome) -> None: ...
 
 
 @dataclass(slots=True)
@@ -193,7 +193,7 @@ class Crowd:
                 self._later(_POLL_S, lambda: self._ask(device))
                 return
             request = _Request(next(self._numbers), held.popleft(), self.now_s)
-            chooser.sent(CloudSent(self.now_s, request.number, MODEL, 1000, choice.replica))
+            chooser.sent(self.now_s, CloudSent(self.now_s, request.number, MODEL, 1000, choice.replica))
             self._later(self.world.timeout_s, lambda request=request: self._give_up(request))  # type: ignore[misc]
             self._send(request, self._named.get(choice.replica or ""))
 
@@ -222,7 +222,7 @@ class Crowd:
     def _refuse(self, request: _Request, outcome: CloudOutcome) -> None:
         if request.open:
             request.open = False
-            self._choosers[request.wish.device].failed(outcome)
+            self._choosers[request.wish.device].failed(self.now_s, outcome)
             self._held[request.wish.device].appendleft(request.wish)
             self._ask(request.wish.device)
 
@@ -235,7 +235,7 @@ class Crowd:
             return
         request.open = False
         wish = request.wish
-        self._choosers[wish.device].heard(outcome, 2 * self.world.link_s)
+        self._choosers[wish.device].heard(self.now_s, outcome, 2 * self.world.link_s)
         self.outcome.delays_s.append(self.now_s - wish.since_s)
         self._ask(wish.device)
 
@@ -350,77 +350,3 @@ class Crowd:
 
     def _at(self, when_s: float, happens: Callable[[], None]) -> None:
         heapq.heappush(self._events, (when_s, next(self._order), happens))
-
-
-# ---------------------------------------------------------------- rules to compare with
-
-
-class _Deaf:
-    """A rule that knows the replicas' names and learns nothing."""
-
-    def __init__(self, crowd: Crowd, device: int) -> None:
-        self.names = [each.name for each in crowd.replicas]
-        self.draw = random.Random(f"{crowd.world.seed}/{device}")
-
-    def sent(self, sent: CloudSent) -> None:
-        """Nothing to remember."""
-
-    def heard(self, outcome: CloudOutcome, link_s: float = 0.0) -> None:
-        """Likewise."""
-
-    def failed(self, outcome: CloudOutcome) -> None:
-        """Likewise."""
-
-
-class Random(_Deaf):
-    """Any of them."""
-
-    def choose(self, now_s: float) -> Choice:
-        return Choice(self.draw.choice(self.names))
-
-
-class RoundRobin(_Deaf):
-    """One after another."""
-
-    def __init__(self, crowd: Crowd, device: int) -> None:
-        super().__init__(crowd, device)
-        self._next = itertools.cycle(self.draw.sample(self.names, len(self.names)))
-
-    def choose(self, now_s: float) -> Choice:
-        return Choice(next(self._next))
-
-
-class LeastConnections(_Deaf):
-    """The one where the fewest of our own requests are under way; among equals any."""
-
-    def __init__(self, crowd: Crowd, device: int) -> None:
-        super().__init__(crowd, device)
-        self._under_way: dict[int, str] = {}
-
-    def choose(self, now_s: float) -> Choice:
-        held = list(self._under_way.values())
-        return Choice(min(self.names, key=lambda name: (held.count(name), self.draw.random())))
-
-    def sent(self, sent: CloudSent) -> None:
-        self._under_way[sent.id] = sent.replica or ""
-
-    def heard(self, outcome: CloudOutcome, link_s: float = 0.0) -> None:
-        self._under_way.pop(outcome.id, None)
-
-    def failed(self, outcome: CloudOutcome) -> None:
-        self._under_way.pop(outcome.id, None)
-
-
-class Clairvoyant(_Deaf):
-    """Knows each replica's true remaining work, what is on its way there, and how fast it is; not who will go."""
-
-    def __init__(self, crowd: Crowd, device: int) -> None:
-        super().__init__(crowd, device)
-        self._crowd = crowd
-
-    def choose(self, now_s: float) -> Choice | None:
-        live = self._crowd.live()
-        if not live:
-            return None
-        work_s = self._crowd.world.service_s
-        return Choice(min(live, key=lambda each: each.remaining_s(now_s) + work_s * each.factor).name)

@@ -231,24 +231,23 @@ class Balancer:
 
     # ------------------------------------------------ what came of it
 
-    def sent(self, sent: CloudSent) -> None:
-        """A request left, for the replica it names, or for whichever takes it."""
+    def sent(self, now_s: float, sent: CloudSent) -> None:
+        """A request left now, for the replica it names, or for whichever takes it."""
         self._drawn = None
-        self._flights[sent.id] = _Flight(sent.now_s, sent.replica)
+        self._flights[sent.id] = _Flight(now_s, sent.replica)
         each = self._known.get(sent.replica) if sent.replica is not None else None
         if each is not None:
             each.pending += 1
             each.uses -= 1
             each.waiting += 1  # until there are news, it is one more than they said
-        self._remove_one(sent.now_s)
+        self._remove_one(now_s)
         self._news_each += 0.05 * (self._news - self._news_each)
         self._news = 0
-        self._forget(sent.now_s)
+        self._forget(now_s)
         self._news_came()
 
-    def heard(self, outcome: CloudOutcome, link_s: float = 0.0) -> None:
+    def heard(self, now_s: float, outcome: CloudOutcome, link_s: float = 0.0) -> None:
         """The request was answered. `link_s`: what of the delay the caller knows the link as a whole to have taken."""
-        now_s = outcome.now_s
         self._news_came()
         flight = self._landed(outcome.id)
         if flight is not None:
@@ -259,11 +258,11 @@ class Balancer:
                 self._leave_alone(now_s, asked, _FIRST_PAUSE_S)
                 asked.gone_s = now_s
             if _is_name(outcome.replica):
-                self._measured(flight, outcome, link_s)
+                self._measured(now_s, flight, outcome, link_s)
         self.learn_probe(now_s, outcome.loads)
 
-    def _measured(self, flight: _Flight, outcome: CloudOutcome, link_s: float) -> None:
-        now_s, elapsed_s = outcome.now_s, max(0.0, outcome.now_s - flight.sent_s)
+    def _measured(self, now_s: float, flight: _Flight, outcome: CloudOutcome, link_s: float) -> None:
+        elapsed_s = max(0.0, now_s - flight.sent_s)
         each = self._meet(now_s, str(outcome.replica))
         each.back()
         # Of the delay that was measured it may say what was waiting and what was work; the rest was the way.
@@ -280,7 +279,7 @@ class Balancer:
         if isinstance(waiting, int) and 0 <= waiting <= MAX_WAITING:
             self._announced(now_s, each, waiting, waiting * each.service_s)
 
-    def failed(self, outcome: CloudOutcome) -> None:
+    def failed(self, now_s: float, outcome: CloudOutcome) -> None:
         """It was not answered: not in time, refused for its queue, or not at all."""
         self._news_came()
         flight = self._landed(outcome.id)
@@ -292,8 +291,8 @@ class Balancer:
         if each is None:
             return
         if outcome.busy and is_duration(outcome.queue_s):
-            self._announced(outcome.now_s, each, max(1, outcome.waiting or 0), outcome.queue_s)
-        self._leave_alone(outcome.now_s, each, _BUSY_PAUSE_S if outcome.busy else _FIRST_PAUSE_S)
+            self._announced(now_s, each, max(1, outcome.waiting or 0), outcome.queue_s)
+        self._leave_alone(now_s, each, _BUSY_PAUSE_S if outcome.busy else _FIRST_PAUSE_S)
 
     def learn_probe(self, now_s: float, loads: Iterable[Load]) -> None:
         """What replicas of this model were said to be doing, by whoever answered."""

@@ -231,7 +231,7 @@ class LatencyPolicy:
                 model = self._cloud[sent.key] = CloudModel(Balancer(self._draw))
             expected = self._forecaster.far(way, _NOTHING, now_s)
             flight.patience_s = self._patience_s(expected)
-            model.balancer.sent(replace(sent, now_s=now_s))
+            model.balancer.sent(now_s, sent)
             model.breaker.sent(now_s, flight.patience_s)
             self._hedges.asked()
             flight.network_s = expected.vary_s
@@ -247,12 +247,11 @@ class LatencyPolicy:
         model = self._cloud.get(flight.key) if flight.key is not None else None
         queue_s, service_s = _duration(outcome.queue_s), _duration(outcome.service_s)
         if model is not None:
-            told = replace(outcome, now_s=now_s)
             if outcome.busy:
                 model.queue.value_s, model.queue.heard_s = max(model.queue.value_s, queue_s), now_s
-                model.balancer.failed(told)
+                model.balancer.failed(now_s, outcome)
             else:
-                model.balancer.heard(told, flight.network_s)
+                model.balancer.heard(now_s, outcome, flight.network_s)
         elif outcome.loads:
             self._announced(now_s, outcome.loads)
         self._link.measure(now_s, flight, 0.0 if outcome.busy else queue_s + service_s)
@@ -294,7 +293,7 @@ class LatencyPolicy:
         flight.patience_s = math.inf  # once is enough
         if flight.key is not None:
             model = self._cloud[flight.key]
-            model.balancer.failed(replace(outcome, now_s=now_s))
+            model.balancer.failed(now_s, outcome)
             # One replica of several that fails is left alone, not the model.
             if outcome.replica is None or not model.balancer.others(now_s, outcome.replica):
                 model.breaker.fail(now_s)
