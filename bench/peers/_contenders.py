@@ -12,7 +12,7 @@ from bench.peers._client import Load, Window
 from bench.peers._material import Material
 from bench.peers._over_bus import OverBus
 from bench.peers._peers import MARRAM, PEERS, Peer
-from bench.peers._server import STARTS, Server
+from bench.peers._server import STARTS, Served, Server
 
 
 class Contender(Protocol):
@@ -71,18 +71,16 @@ def _lacking(name: str, install: bool) -> str:
     return _environment.install(name)
 
 
-class OverHttp:
+class OverHttp(Served):
     """A server that speaks HTTP. See `Contender`."""
 
     def __init__(self, peer: Peer, material: Material, starts: int = 1) -> None:
-        self.name = peer.name
-        self.ready_s: list[float] = []
+        super().__init__(peer.name)
         self._peer = peer
         self._starts = starts
         self._log = material.folder / f"{peer.name}.log"
         self._requests = [peer.ask(jpeg) for jpeg in material.jpegs()]
         self._material = material
-        self._server: Server | None = None
 
     def start(self) -> None:
         while len(self.ready_s) < self._starts:
@@ -114,22 +112,6 @@ class OverHttp:
 
     def resume(self) -> None:
         self._running.resume()
-
-    def weight_mb(self) -> float:
-        return self._running.weight_mb()
-
-    def cpu_s(self) -> float:
-        return self._running.cpu_s()
-
-    def stop(self) -> None:
-        if self._server is not None:
-            self._server.stop()
-            self._server = None
-
-    @property
-    def _running(self) -> Server:
-        assert self._server is not None
-        return self._server
 
 
 def free_port() -> int:

@@ -12,7 +12,7 @@ from typing import TypeVar
 from bench.peers._classifier import SIDE
 from bench.peers._client import Broken, Window
 from bench.peers._material import Material
-from bench.peers._server import READY_S, STARTS, Server
+from bench.peers._server import READY_S, STARTS, Served, Server
 from marram.bus import subjects
 from marram.bus.accounts import CONTROL
 from marram.bus.client import Bus
@@ -26,16 +26,14 @@ from marram.schema.payload import Payload
 _T = TypeVar("_T")
 
 
-class OverBus:
+class OverBus(Served):
     """A replica, asked by a device through a broker, both with certificates. See `Contender`.
 
     The broker is a process of its own, and is not weighed.
     """
 
-    name = "marram-nats"
-
     def __init__(self, material: Material) -> None:
-        self.ready_s: list[float] = []
+        super().__init__("marram-nats")
         self._material = material
         card = Bundle.open(material.bundle).card
         self._subject = subjects.infer(card.model, card.version)
@@ -43,7 +41,6 @@ class OverBus:
             InferRequest(Payload("image/jpeg", jpeg, (), (SIDE, SIDE))).pack() for jpeg in material.jpegs()
         ]
         self._gatehouse: Gatehouse | None = None
-        self._server: Server | None = None
         self._loop = asyncio.new_event_loop()
         self._thread: threading.Thread | None = None
         self._bus: Bus | None = None
@@ -57,8 +54,7 @@ class OverBus:
         self._thread.start()
         self._bus = self._run(self._connect(self._gatehouse))
         while len(self.ready_s) < STARTS:
-            if self._server is not None:
-                self._server.stop()
+            super().stop()
             begun_s = time.perf_counter()
             self._server = self._replica(self._gatehouse)
             self.ready_s.append(self._run(self._first_answer(self._bus, begun_s)))
@@ -134,16 +130,8 @@ class OverBus:
     def resume(self) -> None:
         """Nothing, likewise."""
 
-    def weight_mb(self) -> float:
-        return self._running.weight_mb()
-
-    def cpu_s(self) -> float:
-        return self._running.cpu_s()
-
     def stop(self) -> None:
-        if self._server is not None:
-            self._server.stop()
-            self._server = None
+        super().stop()
         if self._bus is not None:
             self._run(self._bus.close())
             self._bus = None
@@ -154,11 +142,6 @@ class OverBus:
         if self._gatehouse is not None:
             self._gatehouse.stop()
             self._gatehouse = None
-
-    @property
-    def _running(self) -> Server:
-        assert self._server is not None
-        return self._server
 
     def _run(self, work: Coroutine[object, object, _T]) -> _T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()

@@ -117,6 +117,34 @@ class Server:
         return found
 
 
+class Served:
+    """What contenders with one server share (see `_contenders.Contender`). `ready_s`: of each start."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.ready_s: list[float] = []
+        self._server: Server | None = None
+
+    @property
+    def _running(self) -> Server:
+        assert self._server is not None
+        return self._server
+
+    def weight_mb(self) -> float:
+        """Of the server alone; see `Server.weight_mb`."""
+        return self._running.weight_mb()
+
+    def cpu_s(self) -> float:
+        """See `Server.cpu_s`."""
+        return self._running.cpu_s()
+
+    def stop(self) -> None:
+        """End the server; any number of times."""
+        if self._server is not None:
+            self._server.stop()
+            self._server = None
+
+
 def once(port: int, request: bytes) -> bytes:
     """One answer over a connection of its own. Raises OSError, Broken."""
     load = Load(port, [request], 1)
