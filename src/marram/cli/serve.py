@@ -24,7 +24,7 @@ try:
     from marram.serving.engine import EngineProcess
     from marram.serving.host import Host, Limits
     from marram.serving.oip.server import Place, Server, Tls
-    from marram.serving.process import set_up
+    from marram.serving.process import run, set_up
 except ModuleNotFoundError as error:
     # A device's plain install has no web server.
     raise Missing(
@@ -83,7 +83,7 @@ def serve(
     set_up()
     room = None if memory is None else parsed(parse_size, memory, "--memory")
     bundles = [_found(reference) for reference in models]
-    asyncio.run(_serve(bundles, Limits(memory_bytes=room, cores=threads), place, told=made))
+    run(_serve(bundles, Limits(memory_bytes=room, cores=threads), place, told=made))
 
 
 def _found(reference: str) -> Bundle:

@@ -27,11 +27,12 @@ from marram.bus.inferences import InferReply
 from marram.bus.tls import TlsFiles
 from marram.cloud.carried import pack_served, replied
 from marram.cloud.loads import Loads
+from marram.cloud.underway import UnderWay
 from marram.last_resort import ended
 from marram.schema.errors import MarramError
 from marram.schema.load import Load
 from marram.serving.host import Host, Key, Limits
-from marram.serving.process import set_up
+from marram.serving.process import run, set_up
 
 log = logging.getLogger(__name__)
 
@@ -55,11 +56,13 @@ class Figures:
 class Replica:
     """Lets everybody on `bus` ask the models of `host`. All methods on one event loop."""
 
-    def __init__(self, host: Host, bus: Bus | None = None) -> None:
+    def __init__(self, host: Host, bus: Bus | None = None, under_way: UnderWay | None = None) -> None:
+        """`under_way`: where it is written down what is, for whoever survives this process."""
         self.name = secrets.token_hex(4)  # by which it is asked, of all that serve the model
         self.figures = Figures()
         self._host = host
         self._bus = bus
+        self._under_way = under_way
         self._loads = Loads(bus) if bus is not None else None
 
     async def start(self) -> None:
@@ -104,10 +107,13 @@ class Replica:
         if handed is not None:
             return handed
         self._waits(key, 1)
+        slot = self._under_way.begin(key, message.answer_to) if self._under_way is not None else None
         try:
             reply = await replied(self._host, *key, message.payload)
         finally:
             self._waits(key, -1)
+            if self._under_way is not None:
+                self._under_way.end(slot)
         if reply.busy:
             self.figures.refused += 1
         elif reply.error is not None:
@@ -192,13 +198,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--authority", type=Path, required=True, help="certificate of the cloud's authority, PEM")
     parser.add_argument("--memory", type=int, help="bytes that all models together may take")
     parser.add_argument("--cores", type=int, help="cores to infer on")
+    parser.add_argument("--under-way", type=int, help="open file of memory to write down in what is under way")
     parser.add_argument("--details", type=Path, required=True, help="where the traceback of a fault of ours goes")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="replica: %(message)s")
     set_up()
 
     def live() -> int:
-        asyncio.run(_serve(options))
+        run(_serve(options))
         return 0
 
     def tell(message: str) -> None:
@@ -217,7 +224,7 @@ async def _serve(options: argparse.Namespace) -> None:
     host = Host(Limits(memory_bytes=options.memory, cores=options.cores))
     password, tls = os.environ.pop(PASSWORD_VARIABLE, ""), TlsFiles(options.identity, options.authority)
     bus = await Bus.connect(options.nats, options.user, password, tls=tls, name="replica")
-    replica = Replica(host, bus)
+    replica = Replica(host, bus, None if options.under_way is None else UnderWay.attach(options.under_way))
     try:
         await replica.start()
         working = asyncio.create_task(_work(replica, host, bus, orders))

@@ -23,7 +23,7 @@ from marram.last_resort import ended
 from marram.runtime.bundle import Bundle
 from marram.serving.host import Host, Limits
 from marram.serving.oip.server import Place, Server
-from marram.serving.process import set_up
+from marram.serving.process import run, set_up
 
 # Behind the pipeline, which is itself behind the agent.
 _NICE = 8
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
     plan = Plan.of(arguments[0])
 
     def live() -> int:
-        asyncio.run(_serve(plan))
+        run(_serve(plan))
         return 0
 
     return ended(live, tell=lambda message: print(f"{FAULT} {message}", flush=True), details=Path("serving.fault.log"))

@@ -18,7 +18,7 @@ import msgpack
 from marram.last_resort import ended
 from marram.schema.errors import MarramError, Permanent
 from marram.serving.host import Host, Limits
-from marram.serving.process import set_up
+from marram.serving.process import run, set_up
 from marram.serving.shm import Slots
 from marram.serving.wire import (
     Document,
@@ -101,7 +101,7 @@ def main() -> int:
     set_up()
 
     def live() -> int:
-        asyncio.run(_serve(sys.argv[1:]))
+        run(_serve(sys.argv[1:]))
         return 0
 
     return ended(live)
