@@ -53,11 +53,12 @@ TRANSITIONS: dict[BusState, frozenset[BusState]] = {
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What a handler gets. The bytes it returns are the reply, where one is `wanted`."""
+    """What a handler gets. The bytes it returns are the reply, where one is `wanted`, and go to `answer_to`."""
 
     subject: str
     payload: bytes
     wanted: bool
+    answer_to: str = ""
 
 
 Handler = Callable[[Message], Awaitable[bytes | None]]
@@ -194,6 +195,13 @@ class Bus:
         """
         await self._up().publish(subject, payload)
 
+    async def fail(self, answer_to: str, error: MarramError) -> None:
+        """Raise `error` at whoever waits for an answer there (`Message.answer_to`): who should give it cannot any more.
+
+        Raises as `publish`.
+        """
+        await self._up().publish(answer_to, str(error).encode(), headers={ERROR_HEADER: error.kind})
+
     async def subscribe(self, subject: str, handler: Handler, queue: str | None = None, *, parallel: int = 1) -> None:
         """Handle what is sent to `subject` (in a queue group: a share of it), from now on and over every reconnect.
 
@@ -272,7 +280,7 @@ class Bus:
         headers: dict[str, str] | None = None
         answer_to = message.reply if message.reply.startswith(_inboxes(message.subject)) else ""
         try:
-            reply = await subscription.handler(Message(message.subject, message.data, bool(answer_to)))
+            reply = await subscription.handler(Message(message.subject, message.data, bool(answer_to), answer_to))
         except MarramError as error:
             headers, reply = {ERROR_HEADER: error.kind}, str(error).encode()
             if not answer_to:
