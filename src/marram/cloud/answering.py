@@ -1,6 +1,6 @@
 """The cloud's models as one `serving.contract.Answering`: whatever replica takes the question answers it, over the bus.
 
-It remembers nothing but what the replicas said a moment ago: every few seconds it asks all of them what they serve. So
+It remembers nothing but what the replicas said a moment ago: every second it asks all of them what they serve. So
 an API process needs no replicas of its own, and one that is started, swapped or lost is seen within a look.
 """
 
