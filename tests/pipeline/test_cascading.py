@@ -151,7 +151,7 @@ def test_what_asking_costs_now_is_what_the_judge_is_told(run: Any, judged: Any) 
             decision = super().decide(ask)
             if ask.objective != "cloud" or decision.way is None:
                 return decision
-            told = Considered(decision.way, 0.3, 0.2, 0.4, price=0.1)
+            told = Considered(decision.way, 0.3, 0.2, 0.4, price_s=0.1)
             return replace(decision, considered=(told,))
 
     run(says(reply()), Dear([Place.EDGE]), "cascade: learnt, deadline: 2 s")

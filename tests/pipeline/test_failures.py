@@ -18,7 +18,7 @@ from tests.pipeline.scripted import GOOD, Behaviour, Chooser, LiveSource, Script
 from marram.pipeline import plugins, ways
 from marram.pipeline.build import Pipeline
 from marram.pipeline.contract import CloudInput, Frame
-from marram.pipeline.offload import Errand, Offload
+from marram.pipeline.offload import Ended, Errand, Offload
 from marram.pipeline.pace import Pace
 from marram.pipeline.plausible import check_answer
 from marram.placement.policy import LatencyPolicy
@@ -142,11 +142,11 @@ def test_a_reply_after_the_deadline_answers_nothing_and_is_learnt() -> None:
     now = [100.0]
     policy, remote = Chooser([Place.CLOUD]), Scripted(silent)
     offload = Offload(remote, policy, clock=lambda: now[0])
-    answered: list[tuple[Any, bool]] = []
+    answered: list[Ended] = []
     over = threading.Event()
 
-    def note(came: Any, timed_out: bool, fault: Any) -> None:
-        answered.append((came, timed_out))
+    def note(ended: Ended) -> None:
+        answered.append(ended)
         over.set()
 
     late: list[Any] = []
@@ -158,7 +158,7 @@ def test_a_reply_after_the_deadline_answers_nothing_and_is_learnt() -> None:
         assert over.wait(30)
     finally:
         offload.close()
-    assert answered == [(None, True)]
+    assert answered == [Ended(timed_out=True)]
     assert any(o.ok for o in policy.outcomes)  # a true measurement
     assert late == [reply()]
 
@@ -205,7 +205,7 @@ def test_a_clock_that_is_set_back_prolongs_no_time_limit(monkeypatch: pytest.Mon
     over = threading.Event()
     try:
         request = CloudInput("big", 1, Payload("image/jpeg", b"x"))
-        offload.ask(Errand(request, "big@1", 0.2, lambda came, timed_out, fault: over.set(), lambda came: None))
+        offload.ask(Errand(request, "big@1", 0.2, lambda ended: over.set(), lambda came: None))
         now[0] = 100.0
         assert offload.now_s() == 5000.0
         now[0] = 100.3

@@ -16,6 +16,7 @@ from marram.pipeline.attempt import Attempt
 from marram.pipeline.carrier import Carrier, Inquiry, Limits
 from marram.pipeline.contract import Reply
 from marram.pipeline.escalation import ERROR_S, Escalation, Verdict
+from marram.pipeline.offload import Ended
 from marram.placement.cascade import Action
 from marram.placement.contract import Decision, Way
 from marram.schema.result import Place, Result
@@ -57,13 +58,13 @@ class Appeals:
         attempt.choice = replace(attempt.choice, reason=verdict.reason, decision=_after(attempt, decision))
         late = partial(self._compare, seen, verdict)
 
-        def said(reply: Reply | None, timed_out: bool, fault: BaseException | None) -> None:
-            if reply is not None and reply.result is not None:
-                self._escalation.compare(seen, reply.result, verdict)
+        def said(ended: Ended) -> None:
+            if ended.reply is not None and ended.reply.result is not None:
+                self._escalation.compare(seen, ended.reply.result, verdict)
                 attempt.choice = replace(attempt.choice, escalated=True)
-                self._carrier.answer(attempt, reply.result, way.place)
+                self._carrier.answer(attempt, ended.reply.result, way.place)
                 return
-            self._carrier.missed(timed_out, fault)
+            self._carrier.missed(ended)
             self._escalation.unanswered(verdict)
             attempt.choice = replace(attempt.choice, fallback=True, verified=False)
             self._carrier.answer(attempt, seen, Place.EDGE)
@@ -83,13 +84,13 @@ class Appeals:
         decision, way = quote
         late = partial(self._compare, seen, verdict)
 
-        def checked(reply: Reply | None, timed_out: bool, fault: BaseException | None) -> None:
+        def checked(ended: Ended) -> None:
             with self._lock:
                 self._checks -= 1
-            if reply is not None:
-                late(reply)
+            if ended.reply is not None:
+                late(ended.reply)
             else:
-                self._carrier.missed(False, fault)
+                self._carrier.missed(ended, awaited=False)
 
         limits = replace(self._limits_of(decision), hedge_s=None)
         self._carrier.inquire(attempt, Inquiry(way, limits, checked, late, hurried=False))
@@ -105,7 +106,7 @@ def _price_s(quote: tuple[Decision, Way] | None) -> float | None:
         return None
     decision, way = quote
     considered = next((each for each in decision.considered if each.way == way), None)
-    return None if considered is None else considered.total_s + considered.price
+    return None if considered is None else considered.total_s + considered.price_s
 
 
 def _after(attempt: Attempt, decision: Decision) -> Decision:

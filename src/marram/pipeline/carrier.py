@@ -18,7 +18,7 @@ from marram.pipeline.contract import CloudInput, Reply
 from marram.pipeline.edge_pool import EdgePool, Job, Ran
 from marram.pipeline.escalation import Escalation
 from marram.pipeline.faults import words
-from marram.pipeline.offload import Answered, Errand, Offload
+from marram.pipeline.offload import Answered, Ended, Errand, Offload
 from marram.pipeline.plausible import check_answer
 from marram.pipeline.shadow import Shadow
 from marram.pipeline.stats import Stats
@@ -240,7 +240,7 @@ class Carrier:
     def _crossed(self, attempt: Attempt, inquiry: Inquiry, begun_s: float, ran: Ran) -> None:
         self._leave_edge()
         if ran.value is None and ran.failure is None:
-            inquiry.answered(None, ran.late, None)
+            inquiry.answered(Ended(timed_out=ran.late))
             return
         left = replace(inquiry, limits=inquiry.limits.after(time.monotonic() - begun_s))
         self._put(attempt, left, partial(self._crossing, attempt, inquiry.way, ran))
@@ -249,13 +249,13 @@ class Carrier:
         try:
             payload = encode()  # too late or not: what a front took is learnt by it
         except MarramError as error:
-            inquiry.answered(None, False, error)
+            inquiry.answered(Ended(fault=error))
             return
         left = left_s(attempt.until_s) if inquiry.hurried else None
         limits = inquiry.limits
         limits = limits if left is None else replace(limits, wait_s=min(limits.wait_s, left))
         if limits.wait_s <= 0:
-            inquiry.answered(None, True, None)
+            inquiry.answered(Ended(timed_out=True))
             return
         if inquiry.hurried:
             attempt.choice = replace(attempt.choice, sent_bytes=len(payload.body))
@@ -263,18 +263,18 @@ class Carrier:
             self.under_way += 1
         self._ask(inquiry.way, payload, limits, partial(self._inquired, inquiry), late=inquiry.late)
 
-    def _inquired(self, inquiry: Inquiry, reply: Reply | None, timed_out: bool, fault: BaseException | None) -> None:
+    def _inquired(self, inquiry: Inquiry, ended: Ended) -> None:
         with self.changed:
             self.under_way -= 1
             self.changed.notify_all()
-        inquiry.answered(reply, timed_out, fault)
+        inquiry.answered(ended)
 
-    def missed(self, timed_out: bool, fault: BaseException | None) -> None:
-        """Count why the cloud did not answer, where that is worth counting."""
-        if timed_out:
+    def missed(self, ended: Ended, *, awaited: bool = True) -> None:
+        """Count why the cloud did not answer; that time ran out only where anybody waited."""
+        if ended.timed_out and awaited:
             self._stats.count("timeouts")
-        if fault is not None:
-            self._stats.error(f"asking the cloud failed: {words(fault)}")
+        if ended.fault is not None:
+            self._stats.error(f"asking the cloud failed: {words(ended.fault)}")
 
     def _ask(
         self,
@@ -302,18 +302,15 @@ class Carrier:
             self._stats.count("unusable")
             raise
 
-    def _from_cloud(
-        self, attempt: Attempt, place: Place, reply: Reply | None, timed_out: bool, fault: BaseException | None
-    ) -> None:
+    def _from_cloud(self, attempt: Attempt, place: Place, ended: Ended) -> None:
         with self.changed:
             self.under_way -= 1
             self.audited -= attempt.choice.audit
             self.changed.notify_all()
-        self.missed(False, fault)
-        if reply is not None and reply.result is not None:
-            self.answer(attempt, reply.result, place)
+        if ended.reply is not None and ended.reply.result is not None:
+            self.answer(attempt, ended.reply.result, place)
             return
-        self.missed(timed_out and not attempt.settled, None)
+        self.missed(ended, awaited=not attempt.settled)
         if attempt.choice.audit:
             self.audit_failed = True
         if attempt.without_cloud():

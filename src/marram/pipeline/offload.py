@@ -41,10 +41,22 @@ PROBE_TIMEOUT_S = 2.0
 # A late reply is worth waiting for as a measurement, so the way to the cloud gets longer than the frame does.
 PATIENCE_S = 5.0
 
-# Called once for each request: with the reply, or with None, whether time ran out, and what broke on the way if that is
-# a fault of ours, or a reply that is none (never a Retryable, which is the cloud's or the link's usual absence, nor a
-# cloud's refusal).
-Answered = Callable[[Reply | None, bool, BaseException | None], None]
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a request ended: with a `reply`, or because its time ran out, or another way.
+
+    `fault`: what broke on the way if that is a fault of ours, or a reply that is none (never a Retryable, which is the
+    cloud's or the link's usual absence, nor a cloud's refusal).
+    """
+
+    reply: Reply | None = None
+    timed_out: bool = False
+    fault: BaseException | None = None
+
+
+# Called once for each request.
+Answered = Callable[[Ended], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +149,7 @@ class Offload:
         asked = _Asked(next(self._numbers), now_s + errand.wait_s, errand)
         with self._watch:
             if self._abandoned:
-                errand.answered(None, False, None)
+                errand.answered(Ended())
                 return
         request = errand.request
         self.learn(CloudSent(now_s, asked.number, errand.key, len(request.payload.body), request.replica))
@@ -167,7 +179,7 @@ class Offload:
             left, self._due = self._due, []
         for _, _, _, asked in left:
             if asked.take():
-                asked.errand.answered(None, False, None)
+                asked.errand.answered(Ended())
 
     def _plan(self, due_s: float, asked: _Asked, *, hedge: bool = False) -> None:
         heapq.heappush(self._due, (due_s, asked.number, hedge, asked))
@@ -195,7 +207,7 @@ class Offload:
         # Who watches the time may be a little late itself.
         late = now_s > asked.until_s
         if mine:
-            asked.errand.answered(None if late else reply, late, None)
+            asked.errand.answered(Ended(None if late else reply, late))
         if asked.errand.late is not None and (late or not mine):
             asked.errand.late(reply)
 
@@ -218,7 +230,7 @@ class Offload:
                 )
             )
         if mine:
-            asked.errand.answered(None, False, fault)
+            asked.errand.answered(Ended(fault=fault))
 
     def _fault(self, doing: str, error: BaseException) -> BaseException | None:
         """Log what came instead of a reply; `error` where it is a fault of ours, None where clouds do that."""
@@ -260,7 +272,7 @@ class Offload:
                 try:
                     self.learn(CloudOutcome(now_s, asked.number, False, timed_out=True, replica=replica))
                 finally:
-                    errand.answered(None, True, None)
+                    errand.answered(Ended(timed_out=True))
 
     def _probe(self, now_s: float) -> None:
         with self._lock:

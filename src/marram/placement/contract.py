@@ -78,7 +78,7 @@ class Considered:
     `low_s`, `high_s`: 10th and 90th percentile of `total_s`. The parts add up to `total_s`: `wait_s` (the edge's queue,
     or our own earlier messages on the link), `front_s` (split: the part that runs here; else encoding), `transfer_s`
     (the bytes on the link), `rtt_s`, `queue_s` and `service_s` (at the replica, or the edge's own inference).
-    `on_time`: the chance that the deadline is met. `price`: energy and money at the present prices, in seconds.
+    `on_time`: the chance that the deadline is met. `price_s`: energy and money at the present prices.
     `excluded`: why it is no choice now ("the cloud is away"), "" where it is one.
     """
 
@@ -93,7 +93,7 @@ class Considered:
     queue_s: float = 0.0
     service_s: float = 0.0
     on_time: float | None = None
-    price: float = 0.0
+    price_s: float = 0.0
     replica: str | None = None
     excluded: str = ""
 
