@@ -67,7 +67,7 @@ def released(store: Store, registry: Registry, objects: Objects, step: str, raw:
         ("classify: tiny, cloud: small", "allowed", ["mixed"]),
         ("classify: tiny, cloud: small", "never", None),  # what crosses tells of the input
         ("classify: tiny, cloud: small, split: no", "allowed", None),
-        ("classify: tiny, cloud: small, place: cloud", "allowed", None),
+        ("classify: tiny, cloud: small, place: cloud", "allowed", ["mixed"]),
         ("classify: tiny, cloud: small, place: edge", "allowed", None),
         ("classify: tiny", "allowed", None),
     ],

@@ -161,7 +161,7 @@ class Releases:
 
 def _fronts(app: App, step: Step, card: ModelCard) -> list[str]:
     """The cuts at which `step` may part the cloud's model: of those that never leave the device, none."""
-    if app.raw == "never" or not isinstance(step, InferStep) or not step.split or step.place in ("edge", "cloud"):
+    if app.raw == "never" or not isinstance(step, InferStep) or not step.split or step.place == "edge":
         return []
     return [cut.name for cut in card.cuts_within(step.encoding_loss)]
 
