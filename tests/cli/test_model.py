@@ -83,6 +83,16 @@ def test_without_a_cloud_it_is_the_library_and_that_is_said(marram_: Terminal, b
     assert "colours" in marram_("model", "list") and "colours@1" in marram_("model", "show", "colours")
 
 
+def test_a_version_that_only_this_machine_has_is_shown_although_the_cloud_has_others(
+    marram_: Terminal, bundle: Bundle, tmp_path: Path
+) -> None:
+    marram_("model", "add", bundle("colours"))
+    marram_("model", "add", another(bundle("colours", beside=tmp_path / "second"), "edited", 2), "--here")
+    assert "colours@2" in marram_("model", "show", "colours@2")
+    assert "colours@1" in marram_("model", "show", "colours")  # the cloud's own newest
+    assert 'no model "colours@3"; there is 1, 2' in marram_.fault("model", "show", "colours@3")
+
+
 @pytest.mark.parametrize("where", [(), ("--here",)], ids=["cloud", "here"])
 @pytest.mark.parametrize("name", ["torch-wrong-checksum", "zip-bomb", "onnx-data-up", "card-path-up"])
 def test_an_attack_is_refused_by_its_name(marram_: Terminal, tmp_path: Path, name: str, where: tuple[str, ...]) -> None:

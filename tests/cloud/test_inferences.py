@@ -166,6 +166,34 @@ async def test_what_comes_later_is_found_when_it_is_asked_for(cloud: Cloud, repl
     assert [each.card.reference for each in over.models()] == ["colours@1"]
 
 
+async def test_replicas_that_say_nothing_for_a_while_do_not_make_a_model_unknown(
+    cloud: Cloud, replica: Plain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over = await looked(cloud)
+    question = Question("colours", tensors={"x": np.zeros((1, 3, 4, 4), np.float32)})
+
+    async def silent(*_: object) -> list[bytes]:
+        raise Retryable("no answer at all")
+
+    async def nobody(*_: object) -> list[bytes]:
+        return [b""]
+
+    with monkeypatch.context() as told:
+        told.setattr(over._bus, "gather", silent)
+        await over._look()
+        assert (await over.infer(question)).outputs["y"].shape == (1, 3)  # busy, and still answering
+        assert [each.ready for each in over.models()] == [True]
+        told.setattr(over._bus, "gather", nobody)
+        await over._look()
+        assert [(each.ready, each.reason) for each in over.models()] == [(False, "no replica is there now")]
+    await over._look()
+    assert [each.ready for each in over.models()] == [True]
+    monkeypatch.setattr(over._bus, "gather", nobody)
+    for _ in range(11):
+        await over._look()
+    assert not over.models()
+
+
 async def test_who_needs_it_sooner_waits_no_longer(cloud: Cloud, replica: Plain) -> None:
     over = await looked(cloud)
     release = asyncio.Event()

@@ -236,6 +236,22 @@ def test_a_half_made_folder_is_made_anew(registry: Registry, tmp_path: Path) -> 
     assert (registry.materialise("net", 1, tmp_path / "out") / "net.onnx").read_bytes() == b"weights"
 
 
+def test_a_version_that_another_process_makes_meanwhile_is_left_to_whoever_reads_it(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.add_folder(bundle(tmp_path / "net"))
+    made: list[int] = []
+    bring = registry._bring
+
+    def beside(manifest: Manifest, folder: Path) -> None:
+        monkeypatch.setattr(registry, "_bring", bring)
+        made.append(registry.materialise("net", 1, tmp_path / "out").stat().st_ino)
+        bring(manifest, folder)
+
+    monkeypatch.setattr(registry, "_bring", beside)
+    assert [registry.materialise("net", 1, tmp_path / "out").stat().st_ino] == made
+
+
 def test_a_digest_is_of_the_content_not_of_the_order(tmp_path: Path) -> None:
     names = ["model.yaml", "net.onnx", "labels.txt"]
     manifest = manifest_of(bundle(tmp_path / "b"), names)

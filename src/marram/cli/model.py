@@ -255,9 +255,9 @@ def _parsed(reference: str) -> ModelReference:
 
 
 def _found(api: CloudApi, asked: ModelReference, *, here_too: bool = False) -> ModelView | None:
-    """What the cloud has of it; None where it has no model of that name and this machine may (`here_too`)."""
+    """What the cloud has of it; None where it has no such model or version and this machine may (`here_too`)."""
     there = [model for model in api.models() if model.name == asked.name]
-    if not there and here_too and asked.channel is None:
+    if here_too and asked.channel is None and not any(asked.version in (None, model.version) for model in there):
         return None
     if asked.channel is None or not there:
         return api.model(asked.name, asked.version)

@@ -35,7 +35,7 @@ _MOST_READ = 4096
 def add(name: Name, stdin: Stdin = None, role: RoleOption = Role.VIEWER, url: Url = None, token: Token = None) -> None:
     """Add a person. The first one, on the cloud's machine: marram user add NAME --role admin"""
     with connect(url, token) as api:
-        made = api.add_user(name, role, _new_password(stdin, name))
+        made = api.add_user(name, role, _new_password(stdin, name, "add"))
         print(f"{made.name} is {_a(made.role)}; sign in at {api.url}")
 
 
@@ -85,10 +85,10 @@ def passwd(
             if mine is None:
                 raise Invalid("this machine's token has no password", hint="Name a person: marram user passwd NAME")
             old = getpass.getpass("Your present password: ")
-            api.change_own_password(old, _new_password(None, mine))
+            api.change_own_password(old, _new_password(None, mine, "passwd"))
             name = mine
         else:
-            api.change_user(name, password=_new_password(stdin, name))
+            api.change_user(name, password=_new_password(stdin, name, "passwd"))
     print(f"{name} has a new password, and is signed out everywhere")
 
 
@@ -127,7 +127,9 @@ def remove(
 def create_token(
     owner: Annotated[str | None, typer.Argument(help="Whose it is; without one, yours.")] = None,
     name: Annotated[str, typer.Option(help="What it is for, as `list` shows it.")] = "a script",
-    scopes: Annotated[str, typer.Option(help="What it may do: read,deploy; default: all that its owner may.")] = "",
+    scopes: Annotated[
+        str, typer.Option(help=f"What it may do, some of {','.join(Permission)}; default: all that its owner may.")
+    ] = "",
     ttl: Annotated[str, typer.Option(help="How long it is good: 12 h, 90 d; 366 d at most.")] = "90 d",
     json: Json = False,
     url: Url = None,
@@ -183,15 +185,15 @@ def revoke_token(
     print(f"{id} is revoked")
 
 
-def _new_password(stdin: str | None, name: str) -> str:
-    """From standard input where that was asked for, else typed twice without being shown."""
+def _new_password(stdin: str | None, name: str, command: str) -> str:
+    """From standard input where that was asked for, else typed twice without being shown. `command`: who asks."""
     if stdin is not None:
         if stdin != "-":
             # What is typed on a command line, every user of this machine can see.
             raise Invalid("a password does not belong on a command line", hint="Leave it out: it is asked for.")
         return sys.stdin.readline(_MOST_READ).rstrip("\r\n")
     if not sys.stdin.isatty():
-        raise Invalid("there is no terminal to ask for a password", hint=f"… | marram user passwd {name} -")
+        raise Invalid("there is no terminal to ask for a password", hint=f"… | marram user {command} {name} -")
     first = getpass.getpass(f"Password for {name}: ")
     if getpass.getpass("Once more: ") != first:
         raise Invalid("the two are not the same", hint="Nothing was changed; try again.")

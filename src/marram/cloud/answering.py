@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 _LOOK_S = 1.0
 # How long all replicas together have to say what they serve, and how long none may say anything for it to be all.
 _TELL_S, _QUIET_S = 1.0, 0.2
+# Looks that nobody answers, one after the other, until what was served is forgotten.
+_MOST_UNANSWERED = 10
 # An answer takes so long at most where the asker does not say less.
 _PATIENCE_S = 30.0
 # A message's room, less what is around the tensors.
@@ -46,6 +48,7 @@ class OverBus:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._served: dict[Key, ServedModel] = {}
+        self._unanswered = 0
         self._task: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
 
@@ -143,9 +146,19 @@ class OverBus:
         except NotReady:
             return  # the broker is away: what was served still is, as far as anybody knows
         except Retryable:
-            told = []
+            told = []  # replicas are there, and too busy to say so
+        answers = [message for message in told if message]
+        if answers:
+            self._unanswered = 0
+        elif self._unanswered < _MOST_UNANSWERED:
+            # Who asks now is to ask again, and not told that there is no such model.
+            self._unanswered += 1
+            if told:  # an empty one is the broker's: there is no replica at all
+                lost = "no replica is there now"
+                self._served = {key: replace(each, ready=False, reason=lost) for key, each in self._served.items()}
+            return
         served: dict[Key, ServedModel] = {}
-        for message in filter(None, told):  # an empty one is the broker's: there is no replica at all
+        for message in answers:
             for each in _understood(message):
                 key = (each.card.model, each.card.version)
                 if key not in served or each.ready > served[key].ready:

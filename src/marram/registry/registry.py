@@ -163,16 +163,23 @@ class Registry:
         target = folder / name / str(version)
         mark = target / ".digest"
         try:
-            if mark.is_file() and mark.read_text() == row.digest:
+            if _says(mark, row.digest):
                 return target
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=target.parent, prefix=".making-") as temporary:
                 fresh = Path(temporary) / "bundle"
                 self._bring(row.manifest, fresh)
                 (fresh / ".digest").write_text(row.digest)
+                # Another process may have made it meanwhile, and may be reading it: that one stays.
+                if _says(mark, row.digest):
+                    return target
                 if target.exists():
                     shutil.rmtree(target)
-                fresh.rename(target)
+                try:
+                    fresh.rename(target)
+                except OSError:
+                    if not _says(mark, row.digest):
+                        raise
         except OSError as error:
             raise Retryable(f"cannot write the model: {error.strerror}", where=str(target)) from error
         return target
@@ -243,6 +250,13 @@ class Registry:
             raise Invalid("is not UTF-8 text", where=f"{card.model}/{card.labels}") from error
         if not any(line.strip() for line in lines):
             raise Invalid("names no label", where=f"{card.model}/{card.labels}")
+
+
+def _says(mark: Path, digest: str) -> bool:
+    try:
+        return mark.read_text() == digest
+    except FileNotFoundError:
+        return False
 
 
 def _taken(name: str, version: int) -> Conflict:

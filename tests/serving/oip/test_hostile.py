@@ -186,6 +186,11 @@ def test_paths(http: httpx.Client, method: str, path: str, status: int) -> None:
         assert list(answer.json()) == ["error"]
 
 
+def test_a_path_that_is_none_is_told_the_next_step(http: httpx.Client) -> None:
+    said = http.get("/v2/models").json()["error"]
+    assert said.startswith('there is no "models" here. There are repository/index (by POST), and models/NAME')
+
+
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: (

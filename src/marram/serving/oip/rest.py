@@ -95,7 +95,7 @@ class Rest:
             return
         look = _LOOKS.get(verb)
         if look is None:
-            raise Missing(f"there is no /v2/{path[:200]} here")
+            raise _nowhere(path)
         await _json(send, look(self._inference, name, version))
 
     async def _whole(self, path: str, method: str, scope: Scope, receive: Receive) -> Any:
@@ -109,7 +109,7 @@ class Rest:
             return describe.index(self._inference, only_ready=asked.get("ready") is True)
         if path.startswith("repository/models/"):
             raise Invalid("models are loaded and unloaded by Marram itself", hint="Its own commands say which.")
-        raise Missing(f"there is no /v2/{path[:200]} here")
+        raise _nowhere(path)
 
     # ------------------------------------------------------------ an inference
 
@@ -200,6 +200,13 @@ def _header_length(told: bytes | None, size: int) -> int:
     if not told.isdigit() or len(told) > 18 or int(told) > size:
         raise Invalid(f"Inference-Header-Content-Length is a number up to the body's {size} bytes")
     return int(told)
+
+
+def _nowhere(path: str) -> Missing:
+    return Missing(
+        f'there is no "{path[:200]}" here',
+        hint="There are repository/index (by POST), and models/NAME with its infer, ready, config and stats.",
+    )
 
 
 def _parsed(body: bytes) -> dict[str, Any]:
