@@ -15,7 +15,8 @@ from pydantic import BaseModel
 from marram.cli import COMMANDS
 from marram.schema.app import SINKS, SOURCES, STEPS, App, Health, Limits
 from marram.schema.model import Codec, Cut, Input, ModelCard, Output, Variant
-from marram.schema.placing import Allowance, Cascade, Serve, Tariff
+from marram.schema.placing import Allowance, Cascade, Tariff
+from marram.schema.serve import Serve
 from marram.train.recipe import Accept, Data, Recipe, Samples
 
 ROOT = Path(__file__).parents[1]

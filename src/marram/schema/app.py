@@ -25,13 +25,13 @@ from marram.schema.placing import (
     HedgeShare,
     ObjectiveField,
     Region,
-    ServeField,
     Tariff,
     spelt_out,
 )
 from marram.schema.placing import Cascade as Cascade
 from marram.schema.placing import Objective as Objective
-from marram.schema.placing import Serve as Serve
+from marram.schema.serve import Serve as Serve
+from marram.schema.serve import ServeField
 from marram.schema.units import Budget, Duration, Power, Share, Size
 from marram.schema.words import did_you_mean, field_fault
 
