@@ -21,6 +21,20 @@ import pytest
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
+# Tests run side by side on as many cores as there are: threads of one test's arithmetic, in it or in a process that it
+# starts, would spin for cores that the others have. Read when NumPy and PyTorch are imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests of a file that share what one of them started go to one worker, and it is started once."""
+    for item in items:
+        if isinstance(item, pytest.Function) and item.get_closest_marker("xdist_group") is None:
+            made = [found for each in item._fixtureinfo.name2fixturedefs.values() for found in each]
+            if any(each.scope == "module" for each in made):
+                item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:

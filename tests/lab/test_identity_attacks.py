@@ -19,7 +19,6 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         yield made
 
 
-@pytest.mark.xdist_group("identity attacks")
 @pytest.mark.parametrize(("suite", "name"), EACH)
 def test_an_attack_is_refused_for_its_own_reason(suite: str, name: str, scene: Scene) -> None:
     outcome = SUITES[suite].play(name, scene)
