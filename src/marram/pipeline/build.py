@@ -248,7 +248,8 @@ def _policy(app: App, device: str) -> LatencyPolicy:
 def _arrivals(app: App, source: Source) -> Arrivals:
     """How often frames come where the app says so: rows (`every: 5`) are no time."""
     every = getattr(app.source, "every", None)
-    return Arrivals(source.live, source.live or every is not None, every if isinstance(every, float) else None)
+    every_s = every if isinstance(every, float) else None
+    return Arrivals(source.live, source.live or every is not None, every_s, source)
 
 
 def _clouds(app: App, cards: Mapping[str, ModelCard]) -> dict[int, ModelCard]:

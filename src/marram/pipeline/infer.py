@@ -15,8 +15,9 @@ from marram.pipeline.appeals import Appeals
 from marram.pipeline.attempt import Attempt, Choice
 from marram.pipeline.audit import Audit
 from marram.pipeline.carrier import Carrier, Far, Limits, left_s
-from marram.pipeline.contract import Frame
+from marram.pipeline.contract import Frame, Source
 from marram.pipeline.edge_pool import EdgePool, Seat, slowdown
+from marram.pipeline.rhythm import Rhythm
 from marram.pipeline.runner import Slot
 from marram.pipeline.shadow import Shadow
 from marram.pipeline.stats import Stats
@@ -45,12 +46,14 @@ class Arrivals:
     """How frames come. `live`: a newer one replaces one that was not taken, so a late one may be dropped.
 
     `fresh`: they come by the clock (live, or paced), so their deadline counts from capture; a file's counts from when
-    its turn comes. `every_s`: when the next one is expected; None: as soon as one is answered.
+    its turn comes. `every_s`: when the next one is expected, as the app says; None: as soon as one is answered, or of a
+    live `source` as it turns out (`pipeline/rhythm.py`).
     """
 
     live: bool = False
     fresh: bool = False
     every_s: float | None = None
+    source: Source | None = None
 
 
 def may_leave(app: App, frame: Frame) -> bool:
@@ -93,6 +96,7 @@ class Infer:
         self._carrier = Carrier(self._pool, self._ways, stats, options, far=far, shadow=shadow, sheds=arrivals.live)
         if far is not None and far.escalation is not None:
             self._carrier.judge = Appeals(far.escalation, self._carrier, self._quote, _limits).judge
+        self._rhythm = Rhythm()
         self._audit = Audit(spec.audit, time.monotonic())
         self._costs = placement.Costs(spec.costs.edge, spec.costs.send, spec.costs.cloud)
         self.window = 2 * self._parallel + (CLOUD_WINDOW if far is not None else 0)
@@ -160,6 +164,9 @@ class Infer:
     def _attempt(self, slot: Slot) -> Attempt:
         frame = slot.frame
         assert frame is not None
+        source = self._arrivals.source
+        if source is not None and self._arrivals.live:
+            self._rhythm.came(frame.captured_s, frame.index, source.skipped, source.errors)
         view = view_of(frame, self._spec.region, picture=self._takes_picture)
         until_s = None
         if self._spec.deadline is not None:
@@ -249,7 +256,7 @@ class Infer:
             edge_parallel=self._parallel,
             deadline_s=left,
             objective=self._spec.place,
-            every_s=self._arrivals.every_s,
+            every_s=self._arrivals.every_s or self._rhythm.every_s,
             may_drop=may_drop,
             costs=self._costs,
         )
