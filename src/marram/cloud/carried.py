@@ -12,17 +12,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from pydantic import ValidationError
 
 from marram.bus.inferences import InferReply, InferRequest, pack_tensors, unpack_tensors
 from marram.bus.packing import pack, unpack
-from marram.runtime.contract import Tensor, TensorInfo
+from marram.runtime.contract import Tensor
 from marram.runtime.postprocess.contract import Options
 from marram.schema.errors import KINDS, Busy, Invalid, MarramError, Permanent
-from marram.schema.model import ModelCard
 from marram.schema.payload import TENSORS, Payload, RawTensor
 from marram.schema.result import Result
 from marram.serving.contract import Answer, Answering, Question, ServedModel
+from marram.serving.wire import served_in, served_out
 
 log = logging.getLogger(__name__)
 
@@ -87,49 +86,16 @@ async def replied(answering: Answering, model: str, version: int, message: bytes
 
 def pack_served(models: Sequence[ServedModel]) -> bytes:
     """What a replica serves. Labels stay there: they may be many, and nobody asks for them."""
-    return pack(
-        [
-            {
-                "card": each.card.model_copy(update={"labels": None}).model_dump(mode="json"),
-                "ready": each.ready,
-                "inputs": [_row(info) for info in each.inputs],
-                "outputs": [_row(info) for info in each.outputs],
-                "engine": each.engine,
-                "reason": each.reason,
-            }
-            for each in models
-        ]
-    )
+    return pack([served_out(replace(each, card=each.card.model_copy(update={"labels": None}))) for each in models])
 
 
 def unpack_served(message: bytes) -> list[ServedModel]:
     """The inverse of `pack_served`. Raises Invalid."""
     rows = unpack(message)
     try:
-        return [
-            ServedModel(
-                ModelCard.model_validate(row["card"]),
-                row["ready"] is True,
-                tuple(_info(each) for each in row["inputs"]),
-                tuple(_info(each) for each in row["outputs"]),
-                str(row["engine"]),
-                str(row["reason"]),
-            )
-            for row in rows
-        ]
-    except (KeyError, TypeError, ValueError, IndexError, ValidationError) as error:
+        return [served_in(row) for row in rows]
+    except (KeyError, TypeError, ValueError) as error:  # pydantic's is a ValueError
         raise Invalid("not what a replica serves") from error
-
-
-def _row(info: TensorInfo) -> list[object]:
-    return [info.name, list(info.shape), info.dtype, info.scale, info.zero_point]
-
-
-def _info(row: list[object]) -> TensorInfo:
-    name, shape, dtype, scale, zero_point = row
-    if not isinstance(shape, list) or not isinstance(zero_point, int) or not isinstance(scale, float | None):
-        raise ValueError("not a tensor")
-    return TensorInfo(str(name), tuple(int(length) for length in shape), str(dtype), scale, zero_point)
 
 
 def _raw(tensors: Mapping[str, Tensor]) -> list[RawTensor]:

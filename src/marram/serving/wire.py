@@ -155,14 +155,14 @@ def served_out(served: ServedModel) -> Document:
 
 
 def served_in(document: Document) -> ServedModel:
-    """What is served."""
+    """What is served. Raises KeyError, TypeError, ValueError (also pydantic's) where it is another document."""
     return ServedModel(
         ModelCard.model_validate(document["card"]),
-        document["ready"],
+        document["ready"] is True,
         tuple(_info_in(row) for row in document["inputs"]),
         tuple(_info_in(row) for row in document["outputs"]),
-        document["engine"],
-        document["reason"],
+        str(document["engine"]),
+        str(document["reason"]),
     )
 
 
@@ -172,7 +172,9 @@ def _info_out(info: TensorInfo) -> list[Any]:
 
 def _info_in(row: list[Any]) -> TensorInfo:
     name, shape, dtype, scale, zero_point = row
-    return TensorInfo(name, tuple(shape), dtype, scale, zero_point)
+    if not isinstance(shape, list) or not isinstance(zero_point, int) or not isinstance(scale, float | None):
+        raise ValueError("not a tensor")
+    return TensorInfo(str(name), tuple(int(length) for length in shape), str(dtype), scale, zero_point)
 
 
 def _tensors_out(tensors: Mapping[str, Tensor]) -> tuple[list[Any], Parts]:
