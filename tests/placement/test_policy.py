@@ -159,11 +159,68 @@ def test_a_late_reply_shows_that_the_cloud_is_back() -> None:
     policy = LatencyPolicy()
     known(policy)
     policy.learn(CloudSent(2.0, 100, "cloud", 10_000))
-    policy.learn(CloudOutcome(2.2, 100, False, timed_out=True))
+    unanswered(policy, 2.0, 2.5)
     assert not policy.link().up
-    assert policy.decide(Ask(2.25, ways(10_000))).place is Place.EDGE
-    policy.learn(CloudOutcome(2.3, 100, True, 0.0, 0.02))
+    assert policy.decide(Ask(2.55, ways(10_000))).place is Place.EDGE
+    policy.learn(CloudOutcome(2.6, 100, True, 0.0, 0.02))
     assert policy.link().up
+
+
+def unanswered(policy: LatencyPolicy, from_s: float, to_s: float) -> int:
+    """Time passes, and nothing is answered: request 100, sent at `from_s`, nor probes. How many went."""
+    probes, given_up = 0, False
+    for step in range(round((to_s - from_s) / 0.05)):
+        now_s = from_s + step * 0.05
+        if now_s >= from_s + 0.2 and not given_up:
+            policy.learn(CloudOutcome(now_s, 100, False, timed_out=True))
+            given_up = True
+        size = policy.probe_due(now_s)
+        if size is not None:
+            probes += 1
+            policy.learn(CloudSent(now_s, -1000 - step, None, size))
+    return probes
+
+
+def test_who_is_silent_is_left_alone_and_nobody_else() -> None:
+    """A peer does not answer, a probe does: the link is there, and so is the cloud."""
+    policy = LatencyPolicy()
+    known(policy)
+    peer = Way(Place.PEER, "peers", 10_000)
+    policy.learn(CloudSent(1.5, 99, "peers", 10_000))
+    policy.learn(CloudOutcome(1.53, 99, True, 0.0, 0.01, replica="other"))
+    policy.learn(CloudSent(2.0, 100, "peers", 10_000, "other"))
+    now_s, probed = 2.0, False
+    while now_s < 3.0:
+        now_s += 0.01
+        size = policy.probe_due(now_s)
+        if size is not None and not probed:
+            probed = True
+            policy.learn(CloudSent(now_s, 101, None, size))
+            policy.learn(CloudOutcome(now_s + 0.02, 101, True))
+            assert now_s < 2.2, "before the request is given up"
+        decision = policy.decide(Ask(now_s + 0.02, (*ways(10_000), peer)))
+        assert policy.link().up
+        assert not next(each for each in decision.considered if each.way.place is Place.CLOUD).excluded
+        if round(now_s, 2) == 2.4:
+            policy.learn(CloudOutcome(now_s + 0.02, 100, False, timed_out=True, replica="other"))
+            after = policy.decide(Ask(now_s + 0.02, (*ways(10_000), peer)))
+            assert after.considered[-1].excluded
+    assert probed
+
+
+def test_who_refuses_is_left_alone_and_a_probe_tells_whether_it_was_the_link() -> None:
+    for there in (True, False):
+        policy = LatencyPolicy()
+        known(policy)
+        policy.learn(CloudSent(2.0, 100, "peers", 10_000))
+        policy.learn(CloudOutcome(2.01, 100, False))
+        assert policy.link().up
+        size = policy.probe_due(2.02)
+        assert size is not None
+        policy.learn(CloudSent(2.02, 101, None, size))
+        policy.learn(CloudOutcome(2.03, 101, there))
+        assert policy.link().up is there
+        assert (policy.decide(Ask(2.04, ways(10_000))).place is Place.CLOUD) is there
 
 
 def test_what_is_never_answered_is_forgotten() -> None:
@@ -171,7 +228,8 @@ def test_what_is_never_answered_is_forgotten() -> None:
     known(policy)
     for number in range(100, 200):
         policy.learn(CloudSent(2.0 + number, number, "cloud", 10_000_000))
-    assert policy.probe_due(500.0) is None  # the link is taken for busy
+    assert policy.probe_due(500.0) is not None  # is it there at all?
+    assert policy.probe_due(500.1) is None  # the link is taken for busy
     for number in range(1000, 1200):
         policy.learn(CloudSent(float(number), number, None, 200))
         policy.learn(CloudOutcome(number + 0.02, number, True))

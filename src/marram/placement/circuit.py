@@ -19,7 +19,7 @@ _MOST_PROBES_OUT = 4
 
 
 class Reach(StrEnum):
-    """Of the cloud as a whole: `open` after a request went unanswered, `closed` again by any reply."""
+    """Of the cloud as a whole: `open` once not even a probe is answered, `closed` again by any reply."""
 
     UNKNOWN = "unknown"  # nothing heard yet
     CLOSED = "closed"
@@ -33,26 +33,36 @@ class Circuit:
         self._probe_after_s = probe_after_s
         self._not_before_s = -math.inf
         self._probed = 0
+        self._doubted = False
         self.reach = Reach.UNKNOWN
 
     @property
     def away(self) -> bool:
         return self.reach is Reach.OPEN
 
+    def doubt(self) -> None:
+        """A request was refused, or is late: a small probe at once, whatever is under way, tells if it is the link."""
+        self._doubted = True
+
     def failed(self, now_s: float) -> None:
-        """A request was refused, or unanswered for longer than it should have taken: a probe at once, no request."""
+        """Nothing answers, not even a probe: no request, but a probe at once."""
         if self.reach is not Reach.OPEN:
             self.reach = Reach.OPEN
             self._not_before_s = now_s
 
     def heard(self, now_s: float) -> None:
         """A reply came, however late: the way is open. What it then says of the link is for the link's filter."""
-        if self.reach is Reach.OPEN:
+        if self.reach is not Reach.CLOSED:
             self._not_before_s = now_s
-        self.reach = Reach.CLOSED
+        self.reach, self._doubted = Reach.CLOSED, False
 
-    def probe_due(self, now_s: float, waited_for: int, heard_s: float) -> int | None:
-        """Bytes of a probe to send now. `waited_for`: messages under way; `heard_s`: when the last reply came."""
+    def probe_due(self, now_s: float, waited_for: int, heard_s: float, *, measured: bool) -> int | None:
+        """Bytes of a probe to send now. `waited_for`: messages under way; `heard_s`: when the last reply came;
+        `measured`: small ones may be among them, the rate is known.
+        """
+        if self._doubted and self.reach is Reach.CLOSED:
+            self._doubted = False
+            return PING_BYTES
         if now_s < self._not_before_s:
             return None
         if self.reach is not Reach.CLOSED:
@@ -60,9 +70,11 @@ class Circuit:
                 return None
             self._not_before_s = now_s + (_RETRY_S if self.reach is Reach.OPEN else _STARTUP_S)
             return PING_BYTES
-        after_s = _STARTUP_S if self._probed < _STARTUP_PROBES else self._probe_after_s
+        starting = self._probed < _STARTUP_PROBES
+        # The first large one goes as soon as something was heard: of the rate nothing is known until then.
+        after_s = (_STARTUP_S if self._probed else 0.0) if starting else self._probe_after_s
         if waited_for or now_s - heard_s < after_s:
             return None
         self._not_before_s = now_s + after_s
         self._probed += 1
-        return PROBE_BYTES if self._probed % 2 else PING_BYTES
+        return PROBE_BYTES if self._probed % 2 or (starting and not measured) else PING_BYTES

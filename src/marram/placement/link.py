@@ -42,9 +42,9 @@ _MOST_FLIGHTS = 256
 class Flight:
     """A request or probe under way.
 
-    `network_s`: what the link was expected to take; beyond `patience_s` it counts as lost.
-    `given_up`: nobody waits for it any more, but its bytes are still leaving. `left`: they have, since a later message
-    was answered.
+    `network_s`: what the link was expected to take; beyond `patience_s` it counts as `lost`, once. `doubted`: it is so
+    late that a probe was asked for. `given_up`: nobody waits for it any more, but its bytes are still leaving. `left`:
+    they have, since a later message was answered.
     """
 
     sent_s: float
@@ -52,6 +52,8 @@ class Flight:
     size: int
     network_s: float = 0.0
     patience_s: float = math.inf
+    doubted: bool = False
+    lost: bool = False
     given_up: bool = False
     left: bool = False
 
@@ -89,6 +91,11 @@ class Link:
     def per_byte_s(self) -> float:
         return math.exp(self._log_per_byte)
 
+    @property
+    def measured(self) -> bool:
+        """Whether the rate is known at least as well as after a long silence: by messages that were large enough."""
+        return self.known and self._var_rate <= _MOST_RATE_VARIANCE
+
     # ------------------------------------------------ predicting
 
     def delay(self, now_s: float, size: int, processing_s: float) -> Delay:
@@ -105,6 +112,10 @@ class Link:
         total_s = rtt_s + wait_s + transfer_s
         of_rtt = rtt_s / total_s
         of_rate = 1 - of_rtt
+        if not self.measured:
+            # So wide a distribution is no straight line: how much longer it takes at a rate one deviation lower.
+            deviation = math.sqrt(var_rate)
+            of_rate = math.log(of_rtt + of_rate * math.exp(deviation)) / deviation
         variance = of_rtt * of_rtt * var_rtt + 2 * of_rtt * of_rate * self._cov + of_rate * of_rate * var_rate
         return Delay(wait_s, rtt_s, transfer_s, math.sqrt(max(variance, 0.0) + self._noise))
 

@@ -10,7 +10,6 @@ Pure: time is an argument; nothing here waits, reads a clock, or raises, whateve
 
 from __future__ import annotations
 
-import math
 import random
 from dataclasses import replace
 
@@ -36,6 +35,10 @@ _LONGEST_TIMEOUT_S = 60.0
 # Beyond so many standard deviations a reply is overdue: one in two hundred, were the forecast right.
 _OVERDUE = 2.6
 _P95 = 1.645
+# After this share of the time that a request has, a probe asks whether the link is there.
+_DOUBT = 0.7
+# Why a way is no choice yet.
+_UNKNOWN_LINK, _FIRST_UNDER_WAY = "the link is not measured yet", "its first answer is under way"
 
 
 class LatencyPolicy:
@@ -115,10 +118,19 @@ class LatencyPolicy:
                 if self._circuit.away:
                     forecast.excluded = "the cloud is away"
                 elif not self._link.known:
-                    forecast.excluded = "the link is not measured yet"
+                    forecast.excluded = _UNKNOWN_LINK
+                elif ask.objective != "cloud" and self._awaits_first(way.key):
+                    forecast.excluded = _FIRST_UNDER_WAY
             self._weigh(ask, forecast)
             forecasts.append(forecast)
         return forecasts, unmeasured
+
+    def _awaits_first(self, key: str) -> bool:
+        """Whether the first answer of a model is under way: what it takes is not known, nor whether it is loaded."""
+        model = self._cloud.get(key)
+        if model is None or model.service.count:
+            return False
+        return any(flight.key == key and not flight.given_up for flight in self._link.flights.values())
 
     def _weigh(self, ask: Ask, forecast: Forecast) -> None:
         if self._prices.any:
@@ -135,8 +147,8 @@ class LatencyPolicy:
         edge = next((each for each in usable if each.way.place is Place.EDGE), None)
         far = [each for each in usable if each is not edge]
         if edge is None or (edge.on_time is not None and edge.on_time < 0.5 and edge is not unmeasured):
-            # Where the edge cannot answer (in time), trying a link that was never measured costs nothing.
-            tried = [each for each in forecasts if each.excluded == "the link is not measured yet"]
+            # Where the edge cannot answer (in time), trying what was never measured costs nothing.
+            tried = [each for each in forecasts if each.excluded in (_UNKNOWN_LINK, _FIRST_UNDER_WAY)]
             if tried and not far:
                 return Choice(
                     min(tried, key=lambda each: each.loss_s), "the cloud is tried: nothing is known of it yet"
@@ -196,7 +208,7 @@ class LatencyPolicy:
         is away costs this but once, for what was under way.
         """
         model = self._cloud.get(chosen.way.key)
-        patience_s = max(2 * chosen.total_s, chosen.at(_OVERDUE)) + _TIMEOUT_SLACK_S
+        patience_s = _overdue_s(chosen)
         if not self._link.known or model is None or not model.service.count:
             patience_s = max(patience_s, _UNKNOWN_TIMEOUT_S)
         return min(patience_s, _LONGEST_TIMEOUT_S)
@@ -225,7 +237,9 @@ class LatencyPolicy:
         size = max(0, sent.bytes)
         flight = Flight(now_s, sent.key, size)
         way = Way(Place.CLOUD, sent.key or "", size)
-        if sent.key is not None:
+        if sent.key is None:
+            flight.patience_s = _overdue_s(self._forecaster.far(way, _NOTHING, now_s))
+        else:
             model = self._cloud.get(sent.key)
             if model is None:
                 model = self._cloud[sent.key] = CloudModel(Balancer(self._draw))
@@ -273,31 +287,61 @@ class LatencyPolicy:
             return
         if not outcome.timed_out:
             self._link.ended(outcome.id)
-            self._failed(now_s, flight, outcome)
+            if flight.key is None:
+                self._probe_failed(now_s, flight)
+            else:
+                self._failed(now_s, flight, outcome)
             return
         flight.given_up = True
-        if flight.key is None or now_s - flight.sent_s >= 0.99 * flight.patience_s:
+        if flight.key is None:
+            self._probe_failed(now_s, flight)
+        elif not flight.lost and now_s - flight.sent_s >= 0.99 * flight.patience_s:
             self._failed(now_s, flight, outcome)
 
     def _give_up_lost(self, now_s: float) -> None:
-        """What nobody waits for any more, but what may still have been under way, is lost once it is overdue."""
+        """What nobody waits for any more, but what may still have been under way, is lost once it is overdue.
+
+        Before that a probe goes, so that it is known by then whether it is the link, or whoever was asked.
+        """
         for number, flight in self._link.flights.items():
-            if flight.given_up and now_s - flight.sent_s >= flight.patience_s:
+            waited_s = now_s - flight.sent_s
+            if flight.lost:
+                continue
+            if flight.key is None:
+                if waited_s >= flight.patience_s:
+                    flight.lost = True
+                    self._open_where_silent(now_s)
+                continue
+            if not flight.doubted and not flight.left and waited_s >= _DOUBT * flight.patience_s:
+                flight.doubted = True
+                self._circuit.doubt()
+            if flight.given_up and waited_s >= flight.patience_s:
                 self._failed(now_s, flight, CloudOutcome(now_s, number, False, timed_out=True))
 
     def _failed(self, now_s: float, flight: Flight, outcome: CloudOutcome) -> None:
-        """The circuit opens, the edge answers, probes find out when it is over.
+        """A request was refused, or is missing: whoever was asked is left alone, the edge answers.
 
-        Where later messages were answered, the way there is open and only the model is left alone.
+        Whether the link is there at all is for probes to find out.
         """
-        flight.patience_s = math.inf  # once is enough
-        if flight.key is not None:
-            model = self._cloud[flight.key]
-            model.balancer.failed(now_s, outcome)
-            # One replica of several that fails is left alone, not the model.
-            if outcome.replica is None or not model.balancer.others(now_s, outcome.replica):
-                model.breaker.fail(now_s)
+        flight.lost = True
+        model = self._cloud[flight.key or ""]
+        model.balancer.failed(now_s, outcome)
+        # One replica of several that fails is left alone, not the model.
+        if outcome.replica is None or not model.balancer.others(now_s, outcome.replica):
+            model.breaker.fail(now_s)
+        if not flight.doubted and not flight.left:
+            self._circuit.doubt()
+        self._open_where_silent(now_s)
+
+    def _probe_failed(self, now_s: float, flight: Flight) -> None:
+        flight.lost = True
         if not flight.left:
+            self._circuit.failed(now_s)
+
+    def _open_where_silent(self, now_s: float) -> None:
+        """The circuit opens once a request and a probe are missing, and nothing was answered that was sent later."""
+        missing = [flight for flight in self._link.flights.values() if flight.lost and not flight.left]
+        if any(flight.key is None for flight in missing) and any(flight.key is not None for flight in missing):
             self._circuit.failed(now_s)
 
     # ------------------------------------------------ the link
@@ -307,7 +351,7 @@ class LatencyPolicy:
         now_s = self._clock(now_s)
         self._give_up_lost(now_s)
         waited_for = sum(not flight.given_up for flight in self._link.flights.values())
-        return self._circuit.probe_due(now_s, waited_for, self._link.heard_s)
+        return self._circuit.probe_due(now_s, waited_for, self._link.heard_s, measured=self._link.measured)
 
     def link(self) -> LinkEstimate:
         """See `Policy.link`."""
@@ -317,6 +361,11 @@ class LatencyPolicy:
 
 
 _NOTHING = Ask(0.0, ())
+
+
+def _overdue_s(forecast: Forecast) -> float:
+    """After so long a reply is late beyond chance."""
+    return max(2 * forecast.total_s, forecast.at(_OVERDUE)) + _TIMEOUT_SLACK_S
 
 
 def _sane(ask: Ask) -> Ask:
