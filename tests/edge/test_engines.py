@@ -47,14 +47,22 @@ def spoil(folder: Path, package: str, code: str) -> None:
 @pytest.mark.parametrize(
     ("code", "why"), [(RAISES, "libonnx.so.1: cannot open"), (DIES, "killed by SIGILL")], ids=["raises", "dies"]
 )
-async def test_the_next_variant_runs_until_the_engine_is_mended(
-    cloud: Cloud, device: Device, spoilt: Path, code: str, why: str
+async def test_why_an_engine_does_not_load_is_said(
+    spoilt: Path, monkeypatch: pytest.MonkeyPatch, code: str, why: str
 ) -> None:
     spoil(spoilt, "onnxruntime", code)
+    monkeypatch.setenv("PYTHONPATH", str(spoilt))
+    engines = Engines()
+    assert await engines.examine([Engine.ONNX])
+    assert why in engines.broken[Engine.ONNX]
+
+
+async def test_the_next_variant_runs_until_the_engine_is_mended(cloud: Cloud, device: Device, spoilt: Path) -> None:
+    spoil(spoilt, "onnxruntime", DIES)
     await cloud.want(app(cloud, 1))
     await device.start(PYTHONPATH=str(spoilt))
     reported = await cloud.until_state("ticking", AppState.COMMITTED)
-    assert reported.reason.startswith("onnxruntime does not load here: ") and why in reported.reason
+    assert reported.reason.startswith("onnxruntime does not load here: killed by SIGILL")
     (chosen,) = reported.chosen
     assert chosen.variant == "litert" and [each.variant for each in chosen.measured] == ["litert"]
     await cloud.until_stored(5)
