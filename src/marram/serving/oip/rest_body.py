@@ -52,7 +52,7 @@ def parse(body: bytes) -> dict[str, Any]:
 
 
 def read(name: str, version: int | None, body: bytes, length: int) -> tuple[Asked, Binary]:
-    """What is asked of a model, and which outputs are wanted as bytes. `length`: see `header_length`. Raises Invalid."""
+    """What is asked of a model, and which outputs go as bytes. `length`: as `header_length` has it. Raises Invalid."""
     document = parse(body[:length] if 0 <= length < len(body) else body)
     sent, at = [], max(0, length)
     for entry in _objects(document.get("inputs"), "inputs"):
