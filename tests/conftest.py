@@ -7,6 +7,7 @@ import contextlib
 import importlib.util
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -113,7 +114,7 @@ def postgres_server() -> Iterator[str]:
                 time.sleep(0.02)
             yield f"postgresql://postgres@127.0.0.1:{port}"
         finally:
-            server.terminate()
+            server.send_signal(signal.SIGINT)  # at SIGTERM it would wait for the sessions that tests left open
             with contextlib.suppress(subprocess.TimeoutExpired):
                 server.wait(10)
             server.kill()

@@ -103,10 +103,10 @@ def test_what_a_full_disk_would_break_is_found(plant: Callable[[str], None]) -> 
 def test_a_bad_version_stops_at_its_stage_and_a_good_one_comes_to_all_whoever_is_killed(tmp_path: Path) -> None:
     with quiet():
         # So many that of each kind of hardware somebody is there whenever a stage chooses whom it reaches.
-        found = virtual.run(fleet.Rehearsal(tmp_path, devices=50, kills=4).run)
+        found = virtual.run(fleet.Rehearsal(tmp_path, devices=30, kills=4).run)
     assert found.faults == []
     assert (found.bad_state, found.good_state) == ("rolled_back", "completed")
-    assert 0 < found.bad_reached < 50
+    assert 0 < found.bad_reached < 30
     assert found.kills == 4
     assert found.events > 500
     assert (found.lost, found.twice) == (0, 0)

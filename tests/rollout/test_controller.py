@@ -559,7 +559,7 @@ def test_a_window_is_waited_for(fleet: Fleet) -> None:
 FATES = st.sampled_from(["good"] * 6 + ["crash", "silent", "late_crash", "slow"])
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_fleet_and_any_death_of_the_controller(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
