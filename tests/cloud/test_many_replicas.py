@@ -38,7 +38,7 @@ class Asker:
     def __init__(self, remote: ChannelRemote, payload: Payload) -> None:
         self.balancer = Balancer(random.Random(5).random)
         self.answered: Counter[str | None] = Counter()
-        self.late: list[str] = []  # asked when its replica was killed: the edge answers
+        self.lost: list[str] = []  # asked when its replica was killed: the edge answers
         self.errors: list[MarramError] = []
         self._remote, self._payload = remote, payload
         self._number = 0
@@ -54,21 +54,24 @@ class Asker:
     async def _ask(self, replica: str | None) -> None:
         self._number += 1
         number, begin_s = self._number, time.monotonic()
-        self.balancer.sent(CloudSent(begin_s, number, KEY, len(self._payload.body), replica))
+        self.balancer.sent(begin_s, CloudSent(begin_s, number, KEY, len(self._payload.body), replica))
         future = self._remote.infer(CloudInput("colours", 1, self._payload, replica), TIMEOUT_S)
         try:
             reply: Reply = await asyncio.wrap_future(future)
         except MarramError as error:
             timed_out = time.monotonic() - begin_s > 0.9 * TIMEOUT_S
-            self.balancer.failed(CloudOutcome(time.monotonic(), number, False, timed_out=timed_out, replica=replica))
-            if timed_out and isinstance(error, Retryable):
-                self.late.append(replica or "")
+            self.balancer.failed(
+                time.monotonic(), CloudOutcome(time.monotonic(), number, False, timed_out=timed_out, replica=replica)
+            )
+            if isinstance(error, Retryable) and (timed_out or "ended over it" in str(error)):
+                self.lost.append(replica or "")
             else:
                 self.errors.append(error)
             return
         assert reply.result is not None
         self.answered[reply.replica] += 1
         self.balancer.heard(
+            time.monotonic(),
             CloudOutcome(
                 time.monotonic(),
                 number,
@@ -79,7 +82,7 @@ class Asker:
                 waiting=reply.waiting,
                 loads=reply.loads,
                 gone=reply.gone,
-            )
+            ),
         )
 
 
@@ -119,4 +122,4 @@ async def test_replicas_are_killed_and_come_back_without_an_error_at_the_device(
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         assert asker.errors == []
-        assert len(asker.late) <= 2 * 3, "what was under way at the killed ones, and nothing else"
+        assert len(asker.lost) <= 2 * 3, "what was under way at the killed ones, and nothing else"

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from tests.spinning import spinning
 
 from marram.schema.errors import NotReady, Retryable
 from marram.serving.contract import Question
@@ -51,6 +52,60 @@ async def test_a_crash_fails_what_was_under_way_and_nothing_else(make_model: Mak
         last = engine.pid
         await engine.close()
     assert last is not None and not psutil.pid_exists(last)
+
+
+async def test_a_model_that_takes_the_process_down_twice_is_put_aside_and_the_other_comes_back(
+    make_model: MakeModel, tmp_path: Path, ask_of: Ask
+) -> None:
+    spins = spinning(tmp_path)
+    engine = EngineProcess()
+    await engine.start()
+    try:
+        await engine.put(make_model())
+        await engine.put(spins)
+        for _ in range(2):
+            pid, items = engine.pid, np.full((1, 3, 4, 4), 1e3, np.float32)
+            assert pid is not None
+            asked = asyncio.create_task(engine.infer(Question("spins", tensors={"x": items})))
+            while psutil.Process(pid).cpu_percent(0.02) < 20:  # it is at it, and never ends
+                await asyncio.sleep(0.01)
+            os.kill(pid, signal.SIGSEGV)
+            with pytest.raises(Retryable, match="ended over it"):
+                await asked
+            while not all(each.ready for each in engine.models() if each.card.model == "colours"):
+                await asyncio.sleep(0.01)
+        answer = await engine.infer(ask_of("blue"))
+        assert answer.result is not None and answer.result.label == "blue"
+        with pytest.raises(NotReady, match=r"asked \(SIGSEGV\): put aside for 60 s"):
+            await engine.infer(Question("spins", tensors={"x": items}))
+        again = await engine.put(spins)  # somebody says that it is well now
+        assert again.ready
+        quick = await engine.infer(Question("spins", tensors={"x": np.zeros((1, 3, 4, 4), np.float32)}))
+        assert quick.outputs["y"].shape == (1, 3)
+    finally:
+        await engine.close()
+
+
+async def test_a_model_that_no_longer_loads_keeps_no_other_away(make_model: MakeModel, ask_of: Ask) -> None:
+    engine = EngineProcess()
+    await engine.start()
+    try:
+        broken = make_model("broken")
+        await engine.put(broken)
+        await engine.put(make_model())
+        (broken / "net.onnx").write_bytes(b"this is no model")
+        assert engine.pid is not None
+        os.kill(engine.pid, signal.SIGKILL)
+        while not {each.card.model: each.ready for each in engine.models()}["colours"] or engine.restarts < 1:
+            await asyncio.sleep(0.01)
+        answer = await engine.infer(ask_of("blue"))
+        assert answer.result is not None and answer.result.label == "blue"
+        with pytest.raises(NotReady, match="not an ONNX model"):
+            while True:
+                await asyncio.sleep(0.01)
+                await engine.infer(ask_of("blue", "broken"))
+    finally:
+        await engine.close()
 
 
 _ASKER = """

@@ -1,7 +1,8 @@
 """One replica process and what it serves: started while anything is wanted of it, told what to serve, started again.
 
 Models are handed over one after another, each once the one before has its verdict: so a process that ends meanwhile was
-ended by the model it was loading, and that one waits while the others are served again.
+ended by the model it was loading, and that one waits while the others are served again. Of a process that ends over
+questions it is known which (`UnderWay`): who asked is told, and a model that was asked each time is put aside.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from marram.bus.client import Bus
 from marram.bus.tls import TlsFiles
 from marram.cloud.replica import PASSWORD_VARIABLE, Order, Verdict
 from marram.cloud.settings import BrokerAddress
-from marram.schema.errors import MarramError
+from marram.cloud.underway import Asked, UnderWay
+from marram.schema.errors import MarramError, Retryable
 from marram.schema.words import first_line
+from marram.serving.suspects import Suspects
 
 log = logging.getLogger(__name__)
 
@@ -67,10 +71,10 @@ class Served:
         self.state, self.reason, self.pid = ReplicaState.STARTING, reason, None
         self.restarts += 1
 
-    def failed(self, reason: str) -> None:
-        """It is why it is not served: the next try is later each time."""
+    def failed(self, reason: str, pause_s: float | None = None) -> None:
+        """It is why it is not served: the next try is after `pause_s`, else later each time."""
         self.ended(reason)
-        self.pause_s = min(_LONGEST_PAUSE_S, 2 * self.pause_s or _FIRST_PAUSE_S)
+        self.pause_s = min(_LONGEST_PAUSE_S, 2 * self.pause_s or _FIRST_PAUSE_S) if pause_s is None else pause_s
         self.state, self.again_s = ReplicaState.WAITING, time.monotonic() + self.pause_s
         log.warning("%s@%d is not served: %s; again in %.1f s", self.name, self.version, reason, self.pause_s)
 
@@ -124,12 +128,16 @@ class _Child:
 class Keeper:
     """See the module's words. All methods on one event loop."""
 
-    def __init__(self, number: int, start: Start, fetch: Callable[[str, int], Path]) -> None:
-        """`fetch` gives the folder of a model version's bundle (blocking; raises MarramError)."""
+    def __init__(self, number: int, start: Start, fetch: Callable[[str, int], Path], bus: Bus | None = None) -> None:
+        """`fetch` gives the folder of a model version's bundle (blocking; raises MarramError). On `bus` those are told
+        whose question a process ended over.
+        """
         self.number = number
         self.served: dict[Key, Served] = {}
         self._start = start
         self._fetch = fetch
+        self._bus = bus
+        self._suspects: Suspects[Key] = Suspects()
         self._changed = asyncio.Event()
 
     def want(self, wanted: set[Key]) -> None:
@@ -170,8 +178,16 @@ class Keeper:
 
     async def _live(self) -> str | None:
         """One life of the process; why it ended, None where that is no fault of its own."""
+        under_way = UnderWay.make()
+        try:
+            return await self._live_with(under_way)
+        finally:
+            under_way.close()
+
+    async def _live_with(self, under_way: UnderWay) -> str | None:
         process = await asyncio.create_subprocess_exec(
-            *self._start.command(self.number),
+            *(*self._start.command(self.number), "--under-way", str(under_way.descriptor)),
+            pass_fds=(under_way.descriptor,),
             stdin=asyncio.subprocess.PIPE,  # its end is how the replica learns that we are gone
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -189,12 +205,32 @@ class Keeper:
                 return None
             code = await child.ending
             await asyncio.gather(*child.readers)
-            return _how(child, code)
+            return await self._ended_over(under_way.left(), code, _how(child, code))
         finally:
             await _terminate(process)
             await asyncio.gather(child.ending, return_exceptions=True)
             for reader in child.readers:
                 reader.cancel()
+
+    async def _ended_over(self, asked: list[Asked], code: int, how: str) -> str | None:
+        """Tell those whose questions were under way, and put aside who took it down again; why it ended, None where
+        it may be started again at once: over a question it does not end for ever, since whose that is is put aside.
+        """
+        if not asked:
+            return how
+        aside = self._suspects.ended(time.monotonic(), code, (each.key for each in asked))
+        for key, served in self.served.items():
+            if aside is not None and key == aside.key:
+                served.failed(aside.reason, aside.pause_s)
+            elif served.state is not ReplicaState.WAITING:
+                served.ended(how)
+        log.warning("replica %d ended over %d questions: %s", self.number, len(asked), how)
+        error = Retryable("the replica's process ended over it")
+        for each in asked:
+            with contextlib.suppress(MarramError):  # the broker is away: nobody hears it, and nobody waits for long
+                if self._bus is not None:
+                    await self._bus.fail(each.answer_to, error)
+        return None
 
     async def _serve(self, child: _Child) -> bool:
         """Tell the process what to serve as that changes; whether it may go, since nothing is wanted or one hangs."""

@@ -12,28 +12,18 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from marram.bus.tls import TlsFiles
+from marram.bus.client import Bus
 from marram.cloud.keeper import Keeper, Key, Served, Start
-from marram.cloud.settings import BrokerAddress
 from marram.registry import Registry
 from marram.schema.errors import MarramError
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Key", "Replicas", "Room"]
+__all__ = ["Key", "Replicas", "Start"]
 
 _LOOK_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Room:
-    """`processes`: how many replicas. `memory_bytes`: what the models of each may take together (None: no bound)."""
-
-    processes: int = 1
-    memory_bytes: int | None = None
 
 
 class Replicas:
@@ -43,19 +33,17 @@ class Replicas:
         self,
         registry: Registry,
         wanted: Callable[[], set[Key]],
-        broker: BrokerAddress,
-        tls: TlsFiles,
-        folder: Path,
-        room: Room = Room(),
+        start: Start,
+        processes: int,
+        bus: Bus,
     ) -> None:
         """`wanted` says which model versions somebody needs (blocking; raises MarramError)."""
         self._wanted = wanted
-        start = Start(broker, tls, folder, room.memory_bytes)
 
         def fetch(name: str, version: int) -> Path:
-            return registry.materialise(name, version, folder / "serving")
+            return registry.materialise(name, version, start.folder / "serving")
 
-        self._keepers = [Keeper(number, start, fetch) for number in range(room.processes)]
+        self._keepers = [Keeper(number, start, fetch, bus) for number in range(processes)]
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 

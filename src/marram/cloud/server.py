@@ -32,7 +32,7 @@ from marram.cloud.listeners import Listeners, bracketed, reachable
 from marram.cloud.peers import Peers
 from marram.cloud.provision import check_belong, check_kept, provided, provision
 from marram.cloud.renewals import Renewals
-from marram.cloud.replicas import Key, Replicas, Room
+from marram.cloud.replicas import Key, Replicas, Start
 from marram.cloud.settings import BrokerAddress, Role, Settings
 from marram.cloud.state import CloudState, Hands, tried
 from marram.schema.api import Check
@@ -197,8 +197,8 @@ class Cloud:
             for reference in settings.serve:  # a channel means what it points to now
                 asked.append(await asyncio.to_thread(state.registry.pinned, reference))
                 await asyncio.to_thread(state.registry.get, *asked[-1])  # a wrong --serve is told now
-            wanted, room = _wanted(state, asked), Room(settings.replicas, settings.replica_memory_bytes)
-            self.replicas = Replicas(state.registry, wanted, self.broker, self.gate.tls, settings.folder, room)
+            start = Start(self.broker, self.gate.tls, settings.folder, settings.replica_memory_bytes)
+            self.replicas = Replicas(state.registry, _wanted(state, asked), start, settings.replicas, bus)
             self.replicas.start()
             self._closing.push_async_callback(self.replicas.stop)
         elif settings.serve:

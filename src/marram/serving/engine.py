@@ -1,8 +1,9 @@
 """Engines in a process of their own, asked through shared memory: `EngineProcess` here, a `Host` there.
 
 For who speaks a protocol with strangers and must not go down with an engine, nor wait for its threads: a crash there
-fails what was under way with Retryable at once, and the process comes back with what it served. It costs a hand-over
-each way, so where nobody else's code runs in the asking process a `Host` of its own is the better choice.
+fails what was under way with Retryable at once, and the process comes back with what it served, less a model that was
+asked each time it ended (`Suspects`). It costs a hand-over each way, so where nobody else's code runs in the asking
+process a `Host` of its own is the better choice.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import logging
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,6 +24,7 @@ from marram.schema.errors import Busy, MarramError, Missing, NotReady, Retryable
 from marram.serving.contract import Answer, Question, ServedModel
 from marram.serving.host import Key, Limits
 from marram.serving.shm import Slots
+from marram.serving.suspects import Suspects
 from marram.serving.wire import Document, Pipe, answer_in, fault_in, put_beside, question_out, served_in, taken_from
 
 log = logging.getLogger(__name__)
@@ -31,6 +34,8 @@ SLOTS, SLOT_BYTES = 64, 4 * 2**20 + 65536
 # So many may be on their way at a time, waiting there included.
 _MOST = 512
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
+# Of a process that closed its socket the exit status is waited for so long: what it says counts (`Suspects`).
+_STATUS_S = 1.0
 DEFAULT = Limits()
 
 
@@ -40,6 +45,7 @@ class _Asked:
 
     future: asyncio.Future[Document]
     slot: int | None
+    key: Key | None = None  # of which model, where it is known here
 
 
 @dataclass(eq=False, slots=True)
@@ -61,6 +67,9 @@ class EngineProcess:
         self._link: _Link | None = None
         self._folders: dict[Key, Path] = {}  # what it has to serve, whatever becomes of the process
         self._served: dict[Key, ServedModel] = {}
+        self._suspects: Suspects[Key] = Suspects()
+        self._aside: dict[Key, tuple[float, str]] = {}  # put aside until then (monotonic), and why
+        self._pause_s = _FIRST_PAUSE_S  # before the process is started anew
         self._number = 0
         self._started = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -97,11 +106,11 @@ class EngineProcess:
         """See `Answering.infer`; NotReady while the process is away."""
         document, parts = question_out(question)
         try:
-            answered, body = await self._ask(document, parts)
+            answered, body = await self._ask(document, parts, self._meant(question))
         except Missing as error:
-            waiting = [key for key, served in self._served.items() if not served.ready]
-            if any(name == question.model and question.version in (None, version) for name, version in waiting):
-                raise NotReady("its process is new and has not loaded it yet", where=question.model) from error
+            served = self._served.get(self._meant(question) or ("", 0))
+            if served is not None and not served.ready:
+                raise NotReady(served.reason, where=question.model) from error
             raise
         return answer_in(answered, body)
 
@@ -115,16 +124,25 @@ class EngineProcess:
         served = served_in(answered["served"])
         key = (served.card.model, served.card.version)
         self._folders[key], self._served[key] = folder, served
+        self._aside.pop(key, None)
         return served
 
     async def drop(self, name: str, version: int) -> None:
         """As `Host.drop`."""
         self._folders.pop((name, version), None)
         self._served.pop((name, version), None)
+        self._aside.pop((name, version), None)
         with contextlib.suppress(Retryable):  # a process that is away, or ends over it, serves nothing anyway
             await self._ask({"drop": [name, version]}, [])
 
-    async def _ask(self, document: Document, parts: list[bytes | memoryview]) -> tuple[Document, bytes]:
+    def _meant(self, question: Question) -> Key | None:
+        """Which of those served here; of several versions the newest that is ready."""
+        fitting = [key for key in self._served if key[0] == question.model and question.version in (None, key[1])]
+        return max(fitting, key=lambda key: (self._served[key].ready, key[1]), default=None)
+
+    async def _ask(
+        self, document: Document, parts: list[bytes | memoryview], key: Key | None = None
+    ) -> tuple[Document, bytes]:
         link = self._link
         if link is None:
             raise NotReady("the engine's process is away", hint="It is being started again: ask again in a moment.")
@@ -133,7 +151,7 @@ class EngineProcess:
         slot = self._slots.take() if parts else None
         self._number += 1
         number = self._number
-        asked = link.asked[number] = _Asked(asyncio.get_running_loop().create_future(), slot)
+        asked = link.asked[number] = _Asked(asyncio.get_running_loop().create_future(), slot, key)
         document["id"] = number
         put_beside(document, parts, self._slots, slot)
         if slot is not None:
@@ -150,26 +168,23 @@ class EngineProcess:
     # ------------------------------------------------------------ the process
 
     async def _keep(self) -> None:
-        pause_s = _FIRST_PAUSE_S
         while True:
             try:
                 link = self._link = await self._open()
-                hearing = asyncio.create_task(self._hear(link), name="engine answers")
+                serving = asyncio.create_task(self._again(), name="engine models")
                 self._started.set()
                 try:
-                    if await self._again():
-                        pause_s = _FIRST_PAUSE_S
-                    await hearing
+                    await self._hear(link)
                 finally:
-                    hearing.cancel()
+                    serving.cancel()
             except OSError as error:
                 log.warning("the engine's process cannot be started: %s", error.strerror)
             finally:
                 await self._lost()
             self.restarts += 1
+            pause_s, self._pause_s = self._pause_s, min(_LONGEST_PAUSE_S, 2 * self._pause_s)
             log.warning("the engine's process ended; again in %.1f s", pause_s)
             await asyncio.sleep(pause_s)
-            pause_s = min(_LONGEST_PAUSE_S, 2 * pause_s)
 
     async def _open(self) -> _Link:
         ours, theirs = socket.socketpair()
@@ -190,16 +205,27 @@ class EngineProcess:
         reader, writer = await asyncio.open_connection(sock=ours, limit=2**20)
         return _Link(process, Pipe(reader, writer))
 
-    async def _again(self) -> bool:
-        """Let a process that is new serve what the last one did; whether it does."""
-        for key, folder in list(self._folders.items()):
-            try:
-                answered, _ = await self._ask({"put": str(folder)}, [])
-                self._served[key] = served_in(answered["served"])
-            except MarramError as error:
-                log.warning("%s@%d is not served: %s", *key, error)
-                return False
-        return True
+    async def _again(self) -> None:
+        """Let a process that is new serve what the last one did, each as soon as its pause is over."""
+        due_s = {key: self._aside[key][0] if key in self._aside else 0.0 for key in self._folders}
+        pauses_s: dict[Key, float] = {}
+        while due_s:
+            for key in sorted(due_s, key=lambda key: due_s[key]):
+                folder, served = self._folders.get(key), self._served.get(key)
+                if folder is None or served is None or served.ready:  # dropped, or put anew, meanwhile
+                    del due_s[key]
+                elif due_s[key] <= time.monotonic():
+                    try:
+                        answered, _ = await self._ask({"put": str(folder)}, [], key)
+                    except MarramError as error:
+                        log.warning("%s@%d is not served: %s", *key, error)
+                        self._served[key] = replace(served, reason=str(error))
+                        pauses_s[key] = min(_LONGEST_PAUSE_S, 2 * pauses_s.get(key, _FIRST_PAUSE_S))
+                        due_s[key] = time.monotonic() + pauses_s[key]
+                    else:
+                        self._served[key] = served_in(answered["served"])
+            self._pause_s = _FIRST_PAUSE_S
+            await asyncio.sleep(max(0.0, min(due_s.values(), default=0.0) - time.monotonic()))
 
     async def _hear(self, link: _Link) -> None:
         while (document := await link.pipe.receive()) is not None:
@@ -223,10 +249,15 @@ class EngineProcess:
         if link is None:
             return
         link.pipe.close()
-        if link.process.returncode is None:
+        try:
+            async with asyncio.timeout(_STATUS_S):
+                status = await link.process.wait()
+        except TimeoutError:
             with contextlib.suppress(ProcessLookupError):
                 link.process.kill()
-        await link.process.wait()
+            status = await link.process.wait()
+        over = [asked.key for asked in link.asked.values() if asked.key is not None]
+        aside = self._suspects.ended(time.monotonic(), status, over)
         for asked in link.asked.values():
             if asked.slot is not None:
                 self._slots.give_back(asked.slot)
@@ -235,3 +266,9 @@ class EngineProcess:
         link.asked.clear()
         away = "its process ended and is being started again"
         self._served = {key: replace(each, ready=False, reason=away) for key, each in self._served.items()}
+        if aside is not None and aside.key in self._served:
+            log.warning("%s@%d: %s", *aside.key, aside.reason)
+            self._aside[aside.key] = time.monotonic() + aside.pause_s, aside.reason
+        self._aside = {key: each for key, each in self._aside.items() if each[0] > time.monotonic()}
+        for key, (_, reason) in self._aside.items():
+            self._served[key] = replace(self._served[key], reason=reason)
