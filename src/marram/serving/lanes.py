@@ -12,18 +12,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from marram.runtime import codecs
-from marram.runtime.contract import Tensor, TensorInfo
+from marram.runtime.contract import Tensor
 from marram.runtime.model import Answerer, Prepared
-from marram.runtime.session import format_shape
-from marram.schema.errors import Busy, Invalid, MarramError, Permanent, Retryable
+from marram.schema.errors import Busy, MarramError, Permanent, Retryable
 from marram.serving.batching import Speed, Waiting, choose, queue_s
 from marram.serving.contract import Answer, Question
+from marram.serving.rows import in_order, kind, run
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +47,7 @@ Deliver = Callable[[Sequence[Job]], None]
 
 
 class Lanes:
-    """See the module's words. `submit` and `load` from any thread; `close` waits, so not on an event loop."""
+    """See the module's words. All from any thread; `close` waits, so not on an event loop."""
 
     def __init__(
         self,
@@ -155,7 +153,7 @@ class Lanes:
         if question.payload is not None:
             return Job(now_s, due_s, question=question)
         tensors = in_order(question.tensors, self.answerer.session.inputs, self.answerer.card.model)
-        return Job(now_s, due_s, len(tensors[0]), _kind(tensors), True, question=question, tensors=tensors)
+        return Job(now_s, due_s, len(tensors[0]), kind(tensors), True, question=question, tensors=tensors)
 
     def _work(self) -> None:
         while True:
@@ -304,52 +302,9 @@ class Lanes:
         job.outcome = replace(answer, queue_s=waited_s, service_s=service_s)
 
 
-def run(answerer: Answerer, items: Sequence[list[Tensor]], most: int) -> list[list[Tensor]]:
-    """Every output of the file for each of `items`, which have one kind and any number of rows each.
-
-    At most `most` rows go through the engine at once. Raises Invalid, Permanent.
-    """
-    session = answerer.session
-    if len(items) == 1 and len(items[0][0]) <= most:
-        return [session.run(items[0])]
-    rows = [np.concatenate(column) if len(column) > 1 else column[0] for column in zip(*items, strict=True)]
-    total = len(rows[0])
-    parts = [session.run([tensor[at : at + most] for tensor in rows]) for at in range(0, total, most)]
-    whole = [np.concatenate(column) if len(column) > 1 else column[0] for column in zip(*parts, strict=True)]
-    answers, at = [], 0
-    for item in items:
-        count = len(item[0])
-        # Copies: a view would keep everybody's answer in memory as long as one of them is read.
-        answers.append([tensor[at : at + count].copy() for tensor in whole])
-        at += count
-    return answers
-
-
-def in_order(tensors: Mapping[str, Tensor], inputs: Sequence[TensorInfo], where: str) -> list[Tensor]:
-    """The tensors as the session takes them. Raises Invalid where they are not the model's, or not of equal length."""
-    wanted = [info.name for info in inputs]
-    if set(tensors) != set(wanted):
-        raise Invalid(f"takes {', '.join(wanted)}; got {', '.join(tensors) or 'nothing'}", where=where)
-    ordered = [tensors[name] for name in wanted]
-    for info, tensor in zip(inputs, ordered, strict=True):
-        takes = info.shape[1:]
-        got = tensor.shape
-        if len(got) != len(info.shape) or any(d not in (-1, n) for d, n in zip(takes, got[1:], strict=True)):
-            raise Invalid(
-                f"input {info.name} takes shape {format_shape((-1, *takes))}, got {format_shape(got)}", where=where
-            )
-    if len({len(tensor) for tensor in ordered}) != 1 or len(ordered[0]) == 0:
-        raise Invalid("the inputs hold different numbers of items, or none", where=where)
-    return ordered
-
-
-def _kind(tensors: Sequence[Tensor]) -> Hashable:
-    return tuple((tensor.shape[1:], tensor.dtype.str) for tensor in tensors)
-
-
 def _alike(jobs: Iterable[Job]) -> list[list[Job]]:
     """Jobs whose tensors can be joined: pictures nearly always can, readings may differ in what they hold."""
     groups: dict[Hashable, list[Job]] = {}
     for job in jobs:
-        groups.setdefault(_kind(job.tensors), []).append(job)
+        groups.setdefault(kind(job.tensors), []).append(job)
     return list(groups.values())

@@ -27,7 +27,7 @@ from marram.runtime.example import example
 from marram.runtime.model import Answerer, Model
 from marram.schema.errors import MarramError
 from marram.serving.batching import Speed
-from marram.serving.lanes import run
+from marram.serving.rows import run
 
 log = logging.getLogger(__name__)
 
