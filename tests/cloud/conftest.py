@@ -131,14 +131,16 @@ class Process:
 
 
 @pytest.fixture
-async def worker_side() -> AsyncIterator[Callable[[Bus], Awaitable[ChannelRemote]]]:
-    """A worker's way to the cloud, through its agent's relay and the given connection of its device."""
+async def worker_side() -> AsyncIterator[Callable[..., Awaitable[ChannelRemote]]]:
+    """A worker's way to the cloud, through its agent's relay and the given connection of its device; it may ask the
+    given models (name, version), `colours` without any.
+    """
     ends: list[tuple[AgentEnd, WorkerEnd, asyncio.Task[None], threading.Thread]] = []
 
-    async def make(bus: Bus) -> ChannelRemote:
+    async def make(bus: Bus, *models: tuple[str, int]) -> ChannelRemote:
         ours, theirs = socket.socketpair()
         agent_end, worker_end = await AgentEnd.open(ours), WorkerEnd(theirs)
-        relay, remote = Relay(bus, agent_end, {("colours", 1)}), ChannelRemote(worker_end)
+        relay, remote = Relay(bus, agent_end, models or {("colours", 1)}), ChannelRemote(worker_end)
 
         async def agent() -> None:
             while (message := await agent_end.receive()) is not None:
