@@ -68,27 +68,26 @@ async def refusal(bus: Bus, until: Until) -> str:
 # ---------------------------------------------------------------- let in, and no further
 
 
-@pytest.mark.parametrize(
-    "subject",
-    [
-        "d.d2.events",
-        "d.d2.desired",
-        "d.d1.desired",
-        "d.d1.anything",
-        "_INBOX_d2.x",
-        "_INBOX_CONTROL.x",
-        "fleet.cut",
-        # What replicas tell each other and hand on: a device cannot pose as one.
-        "load.lite2.1",
-        "hand.1.lite2.1.a",
-        "served",
-        "$SYS.REQ.SERVER.PING",
-        "$SYS.REQ.USER.AUTH",
-        "$JS.API.STREAM.CREATE.x",
-        "anything",
-    ],
-)
-async def test_it_may_not_say(attacker: Attacker, connect: Connect, until: Until, subject: str) -> None:
+MAY_NOT_SAY = [
+    "d.d2.events",
+    "d.d2.desired",
+    "d.d1.desired",
+    "d.d1.anything",
+    "_INBOX_d2.x",
+    "_INBOX_CONTROL.x",
+    "fleet.cut",
+    # What replicas tell each other and hand on: a device cannot pose as one.
+    "load.lite2.1",
+    "hand.1.lite2.1.a",
+    "served",
+    "$SYS.REQ.SERVER.PING",
+    "$SYS.REQ.USER.AUTH",
+    "$JS.API.STREAM.CREATE.x",
+    "anything",
+]
+
+
+async def test_what_it_may_not_say(attacker: Attacker, connect: Connect, until: Until) -> None:
     heard: list[str] = []
 
     async def note(message: Message) -> None:
@@ -97,28 +96,28 @@ async def test_it_may_not_say(attacker: Attacker, connect: Connect, until: Until
     cloud = await connect()
     await cloud.wait_connected(10)
     await cloud.subscribe(">", note)
-    await attacker.client.publish(subject, b"x", reply="_INBOX_d1.y")
-    await attacker.client.flush()
-    await until(lambda: attacker.told)
-    assert "permissions violation for publish" in attacker.told[0].lower()
+    for subject in MAY_NOT_SAY:
+        attacker.told.clear()
+        await attacker.client.publish(subject, b"x", reply="_INBOX_d1.y")
+        await attacker.client.flush()
+        await until(lambda: attacker.told)
+        assert f'permissions violation for publish to "{subject}"'.lower() in attacker.told[0].lower()
     await attacker.client.publish("d.d1.events", b"x")
     await until(lambda: "d.d1.events" in heard)
-    assert subject not in heard
+    assert not {*MAY_NOT_SAY} & {*heard}
 
 
-@pytest.mark.parametrize(
-    "subject",
-    [
+async def test_what_it_may_not_listen_to(attacker: Attacker, until: Until) -> None:
+    for subject in (
         *(">", "*", "*.>", "d.>", "d.*.events", "d.d2.desired", "_INBOX.>", "_INBOX_d2.>", "$SYS.>"),
         # What others ask, and what replicas tell each other.
         *("infer.>", "infer.lite2.1", "infer.lite2.1.a", "probe", "probe.>", "load.>", "hand.>", "served"),
-    ],
-)
-async def test_it_may_not_listen_to(attacker: Attacker, until: Until, subject: str) -> None:
-    await attacker.client.subscribe(subject)
-    await attacker.client.flush()
-    await until(lambda: attacker.told)
-    assert "permissions violation for subscription" in attacker.told[0].lower()
+    ):
+        attacker.told.clear()
+        await attacker.client.subscribe(subject)
+        await attacker.client.flush()
+        await until(lambda: attacker.told)
+        assert f'permissions violation for subscription to "{subject}"'.lower() in attacker.told[0].lower()
 
 
 async def test_an_answer_cannot_be_sent_to_another(attacker: Attacker, connect: Connect, until: Until) -> None:
@@ -181,12 +180,11 @@ async def test_a_certificate_of_another_authority_with_the_same_name(
     assert broker.refused == []  # neither came so far as to be asked about
 
 
-@pytest.mark.parametrize("user", [*ACCOUNTS, "d2", ""])
-async def test_a_device_is_let_in_under_no_other_name(broker: Gatehouse, user: str) -> None:
-    for password in ("", "guessed"):
-        attacker = Attacker(broker)
-        with pytest.raises(nats.errors.Error, match="Authorization Violation"):
-            await attacker.connect(broker.identity("d1"), user, password)
+async def test_a_device_is_let_in_under_no_other_name(broker: Gatehouse) -> None:
+    for user in (*ACCOUNTS, "d2", ""):
+        for password in ("", "guessed"):
+            with pytest.raises(nats.errors.Error, match="Authorization Violation"):
+                await Attacker(broker).connect(broker.identity("d1"), user, password)
 
 
 async def test_a_service_without_its_password_is_nobody(broker: Gatehouse) -> None:
