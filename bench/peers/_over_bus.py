@@ -17,7 +17,9 @@ from marram.bus import subjects
 from marram.bus.accounts import CONTROL
 from marram.bus.client import Bus
 from marram.bus.inferences import InferReply, InferRequest
-from marram.cloud.replica import PASSWORD_VARIABLE, Order
+from marram.cloud.keeper import Start
+from marram.cloud.replica import Order
+from marram.cloud.settings import BrokerAddress
 from marram.lab.gatehouse import Gatehouse
 from marram.runtime.bundle import Bundle
 from marram.schema.errors import MarramError, NotReady
@@ -60,15 +62,10 @@ class OverBus(Served):
             self.ready_s.append(self._run(self._first_answer(self._bus, begun_s)))
 
     def _replica(self, gatehouse: Gatehouse) -> Server:
-        tls, user = gatehouse.services, CONTROL
-        command = [
-            *(sys.executable, "-m", "marram.cloud.replica", "--nats", gatehouse.url, "--user", user),
-            *("--identity", str(tls.identity), "--authority", str(tls.authority)),
-            *("--details", str(self._material.folder / "replica.fault.log")),
-        ]
-        password = gatehouse.accounts.password(user)
-        log = self._material.folder / f"{self.name}.log"
-        server = Server(self.name, command, 0, log, {PASSWORD_VARIABLE: password})
+        folder = self._material.folder
+        broker = BrokerAddress(gatehouse.url, CONTROL, gatehouse.accounts.password(CONTROL))
+        start = Start(broker, gatehouse.services, folder)
+        server = Server(self.name, start.command(0), 0, folder / f"{self.name}.log", start.environment)
         server.say(Order(folder=str(self._material.bundle)).line())
         return server
 

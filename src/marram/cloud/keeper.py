@@ -88,6 +88,11 @@ class Start:
     folder: Path
     memory_bytes: int | None = None
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """What it finds there besides ours: the broker's password."""
+        return {PASSWORD_VARIABLE: self.broker.password}
+
     def command(self, number: int) -> list[str]:
         memory = () if self.memory_bytes is None else ("--memory", str(self.memory_bytes))
         return [
@@ -191,7 +196,7 @@ class Keeper:
             stdin=asyncio.subprocess.PIPE,  # its end is how the replica learns that we are gone
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, PASSWORD_VARIABLE: self._start.broker.password},
+            env={**os.environ, **self._start.environment},
             start_new_session=True,  # Ctrl-C reaches us, and we end it in order
         )
         child = _Child(process, asyncio.create_task(process.wait()))

@@ -21,7 +21,9 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from marram.bus.accounts import CONTROL
 from marram.bus.server import find_server
-from marram.cloud.replica import PASSWORD_VARIABLE, Order, Verdict
+from marram.cloud.keeper import Start
+from marram.cloud.replica import Order, Verdict
+from marram.cloud.settings import BrokerAddress
 from marram.lab.children import Child
 from marram.lab.demo_ground import until
 from marram.lab.gatehouse import Gatehouse
@@ -128,14 +130,10 @@ class _Replica:
     """A replica process that serves one bundle."""
 
     def __init__(self, folder: Path, gatehouse: Gatehouse, bundle: Bundle) -> None:
-        tls = gatehouse.services
-        command = [
-            *(sys.executable, "-m", "marram.cloud.replica", "--nats", gatehouse.url, "--user", CONTROL),
-            *("--identity", str(tls.identity), "--authority", str(tls.authority)),
-            *("--details", str(folder / "replica.fault.log")),
-        ]
-        environment = os.environ | {PASSWORD_VARIABLE: gatehouse.accounts.password(CONTROL)}
-        self._child = Child("replica", command, folder / "replica.log", environment, listens=True)
+        broker = BrokerAddress(gatehouse.url, CONTROL, gatehouse.accounts.password(CONTROL))
+        start = Start(broker, gatehouse.services, folder)
+        environment = os.environ | start.environment
+        self._child = Child("replica", start.command(0), folder / "replica.log", environment, listens=True)
         assert self._child.process.stdin is not None
         self._child.process.stdin.write(Order(folder=str(bundle.folder)).line())
         self._child.process.stdin.flush()
