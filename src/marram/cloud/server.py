@@ -123,6 +123,12 @@ class Cloud:
                 f"a cloud that is only {', '.join(sorted(settings.roles))} needs a broker to meet the others",
                 hint="Add --nats tls://HOST:4222, and the cloud's keys: --keys FOLDER",
             )
+        lacks = settings.lacks
+        if lacks:
+            raise Invalid(
+                f"a replica alone serves models that others keep, and is not told where: {' and '.join(lacks)}",
+                hint="Give it the same as the cloud's other processes have: docs/cloud.md.",
+            )
         listeners = None
         if Role.API in settings.roles:
             listeners = Listeners(settings.host, settings.port, settings.tls_port)

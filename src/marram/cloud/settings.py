@@ -52,6 +52,17 @@ class Settings:
         return self.keys is None and (self.nats is None or self.database is None)
 
     @property
+    def lacks(self) -> list[str]:
+        """What only others can have written, and is neither named nor in `folder`: an empty one would serve nothing."""
+        if self.roles != {Role.REPLICA}:
+            return []
+        named = {
+            "--database": self.database or self.folder / "marram.db",
+            "--objects": self.objects or self.folder / "objects",
+        }
+        return [option for option, place in named.items() if isinstance(place, Path) and not place.exists()]
+
+    @property
     def database_url(self) -> str | Path:
         return self.database or self.folder / "marram.db"
 
