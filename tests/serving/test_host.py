@@ -13,7 +13,7 @@ import pytest
 from marram.runtime.bundle import Bundle
 from marram.runtime.session import CheckedSession
 from marram.schema.errors import Busy, Missing, NotReady
-from marram.serving import host as module
+from marram.serving import parts as module
 from marram.serving.contract import Question
 from marram.serving.host import Host, Limits
 from marram.serving.memory import resident_bytes

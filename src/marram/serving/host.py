@@ -11,67 +11,21 @@ for; whoever asks waits for that. Each cut of a model is a part of its own, load
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
-import os
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar, TypeVarTuple, Unpack
 
 from marram.runtime.bundle import Bundle
-from marram.schema.errors import Busy, Invalid, MarramError, Missing, NotReady, Permanent, Retryable
+from marram.schema.errors import Invalid, MarramError, Missing, Retryable
 from marram.serving.batching import Speed
 from marram.serving.contract import Answer, Question, ServedModel
 from marram.serving.lanes import Job, Lanes
-from marram.serving.memory import give_back, resident_bytes
-from marram.serving.shelf import Shelf
-from marram.serving.warmup import file_of, warm
-
-log = logging.getLogger(__name__)
+from marram.serving.parts import Limits as Limits
+from marram.serving.parts import Part, Parts
 
 Key = tuple[str, int]
-_T = TypeVar("_T")
-_Given = TypeVarTuple("_Given")
-# Until a model was loaded once, it is taken to need so many times its file.
-_GUESS = 2.0
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """`memory_bytes`: what all models together may take (None: no bound). `waiting`: so many questions may wait for one
-    model. `load_s`: so long a question waits for a model that is being loaded. `cores` None: those this process has.
-    """
-
-    memory_bytes: int | None = None
-    waiting: int = 64
-    load_s: float = 10.0
-    cores: int | None = None
-
-
 DEFAULT = Limits()
-
-
-@dataclass(eq=False, slots=True)
-class _Part:
-    """A model version (`cut` ""), or the back of one of its cuts."""
-
-    bundle: Bundle
-    cut: str = ""
-    lanes: Lanes | None = None
-    loading: asyncio.Task[None] | None = None
-    size_bytes: int = 0  # measured, once it was loaded
-    expected: int = 0  # questions that wait for it to be loaded
-    failed: MarramError | None = None
-    failures: int = 0
-    again_s: float = 0.0  # not tried again before
-
-    @property
-    def file(self) -> Path:
-        return file_of(self.bundle, self.cut)
 
 
 @dataclass(eq=False, slots=True)
@@ -79,7 +33,7 @@ class _Offer:
     """One version: what is known of it, and its parts by cut."""
 
     bundle: Bundle
-    parts: dict[str, _Part]
+    parts: dict[str, Part]
     served: ServedModel
 
 
@@ -88,16 +42,12 @@ class Host:
 
     def __init__(self, limits: Limits = DEFAULT) -> None:
         self.limits = limits
-        self._cores = limits.cores or _cores()
         self._offers: dict[Key, _Offer] = {}
         self._newest: dict[str, _Offer] = {}
         self._models: tuple[ServedModel, ...] = ()
-        self._shelf: Shelf[_Part] = Shelf(limits.memory_bytes)
         self._asked: dict[Job, asyncio.Future[Answer]] = {}
-        self._loading = asyncio.Lock()  # one after another: each is measured
-        self._hands = ThreadPoolExecutor(2, thread_name_prefix="models")
+        self._parts = Parts(limits, self._delivered)
         self._putting = asyncio.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
 
     # ------------------------------------------------------------ answering
 
@@ -107,10 +57,10 @@ class Host:
         lanes = part.lanes
         if lanes is None:
             began_s = time.monotonic()
-            lanes = await self._brought(part, question)
+            lanes = await self._parts.brought(part, question)
             if question.left_s is not None:
                 question = replace(question, left_s=question.left_s - (time.monotonic() - began_s))
-        self._shelf.used(part, time.monotonic())
+        self._parts.used(part)
         job = lanes.submit(question, self.limits.waiting)
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._asked[job] = future
@@ -163,12 +113,12 @@ class Host:
         Raises Missing, Invalid (the bundle), NotReady (no engine, no room), Permanent (it does not run). Then what was
         served before still is.
         """
-        opened = bundle if isinstance(bundle, Bundle) else await self._in_thread(Bundle.open, bundle)
+        opened = bundle if isinstance(bundle, Bundle) else await self._parts.in_thread(Bundle.open, bundle)
         card = opened.card
         key = (card.model, card.version)
         # On a device that serves what it runs, the fronts of cuts may lie, and no back.
         backs = [cut.name for cut in card.cuts if (opened.folder / cut.back).is_file()]
-        parts = {cut: _Part(opened, cut) for cut in ("", *backs)}
+        parts = {cut: Part(opened, cut) for cut in ("", *backs)}
         offer = _Offer(opened, parts, ServedModel(card, False, reason="being loaded"))
         async with self._putting:
             before = self._offers.get(key)
@@ -176,7 +126,7 @@ class Host:
                 self._offers[key] = offer
                 self._changed()
             try:
-                lanes = await self._load(parts[""])
+                lanes = await self._parts.load(parts[""])
             except BaseException as error:
                 if isinstance(error, MarramError):
                     offer.served = replace(offer.served, reason=str(error))
@@ -203,7 +153,7 @@ class Host:
         """Answer what waits, then unload all."""
         for name, version in list(self._offers):
             await self.drop(name, version)
-        self._hands.shutdown(wait=False)
+        self._parts.close()
 
     def _changed(self) -> None:
         self._newest = {}
@@ -214,7 +164,7 @@ class Host:
 
     # ------------------------------------------------------------ finding
 
-    def _part(self, question: Question) -> _Part:
+    def _part(self, question: Question) -> Part:
         if question.version is None:
             offer = self._newest.get(question.model)
         else:
@@ -235,105 +185,9 @@ class Host:
         offer = self._offers.get((name, version))
         return offer.parts[""].lanes if offer is not None else None
 
-    # ------------------------------------------------------------ loading and unloading
-
-    async def _brought(self, part: _Part, question: Question) -> Lanes:
-        """The lanes of what is not in memory now. Raises NotReady, Busy, or what is wrong with it."""
-        name = part.bundle.reference
-        if part.failed is not None and time.monotonic() < part.again_s:
-            raise NotReady(f"cannot be loaded: {part.failed.what}", where=name) from part.failed
-        if part.expected >= self.limits.waiting:
-            raise Busy(f"busy: {part.expected} wait for it to be loaded", waiting=part.expected, where=name)
-        limit_s = min(self.limits.load_s, self.limits.load_s if question.left_s is None else question.left_s)
-        part.expected += 1
-        try:
-            async with asyncio.timeout(limit_s):
-                return await self._load(part)
-        except TimeoutError as error:
-            raise NotReady("is still being loaded", where=name, hint="Ask again in a moment.") from error
-        finally:
-            part.expected -= 1
-
-    async def _load(self, part: _Part) -> Lanes:
-        """The lanes of `part`, loaded by whoever comes first; who waits for it may go without ending it."""
-        while (lanes := part.lanes) is None:  # put aside again before its turn came: once more
-            if part.loading is None:
-                part.loading = asyncio.create_task(self._bring(part), name=f"load {part.bundle.reference}")
-                part.loading.add_done_callback(lambda task: task.cancelled() or task.exception())
-            await asyncio.shield(part.loading)
-        return lanes
-
-    async def _bring(self, part: _Part) -> None:
-        try:
-            async with self._loading:
-                await self._fill(part)
-        except MarramError as error:
-            part.failures += 1
-            pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (part.failures - 1))
-            part.failed, part.again_s = error, time.monotonic() + pause_s
-            error.where = error.where or part.bundle.reference
-            log.warning("not loaded: %s", error)
-            raise
-        finally:
-            part.loading = None
-        part.failed, part.failures = None, 0
-
-    async def _fill(self, part: _Part) -> None:
-        needs_bytes = part.size_bytes
-        if not needs_bytes:  # never loaded: a guess makes room, and refuses nobody
-            most = self._shelf.room_bytes
-            guess = int(_GUESS * _size_bytes(part.file))
-            needs_bytes = guess if most is None else min(guess, most)
-        await self._make_room(needs_bytes, frozenset())
-        before, began_s = resident_bytes(), time.monotonic()
-        try:
-            ready = await self._in_thread(warm, part.bundle, part.cut, self._cores)
-        except MarramError:
-            raise
-        except (RuntimeError, OSError, ValueError, MemoryError) as error:
-            raise Permanent(f"cannot be loaded: {error}", where=part.bundle.reference) from error
-        load_s = time.monotonic() - began_s
-        part.size_bytes = max(resident_bytes() - before, _size_bytes(part.file))
-        threads = len(ready.answerers) + (1 if len(ready.answerers) < self._cores else 0)
-        part.lanes = Lanes(ready.answerers, ready.speed, threads, self._deliver, ready.alone)
-        self._shelf.put(part, part.size_bytes, load_s, time.monotonic())
-        try:
-            await self._make_room(0, frozenset({part}))
-        except NotReady:
-            await self._unload(part)
-            raise
-
-    async def _make_room(self, size_bytes: int, keep: frozenset[_Part]) -> None:
-        for going in self._shelf.outgoing(size_bytes, time.monotonic(), keep):
-            log.info("%s is put aside to make room", going.bundle.reference)
-            await self._unload(going)
-
     async def _retire(self, offer: _Offer) -> None:
         for part in offer.parts.values():
-            if part.loading is not None:
-                with contextlib.suppress(MarramError):
-                    await part.loading
-            await self._unload(part)
-
-    async def _unload(self, part: _Part) -> None:
-        """No more questions from now on; returns once those it has are answered and its memory is free."""
-        lanes, part.lanes = part.lanes, None
-        self._shelf.remove(part)
-        if lanes is not None:
-            await self._in_thread(lanes.close)
-            await self._in_thread(give_back)
-
-    # ------------------------------------------------------------ between threads and the loop
-
-    async def _in_thread(self, work: Callable[[Unpack[_Given]], _T], *arguments: *_Given) -> _T:
-        self._loop = asyncio.get_running_loop()
-        return await self._loop.run_in_executor(self._hands, work, *arguments)
-
-    def _deliver(self, jobs: Sequence[Job]) -> None:
-        """In a lane's thread."""
-        assert self._loop is not None
-        with contextlib.suppress(RuntimeError):  # the loop is gone, and all who asked with it
-            self._loop.call_soon_threadsafe(self._delivered, jobs)
+            await self._parts.retire(part)
 
     def _delivered(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
@@ -350,14 +204,3 @@ class Host:
 def _engine(lanes: Lanes) -> str:
     variant = getattr(lanes.answerer, "variant", None)
     return str(variant.engine.value) if variant is not None else ""
-
-
-def _size_bytes(file: Path) -> int:
-    try:
-        return file.stat().st_size
-    except OSError:
-        return 0
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
