@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import ssl
 import time
 from collections.abc import AsyncIterator
@@ -189,6 +191,23 @@ async def test_the_listeners_certificate_is_renewed_in_time(tmp_path: Path, monk
     finally:
         monkeypatch.undo()
         await world.listeners.stop()
+
+
+async def test_as_the_app_starts_every_server_has_it(tmp_path: Path) -> None:
+    """NiceGUI then looks at each server's, in an order that nobody knows, and falls over one that has none."""
+    found: list[bool] = []
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        servers = [each for each in gc.get_objects() if type(each) is listeners_module._Server]
+        found.extend(hasattr(each.config, "loaded_app") for each in servers)
+        yield
+
+    world = World(tmp_path)
+    world.app = FastAPI(lifespan=lifespan)
+    await world.open()
+    await world.listeners.stop()
+    assert len(found) >= 2 and all(found)
 
 
 async def test_a_taken_port_names_its_option(world: World) -> None:

@@ -101,7 +101,7 @@ class _Server(uvicorn.Server):
 
 def _config(app: FastAPI, **options: object) -> uvicorn.Config:
     # Without a configuration of its own, uvicorn logs where everybody does.
-    return uvicorn.Config(
+    config = uvicorn.Config(
         app,
         backlog=BACKLOG,
         log_config=None,
@@ -110,6 +110,9 @@ def _config(app: FastAPI, **options: object) -> uvicorn.Config:
         timeout_graceful_shutdown=3,
         **options,  # type: ignore[arg-type]
     )
+    # NiceGUI looks at the app of every server there is as the first one starts, and fails at one that has none yet.
+    config.load()
+    return config
 
 
 def _listen(host: str, port: int, option: str) -> socket.socket:
