@@ -55,7 +55,7 @@ def assert_exactly_once(store: Store, recorded: int) -> None:
 async def test_a_cloud_that_is_killed_again_and_again_loses_and_doubles_nothing(
     start: Callable[..., Any], tmp_path: Path, until: Any
 ) -> None:
-    recorded = 6000
+    recorded = 5000
     folder = tmp_path / "home" / "cloud"
     port = _free_port()
     arguments = ("cloud", "--port", str(port), "--folder", str(folder))
@@ -66,7 +66,7 @@ async def test_a_cloud_that_is_killed_again_and_again_loses_and_doubles_nothing(
     for chunk in range(0, recorded, 1000):
         outbox.append(events(recorded)[chunk : chunk + 1000])
     async with draining(bus, outbox, "pi"):
-        for left in (4500, 2500, 800):
+        for left in (3500, 1200):
             await until(lambda left=left: outbox.depth() <= left, 60)
             await asyncio.to_thread(cloud.kill)
             cloud = start(*arguments)

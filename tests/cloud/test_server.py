@@ -269,10 +269,8 @@ def test_it_prints_the_line_that_joins_one_device(start: Callable[..., Any], tmp
 
 def test_wrong_arguments_are_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, words in (
-        (
-            ("--role", "replica", "--nats", "tls://127.0.0.1:1"),
-            "is not told where: --database and --objects",
-        ),  # before any other made them here
+        # The first: others make a database where none is named.
+        (("--role", "replica", "--nats", "tls://127.0.0.1:1"), "is not told where: --database and --objects"),
         (("--role", "nonsense"), "'nonsense' is not a role"),
         (("--nats", "http://x"), "--nats is no broker address"),
         (("--database", "mysql://x/y"), "mysql"),

@@ -161,7 +161,8 @@ def test_the_same_question_is_answered_from_memory(wheels: Wheels, shelf: Path) 
         wheels.resolve(["small>=1"], [PI])
 
 
-def test_an_index_that_is_away_may_come_back(tmp_path: Path) -> None:
+def test_an_index_that_is_away_may_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_RETRIES", "1")  # else this test is pip's pauses
     wheels = Wheels(Objects(str(tmp_path / "objects")), tmp_path, "http://user:hidden@127.0.0.1:9/simple")
     with pytest.raises(Retryable, match="does not answer") as fault:
         wheels.resolve(["small"], [PI])
