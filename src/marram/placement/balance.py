@@ -4,9 +4,8 @@ Load is known from replies (each names who answered and how many wait there) and
 Few replicas: two are drawn and the one of lesser cost is asked (Mitzenmacher, "The power of two choices", 2001), the
 cost being the queue announced there, and peak-EWMA (Finagle, `loadbalancer/PeakEwma`): an estimate of what one request
 takes that rises at once and falls slowly, times what is under way there. Many: the hot/cold rule of Prequal (Wydrowski
-et al., NSDI 2024, section 4), over a pool of what was announced last. How many requests one client may have under way
-is a limit that grows by one and shrinks by a tenth (AIMD; Netflix concurrency-limits). A replica that fails is left
-alone, for twice as long each time, and then tried with a single request.
+et al., NSDI 2024, section 4), over a pool of what was announced last. How many requests may be under way at once is for
+`limit` to say. A replica that fails is left alone, for twice as long each time, then tried with a single request.
 
 Pure: time and chance are arguments. Nothing that a replica says makes it raise, and no replica is believed to be faster
 than it was measured to be: what its words leave unexplained of a delay counts as the way to it.
@@ -20,6 +19,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from marram.placement.contract import CloudOutcome, CloudSent
+from marram.placement.known import Known
+from marram.placement.limit import Limit
 from marram.schema.load import MAX_NAME, MAX_WAITING, Load, is_duration
 
 # So many replicas are "a few": among them two choices do as well as probing (OpenPrequal measured no gain from it).
@@ -30,18 +31,12 @@ _MOST_KNOWN = 128
 # A request whose end is never reported is no longer counted as under way after so long.
 _LOST_S = 60.0
 
-# A delay once seen fades in about this time; news of a queue in about the time that so many requests take there.
-_DECAY_S = 1.0
+# News of a queue fade in about the time that so many requests take there.
 _QUEUE_DECAY = 4.0
 _LEAST_S = 0.01
 _SHARE = 0.2  # of a new sample in an average
 
-_FIRST_PAUSE_S = 0.25
-_BUSY_PAUSE_S = 0.05
-_LONGEST_PAUSE_S = 16.0
-
-_LIMIT_FIRST, _LIMIT_LEAST, _LIMIT_MOST = 8.0, 1.0, 64.0
-_LIMIT_FALL = 0.9
+_FIRST_PAUSE_S, _BUSY_PAUSE_S = 0.25, 0.05
 
 # Prequal's own values where the paper has them: pool of 16, hot above this quantile, slack of the reuse budget.
 _POOL = 16
@@ -69,43 +64,6 @@ class Choice:
 
 
 @dataclass(slots=True)
-class _Known:
-    """What is known of one replica. Times are of the caller's clock, durations in seconds."""
-
-    name: str
-    heard_s: float  # when anything was
-    news_s: float = -math.inf  # of when `waiting` and `queue_s` are
-    waiting: int = 0
-    queue_s: float = 0.0
-    uses: float = 0.0  # how often the news may still be used (Prequal's reuse budget)
-    service_s: float | None = None
-    path_s: float | None = None
-    peak_s: float = 0.0  # peak-EWMA of what a request takes there
-    peak_at_s: float = -math.inf
-    pending: int = 0  # our own requests under way there
-    pause_s: float = 0.0
-    paused_until_s: float = -math.inf
-    gone_s: float | None = None  # when nobody answered to its name
-
-    def alone(self, now_s: float) -> bool:
-        """Whether it is left alone: in its pause, or the one trial after that is under way."""
-        return now_s < self.paused_until_s or (self.pause_s > 0 and self.pending > 0)
-
-    def back(self) -> None:
-        """It answered, or spoke after it had been gone."""
-        self.pause_s, self.paused_until_s, self.gone_s = 0.0, -math.inf, None
-
-    def peak_now_s(self, now_s: float) -> float:
-        return self.peak_s * _faded(now_s - self.peak_at_s)
-
-    def took(self, now_s: float, delay_s: float) -> None:
-        """One delay seen there: up at once, down slowly."""
-        weight = _faded(now_s - self.peak_at_s)
-        self.peak_s = max(delay_s, self.peak_s * weight + delay_s * (1 - weight))
-        self.peak_at_s = max(now_s, self.peak_at_s)
-
-
-@dataclass(slots=True)
 class _Flight:
     sent_s: float
     replica: str | None
@@ -117,9 +75,9 @@ class Balancer:
     def __init__(self, draw: Callable[[], float]) -> None:
         """`draw` gives a number in [0, 1) each time, as `random.Random(seed).random` does."""
         self._draw = draw
-        self._known: dict[str, _Known] = {}
+        self._known: dict[str, Known] = {}
         self._flights: dict[int, _Flight] = {}
-        self._limit = _LIMIT_FIRST
+        self._limit = Limit()
         self._queue_s = 0.0  # of whoever answered, on average
         self._service_s: float | None = None
         self._drawn: tuple[float, float] | None = None  # stays until something is sent: asking again changes nothing
@@ -136,7 +94,7 @@ class Balancer:
     @property
     def room(self) -> int:
         """How many more requests may be under way at once."""
-        return max(0, int(self._limit) - len(self._flights))
+        return self._limit.room(len(self._flights))
 
     @property
     def replicas(self) -> tuple[str, ...]:
@@ -166,7 +124,7 @@ class Balancer:
             return None
         return self._choice(now_s, self._cold(now_s, free) or self._better(now_s, free))
 
-    def _better(self, now_s: float, free: list[_Known]) -> _Known:
+    def _better(self, now_s: float, free: list[Known]) -> Known:
         """Of two drawn the one of lesser cost."""
         if self._drawn is None:
             self._drawn = self._draw(), self._draw()
@@ -175,17 +133,17 @@ class Balancer:
         step = min(1 + int(self._drawn[1] * (count - 1)), count - 1)
         return min(free[first], free[(first + step) % count], key=lambda each: self._cost(now_s, each))
 
-    def _cost(self, now_s: float, each: _Known) -> float:
+    def _cost(self, now_s: float, each: Known) -> float:
         usual_s = (each.service_s if each.service_s is not None else self._service_s or 0.0) + self._further(each)
         return self._queue(now_s, each) + max(each.peak_now_s(now_s), usual_s) * (each.pending + 1)
 
-    def _queue(self, now_s: float, each: _Known) -> float:
+    def _queue(self, now_s: float, each: Known) -> float:
         """What was announced, fading towards what is usual."""
         service_s = each.service_s or self._service_s or _LEAST_S
         weight = math.exp(-max(0.0, now_s - each.news_s) / max(_QUEUE_DECAY * service_s, _LEAST_S))
         return self._queue_s + (each.queue_s - self._queue_s) * weight
 
-    def _cold(self, now_s: float, free: list[_Known]) -> _Known | None:
+    def _cold(self, now_s: float, free: list[Known]) -> Known | None:
         """Prequal's rule: of those with few waiting the fastest; where all have many, the one with the fewest."""
         if len(free) <= FEW:
             return None
@@ -198,11 +156,11 @@ class Balancer:
             return min(pool, key=lambda each: (each.waiting, self._delay(each)))
         return min(cold, key=self._delay)
 
-    def _delay(self, each: _Known) -> float:
+    def _delay(self, each: Known) -> float:
         """As the news have it."""
         return each.queue_s + (each.service_s or 0.0) + self._further(each)
 
-    def _choice(self, now_s: float, each: _Known) -> Choice:
+    def _choice(self, now_s: float, each: Known) -> Choice:
         typical_s, _ = self._usual()
         service_s = each.service_s if each.service_s is not None else typical_s
         return Choice(
@@ -213,7 +171,7 @@ class Balancer:
             service_s / typical_s if typical_s > 0 else 1.0,
         )
 
-    def _further(self, each: _Known) -> float:
+    def _further(self, each: Known) -> float:
         """How much longer the way to it is than to the nearest."""
         return 0.0 if each.path_s is None else max(0.0, each.path_s - self._usual()[1])
 
@@ -251,11 +209,10 @@ class Balancer:
         self._news_came()
         flight = self._landed(outcome.id)
         if flight is not None:
-            if 2 * (len(self._flights) + 1) >= self._limit:
-                self._limit = min(self._limit + 1, _LIMIT_MOST)
+            self._limit.answered(len(self._flights) + 1)
             asked = self._known.get(flight.replica) if flight.replica is not None else None
             if asked is not None and outcome.gone:
-                self._leave_alone(now_s, asked, _FIRST_PAUSE_S)
+                asked.leave_alone(now_s, _FIRST_PAUSE_S)
                 asked.gone_s = now_s
             if _is_name(outcome.replica):
                 self._measured(now_s, flight, outcome, link_s)
@@ -286,13 +243,13 @@ class Balancer:
         if flight is None:
             return
         if outcome.timed_out or outcome.busy:
-            self._limit = max(_LIMIT_LEAST, self._limit * _LIMIT_FALL)
+            self._limit.failed()
         each = self._known.get(outcome.replica or flight.replica or "")
         if each is None:
             return
         if outcome.busy and is_duration(outcome.queue_s):
             self._announced(now_s, each, max(1, outcome.waiting or 0), outcome.queue_s)
-        self._leave_alone(now_s, each, _BUSY_PAUSE_S if outcome.busy else _FIRST_PAUSE_S)
+        each.leave_alone(now_s, _BUSY_PAUSE_S if outcome.busy else _FIRST_PAUSE_S)
 
     def learn_probe(self, now_s: float, loads: Iterable[Load]) -> None:
         """What replicas of this model were said to be doing, by whoever answered."""
@@ -309,7 +266,7 @@ class Balancer:
 
     # ------------------------------------------------ keeping what is known
 
-    def _announced(self, at_s: float, each: _Known, waiting: int, queue_s: float) -> None:
+    def _announced(self, at_s: float, each: Known, waiting: int, queue_s: float) -> None:
         if at_s < each.news_s:
             return
         each.news_s, each.waiting, each.queue_s = at_s, waiting, queue_s
@@ -333,7 +290,7 @@ class Balancer:
         )
         (pool[-1] if self._oldest_next else worst).uses = 0.0
 
-    def _fresh(self, now_s: float, among: Iterable[_Known]) -> list[_Known]:
+    def _fresh(self, now_s: float, among: Iterable[Known]) -> list[Known]:
         """The pool: the newest news that are neither old nor used up, the newest first."""
         fresh = (each for each in among if each.uses > 0 and now_s - each.news_s <= _POOL_AGE_S)
         return sorted(fresh, key=lambda each: -each.news_s)[:_POOL]
@@ -342,10 +299,6 @@ class Balancer:
         """More waiting than this is many, as things are."""
         return sorted(self._recent)[int(_HOT_QUANTILE * (len(self._recent) - 1))] if self._recent else 0
 
-    def _leave_alone(self, now_s: float, each: _Known, first_s: float) -> None:
-        each.pause_s = min(max(first_s, 2 * each.pause_s), _LONGEST_PAUSE_S)
-        each.paused_until_s = now_s + each.pause_s
-
     def _landed(self, number: int) -> _Flight | None:
         flight = self._flights.pop(number, None)
         each = self._known.get(flight.replica) if flight is not None and flight.replica is not None else None
@@ -353,12 +306,12 @@ class Balancer:
             each.pending = max(0, each.pending - 1)
         return flight
 
-    def _meet(self, now_s: float, name: str) -> _Known:
+    def _meet(self, now_s: float, name: str) -> Known:
         each = self._known.get(name)
         if each is None:
             if len(self._known) >= _MOST_KNOWN:
                 del self._known[min(self._known.values(), key=lambda other: other.heard_s).name]
-            each = self._known[name] = _Known(name, now_s)
+            each = self._known[name] = Known(name, now_s)
         each.heard_s = max(each.heard_s, now_s)
         return each
 
@@ -372,10 +325,6 @@ class Balancer:
         stale = [name for name, each in self._known.items() if now_s - each.heard_s > _FORGET_S and not each.pending]
         for name in stale:
             del self._known[name]
-
-
-def _faded(age_s: float) -> float:
-    return math.exp(-max(0.0, age_s) / _DECAY_S)
 
 
 def _average(known: float | None, sample: float) -> float:
