@@ -51,10 +51,11 @@ async def replica(cloud: Cloud, colours: Path) -> AsyncIterator[Plain]:
         return (await replied(plain, *KEY, message.payload)).pack()
 
     async def served(message: Message) -> bytes:
-        return pack_served(plain.models())
+        return pack_served("plain", plain.models())
 
     await bus.subscribe(subjects.infer(*KEY), answer, "replicas", parallel=8)
     await bus.subscribe(subjects.SERVED, served)
+    await bus.subscribe(subjects.infer(*KEY, "plain"), answer, parallel=8)
     async with httpx.AsyncClient(base_url=cloud.url, headers={"Authorization": f"Bearer {token(cloud)}"}) as http:
         while (await http.get("/v2/models/colours/ready")).status_code != 200:
             await asyncio.sleep(0.02)
@@ -192,6 +193,49 @@ async def test_replicas_that_say_nothing_for_a_while_do_not_make_a_model_unknown
     for _ in range(11):
         await over._look()
     assert not over.models()
+
+
+async def test_a_replica_that_hangs_costs_a_question_nothing_but_a_moment(
+    cloud: Cloud, replica: Plain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cloud.gate is not None
+    hung: list[Message] = []
+    release = asyncio.Event()
+
+    async def hangs(message: Message) -> bytes | None:
+        hung.append(message)
+        await release.wait()
+        return None
+
+    async with await cloud.gate.connect() as bus:
+        listening = True
+
+        async def served(message: Message) -> bytes:
+            if not listening:
+                await release.wait()
+            return pack_served("hung", replica.models())
+
+        await bus.subscribe(subjects.SERVED, served, parallel=8)
+        await bus.subscribe(subjects.infer(*KEY), hangs, "replicas", parallel=64)
+        over = OverBus(cloud.bus)
+        while set(over._replicas) != {"plain", "hung"}:
+            await over._look()
+        listening = False
+        monkeypatch.setattr("marram.cloud.answering._SECOND_S", 0.01)
+        question = Question("colours", tensors={"x": np.zeros((1, 3, 4, 4), np.float32)})
+        asked = [asyncio.create_task(over.infer(question)) for _ in range(16)]  # before that is known
+        while not hung:
+            await asyncio.sleep(0.01)
+        while not over._replicas["hung"].unanswered or over._replicas["plain"].unanswered:
+            await over._look()
+        for answer in await asyncio.gather(*asked):
+            assert answer.outputs["y"].shape == (1, 3)
+        monkeypatch.setattr("marram.cloud.answering._SECOND_S", 60.0)
+        before = len(hung)
+        for _ in range(16):
+            assert (await over.infer(question)).outputs["y"].shape == (1, 3)
+        assert len(hung) == before  # nobody asks it any more
+        release.set()
 
 
 async def test_who_needs_it_sooner_waits_no_longer(cloud: Cloud, replica: Plain) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from asyncio.subprocess import PIPE
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from marram.bus.inferences import InferReply, InferRequest
 from marram.bus.tls import TlsFiles
 from marram.cloud import keeper as module
 from marram.cloud.keeper import Keeper, Served, Start
-from marram.cloud.replica import Replica
+from marram.cloud.replica import Replica, _beat
 from marram.cloud.server import Cloud
 from marram.cloud.settings import BrokerAddress
 from marram.runtime.image import encode_jpeg
@@ -80,6 +82,25 @@ async def test_a_replica_that_never_stays_is_started_ever_more_rarely(monkeypatc
     assert pauses[-1] == pauses[-2] == 60.0
     served = keeper.served["colours", 1]
     assert (served.restarts, served.reason) == (12, "exit status 1")
+
+
+async def test_a_process_that_says_no_more_that_its_loop_turns_is_ended(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "_LOOK_S", 0.01)
+    script = "import sys; print(flush=True); sys.stdin.read()"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", script, stdin=PIPE, stdout=PIPE)
+    child = module._Child(process, asyncio.create_task(process.wait()))
+    assert process.stdout is not None
+    hearing = asyncio.create_task(module._hear(child, process.stdout))
+    await module._watch(child)
+    assert "it hung: it said nothing for" in module._how(child, await child.ending)
+    await hearing
+    # That a replica's loop turns is said from the first moment.
+    beating = asyncio.create_task(_beat())
+    await asyncio.sleep(0)
+    beating.cancel()
+    assert capfd.readouterr().out == "\n"
 
 
 def test_a_model_that_fails_is_tried_ever_more_rarely() -> None:

@@ -10,8 +10,9 @@ import asyncio
 import contextlib
 import logging
 import math
+import random
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -32,6 +33,10 @@ _LOOK_S = 1.0
 _TELL_S, _QUIET_S = 1.0, 0.2
 # Looks that nobody answers, one after the other, until what was served is forgotten.
 _MOST_UNANSWERED = 10
+# A replica that left so many unanswered is gone.
+_MOST_LOOKS = 60
+# A question that is not answered for so long is asked of another replica too, where one says nothing any more.
+_SECOND_S = 2.0
 # An answer takes so long at most where the asker does not say less.
 _PATIENCE_S = 30.0
 # A message's room, less what is around the tensors.
@@ -42,6 +47,12 @@ _AT_ONCE = 4
 Key = tuple[str, int]
 
 
+@dataclass(slots=True)
+class _Replica:
+    serves: set[Key]
+    unanswered: int = 0
+
+
 class OverBus:
     """See the module's words. All methods on one event loop."""
 
@@ -49,6 +60,8 @@ class OverBus:
         self._bus = bus
         self._served: dict[Key, ServedModel] = {}
         self._unanswered = 0
+        # Each replica by its name: what it serves, and how many looks it left unanswered since it said so.
+        self._replicas: dict[str, _Replica] = {}
         self._task: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
 
@@ -125,11 +138,42 @@ class OverBus:
                 where=question.model,
                 hint=f"Send {MAX_MESSAGE_BYTES / 1e6:.0f} MB at most: a smaller picture.",
             )
+        return answer_of(question, version, InferReply.unpack(await self._reply((question.model, version), message)))
+
+    async def _reply(self, key: Key, message: bytes) -> bytes:
+        """Of whichever replica takes it; while one of them says nothing, of one that does.
+
+        A replica that hangs is still given its share by the broker, until whoever keeps it has ended it.
+        """
+        tasks = [asyncio.ensure_future(self._request(key, message, self._lively(key)))]
         try:
-            reply = await self._bus.request(subjects.infer(question.model, version), message, _PATIENCE_S)
+            while True:
+                patience_s = _SECOND_S if len(tasks) == 1 else None
+                done, _ = await asyncio.wait(tasks, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
+                if done:
+                    return done.pop().result()
+                another = self._lively(key)
+                if another is not None:
+                    tasks.append(asyncio.ensure_future(self._request(key, message, another)))
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    def _lively(self, key: Key) -> str | None:
+        """One that answers, where not all do; None: whichever takes it."""
+        if not any(each.unanswered for each in self._replicas.values()):
+            return None
+        lively = [name for name, each in self._replicas.items() if not each.unanswered and key in each.serves]
+        return random.choice(lively) if lively else None
+
+    async def _request(self, key: Key, message: bytes, replica: str | None) -> bytes:
+        try:
+            if replica is not None:
+                with contextlib.suppress(NotReady):  # it has gone: whoever is there
+                    return await self._bus.request(subjects.infer(*key, replica), message, _PATIENCE_S)
+            return await self._bus.request(subjects.infer(*key), message, _PATIENCE_S)
         except NotReady as error:
-            raise NotReady("no replica serves it now", where=question.model, hint="Try again in a moment.") from error
-        return answer_of(question, version, InferReply.unpack(reply))
+            raise NotReady("no replica serves it now", where=key[0], hint="Try again in a moment.") from error
 
     # ------------------------------------------------------------ what is served
 
@@ -157,21 +201,26 @@ class OverBus:
                 lost = "no replica is there now"
                 self._served = {key: replace(each, ready=False, reason=lost) for key, each in self._served.items()}
             return
+        for replica in self._replicas.values():
+            replica.unanswered += 1
         served: dict[Key, ServedModel] = {}
         for message in answers:
-            for each in _understood(message):
+            name, models = _understood(message)
+            self._replicas[name] = _Replica({(each.card.model, each.card.version) for each in models if each.ready})
+            for each in models:
                 key = (each.card.model, each.card.version)
                 if key not in served or each.ready > served[key].ready:
                     served[key] = each
         self._served = served
+        self._replicas = {name: each for name, each in self._replicas.items() if name and each.unanswered < _MOST_LOOKS}
 
 
-def _understood(message: bytes) -> list[ServedModel]:
+def _understood(message: bytes) -> tuple[str, list[ServedModel]]:
     try:
         return unpack_served(message)
     except Invalid as error:
         log.warning("a replica said what it serves, in words of another version: %s", error)
-        return []
+        return "", []
 
 
 def _parts(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:

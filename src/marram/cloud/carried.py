@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from marram.bus import subjects
 from marram.bus.inferences import InferReply, InferRequest, pack_tensors, unpack_tensors
 from marram.bus.packing import pack, unpack
 from marram.runtime.contract import Tensor
@@ -84,18 +85,22 @@ async def replied(answering: Answering, model: str, version: int, message: bytes
         return InferReply(None, f"the replica failed: {type(error).__name__}", 0.0, 0.0, kind=Permanent.kind)
 
 
-def pack_served(models: Sequence[ServedModel]) -> bytes:
-    """What a replica serves. Labels stay there: they may be many, and nobody asks for them."""
-    return pack([served_out(replace(each, card=each.card.model_copy(update={"labels": None}))) for each in models])
+def pack_served(replica: str, models: Sequence[ServedModel]) -> bytes:
+    """What a replica serves, by its name. Labels stay there: they may be many, and nobody asks for them."""
+    rows = [served_out(replace(each, card=each.card.model_copy(update={"labels": None}))) for each in models]
+    return pack([replica, rows])
 
 
-def unpack_served(message: bytes) -> list[ServedModel]:
+def unpack_served(message: bytes) -> tuple[str, list[ServedModel]]:
     """The inverse of `pack_served`. Raises Invalid."""
-    rows = unpack(message)
     try:
-        return [served_in(row) for row in rows]
+        replica, rows = unpack(message)
+        served = [served_in(row) for row in rows]
     except (KeyError, TypeError, ValueError) as error:  # pydantic's is a ValueError
         raise Invalid("not what a replica serves") from error
+    if not subjects.is_replica(replica):
+        raise Invalid("not what a replica serves: it has no name")
+    return replica, served
 
 
 def _raw(tensors: Mapping[str, Tensor]) -> list[RawTensor]:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from marram.bus.client import Bus
 from marram.bus.tls import TlsFiles
-from marram.cloud.replica import PASSWORD_VARIABLE, Order, Verdict
+from marram.cloud.replica import BEAT_S, PASSWORD_VARIABLE, Order, Verdict
 from marram.cloud.settings import BrokerAddress
 from marram.cloud.underway import Asked, UnderWay
 from marram.schema.errors import MarramError, Retryable
@@ -34,6 +34,10 @@ Key = tuple[str, int]
 _STOP_S = 5.0
 # Loading that takes longer hangs: no engine here needs a minute for what fits a machine.
 _LOAD_S = 120.0
+# A process that once said that its loop turns (`BEAT_S`) and does so no more hangs: it has to be silent over so many
+# looks in a row, so that a machine that was asleep finds nothing amiss.
+_LOOK_S = 2.5 * BEAT_S
+_MOST_SILENT = 6
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 60.0
 # A replica that ran so long was well: its next end starts with a short pause again.
@@ -105,7 +109,10 @@ class Start:
 
 @dataclass(slots=True)
 class _Child:
-    """The process that runs now; `ending` is done once it ended."""
+    """The process that runs now; `ending` is done once it ended.
+
+    `heard`: whether it said anything since that was last set back. `hangs`: it fell silent, and was killed.
+    """
 
     process: asyncio.subprocess.Process
     ending: asyncio.Task[int]
@@ -113,6 +120,8 @@ class _Child:
     verdicts: asyncio.Queue[Verdict] = field(default_factory=asyncio.Queue)
     lines: deque[str] = field(default_factory=lambda: deque(maxlen=20))
     told: set[Key] = field(default_factory=set)
+    heard: bool = False
+    hangs: bool = False
 
     async def verdict(self, timeout_s: float | None) -> Verdict | None:
         """The next; None where it ended, or `timeout_s` passed, before."""
@@ -205,6 +214,7 @@ class Keeper:
             asyncio.create_task(_hear(child, process.stdout)),
             asyncio.create_task(_note(child, process.stderr)),
         ]
+        watching = asyncio.create_task(_watch(child))
         try:
             if await child.verdict(None) is not None and await self._serve(child):
                 return None
@@ -212,6 +222,7 @@ class Keeper:
             await asyncio.gather(*child.readers)
             return await self._ended_over(under_way.left(), code, _how(child, code))
         finally:
+            watching.cancel()
             await _terminate(process)
             await asyncio.gather(child.ending, return_exceptions=True)
             for reader in child.readers:
@@ -301,13 +312,30 @@ class Keeper:
 
 async def _hear(child: _Child, stream: asyncio.StreamReader) -> None:
     async for line in stream:
+        child.heard = True
         verdict = Verdict.of(line)
         if verdict is not None:
             child.verdicts.put_nowait(verdict)
 
 
+async def _watch(child: _Child) -> None:
+    """Kill the process where it hangs: the broker goes on giving it questions, and nobody gets an answer."""
+    while not child.heard:
+        await asyncio.sleep(_LOOK_S)
+    silent = 0
+    while silent < _MOST_SILENT:
+        child.heard = False
+        await asyncio.sleep(_LOOK_S)
+        silent = 0 if child.heard else silent + 1
+    child.hangs = True
+    with contextlib.suppress(ProcessLookupError):
+        child.process.kill()
+
+
 def _how(child: _Child, code: int) -> str:
     """How it ended, in words: what killed it, and the last that it said."""
+    if child.hangs:
+        return f"it hung: it said nothing for {_MOST_SILENT * _LOOK_S:.0f} s, and was killed"
     said = child.lines[-1] if child.lines else ""
     if code < 0:
         return f"killed by signal {-code}" + (f"; its last words: {said}" if said else "")

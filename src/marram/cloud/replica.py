@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 QUEUE = "replicas"
 # Handled side by side beyond those that may wait, so that refusals do not wait behind answers.
 _SPARE = 16
+# How often the process says that its loop turns: a line on its standard output.
+BEAT_S = 2.0
 # The environment hands the broker's password over; an argument would be visible to every user of the machine.
 PASSWORD_VARIABLE = "MARRAM_NATS_PASSWORD"
 
@@ -96,7 +98,7 @@ class Replica:
 
     async def on_served(self, message: Message) -> bytes | None:
         """What there is to ask here."""
-        return pack_served(self._host.models())
+        return pack_served(self.name, self._host.models())
 
     async def on_infer(self, message: Message) -> bytes | None:
         """One inference; always a reply, see `InferReply`."""
@@ -223,6 +225,7 @@ async def _serve(options: argparse.Namespace) -> None:
     host = Host(Limits(memory_bytes=options.memory))
     password, tls = os.environ.pop(PASSWORD_VARIABLE, ""), TlsFiles(options.identity, options.authority)
     bus = await Bus.connect(options.nats, options.user, password, tls=tls, name="replica")
+    beating = asyncio.create_task(_beat())
     replica = Replica(host, bus, None if options.under_way is None else UnderWay.attach(options.under_way))
     try:
         await replica.start()
@@ -235,9 +238,16 @@ async def _serve(options: argparse.Namespace) -> None:
         with contextlib.suppress(asyncio.CancelledError):
             await working
     finally:
+        beating.cancel()
         await replica.close()
         await bus.close()
         await host.close()
+
+
+async def _beat() -> None:
+    while True:
+        print(flush=True)
+        await asyncio.sleep(BEAT_S)
 
 
 async def _work(replica: Replica, host: Host, bus: Bus, orders: asyncio.Queue[Order]) -> None:
