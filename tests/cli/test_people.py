@@ -45,32 +45,30 @@ def test_people_are_added_changed_and_removed(marram_: Terminal, monkeypatch: py
     assert [each["name"] for each in marram_.json("user", "list")] == ["ann"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["add", "ann", WORDS], "a password does not belong on a command line"),
-        (["add", "a b", "-"], '"a b" is not a name'),
-        (["add", "../x", "-"], "is not a name"),
-        (["add", "ann"], "there is no terminal to ask for a password. … | marram user add ann -"),
-        (["passwd", "ann"], "there is no terminal to ask for a password. … | marram user passwd ann -"),
-        (["passwd", "-"], "whose password is it?"),
-        (["passwd"], "this machine's token has no password"),
-        (["role", "nobody", "admin"], 'no user "nobody"'),
-        (["role", "ann", "king"], '"king" is no role. There are viewer, operator, admin.'),
-        (["add", "ann", "-", "--role", "admn"], '"admn" is no role; did you mean "admin"?'),
-        (["disable", ".."], 'there is nothing called ".."'),
-        (["token", "create"], "whose token is it to be?"),
-        (["token", "create", "ann", "--scopes", "everything"], '"everything" is not a scope; use some of read'),
-        (["token", "create", "ann", "--ttl", "400 d"], "--ttl: 400 d is too long; 366 d at most"),
-        (["token", "revoke", "none"], 'no API token "none"'),
-    ],
-)
-def test_what_is_wrong_is_named(
-    marram_: Terminal, monkeypatch: pytest.MonkeyPatch, arguments: list[str], says: str
-) -> None:
-    typed(monkeypatch)
-    fault = marram_.fault("user", *arguments)
-    assert says in fault and WORDS not in fault
+WRONG = [
+    (["add", "ann", WORDS], "a password does not belong on a command line"),
+    (["add", "a b", "-"], '"a b" is not a name'),
+    (["add", "../x", "-"], "is not a name"),
+    (["add", "ann"], "there is no terminal to ask for a password. … | marram user add ann -"),
+    (["passwd", "ann"], "there is no terminal to ask for a password. … | marram user passwd ann -"),
+    (["passwd", "-"], "whose password is it?"),
+    (["passwd"], "this machine's token has no password"),
+    (["role", "nobody", "admin"], 'no user "nobody"'),
+    (["role", "ann", "king"], '"king" is no role. There are viewer, operator, admin.'),
+    (["add", "ann", "-", "--role", "admn"], '"admn" is no role; did you mean "admin"?'),
+    (["disable", ".."], 'there is nothing called ".."'),
+    (["token", "create"], "whose token is it to be?"),
+    (["token", "create", "ann", "--scopes", "everything"], '"everything" is not a scope; use some of read'),
+    (["token", "create", "ann", "--ttl", "400 d"], "--ttl: 400 d is too long; 366 d at most"),
+    (["token", "revoke", "none"], 'no API token "none"'),
+]
+
+
+def test_what_is_wrong_is_named(marram_: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    for arguments, says in WRONG:
+        typed(monkeypatch)
+        fault = marram_.fault("user", *arguments)
+        assert says in fault and WORDS not in fault
 
 
 @pytest.mark.parametrize(
