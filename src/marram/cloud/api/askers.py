@@ -15,6 +15,7 @@ from marram.cloud.access import Access
 from marram.cloud.api.guard import network_of, proven
 from marram.cloud.api.limits import FailureLimit
 from marram.schema.people import Permission
+from marram.serving.oip import bearer
 
 # As gRPC writes a peer: `ipv4:127.0.0.1:52000`, `ipv6:%5B::1%5D:52000`.
 _PEER = re.compile(r"ipv[46]:(?:%5B|\[)?(.+?)(?:%5D|\])?:\d+")
@@ -29,19 +30,16 @@ class Askers:
 
     async def by_header(self, scope: Scope, asks: bool) -> None:
         """One request over HTTP."""
-        sent = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
         client = scope.get("client")
-        await self._let_in(sent.decode("latin-1"), client[0] if client else "?", asks)
+        await self._let_in(bearer.by_header(scope), client[0] if client else "?", asks)
 
     async def by_metadata(self, metadata: Mapping[str, str], peer: str, asks: bool) -> None:
         """One call over gRPC."""
         found = _PEER.fullmatch(peer)
-        await self._let_in(metadata.get("authorization", ""), found[1] if found else peer, asks)
+        await self._let_in(bearer.by_metadata(metadata), found[1] if found else peer, asks)
 
-    async def _let_in(self, authorization: str, host: str, asks: bool) -> None:
-        scheme, _, token = authorization.partition(" ")
-        sent = token.strip() if scheme.lower() == "bearer" else None
-        caller = await proven(self._access, self._failures, network_of(host), sent or None)
+    async def _let_in(self, token: str, host: str, asks: bool) -> None:
+        caller = await proven(self._access, self._failures, network_of(host), token or None)
         caller.require(*([Permission.INFER] if asks else [Permission.READ, Permission.INFER]))
 
 

@@ -22,6 +22,7 @@ from starlette.types import Scope
 from marram.schema.addresses import bracketed, is_loopback
 from marram.schema.errors import Conflict, Invalid, Refused, Retryable
 from marram.serving.contract import Answering
+from marram.serving.oip import bearer
 from marram.serving.oip.faults import Unproven
 from marram.serving.oip.inference import Inference
 from marram.serving.oip.rest import Rest, only_v2
@@ -135,16 +136,14 @@ class Server:
         return _Stop(server, serving, listener)
 
     async def _by_header(self, scope: Scope, asks: bool) -> None:
-        sent = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        self._prove(sent.decode("latin-1"))
+        self._prove(bearer.by_header(scope))
 
     async def _by_metadata(self, metadata: Mapping[str, str], peer: str, asks: bool) -> None:
-        self._prove(metadata.get("authorization", ""))
+        self._prove(bearer.by_metadata(metadata))
 
-    def _prove(self, authorization: str) -> None:
-        scheme, _, token = authorization.partition(" ")
+    def _prove(self, token: str) -> None:
         assert self._place.token is not None
-        if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), self._place.token.encode()):
+        if not token or not hmac.compare_digest(token.encode(), self._place.token.encode()):
             raise Unproven("this needs the token", hint="Send Authorization: Bearer TOKEN.")
 
 
