@@ -97,6 +97,7 @@ class Fixed:
         self.asks: list[Ask] = []
         self.learnt: list[Any] = []
         self.up = True
+        self.renews = False
         self._inside = threading.Lock()
 
     def decide(self, ask: Ask) -> Decision:
@@ -105,7 +106,7 @@ class Fixed:
         self._inside.release()
         if not key(ask, Place.CLOUD):
             return replace(self._decision, place=Place.EDGE)
-        return self._decision
+        return replace(self._decision, renew=self.renews)
 
     def learn(self, outcome: Any) -> None:
         assert self._inside.acquire(blocking=False), "two threads in the policy at once"
@@ -368,6 +369,17 @@ def test_the_policy_hears_what_it_asks_for(placed: Any) -> None:
     assert ask.ways[1].payload_bytes > 0
     assert 0 <= ask.edge_waiting <= 4
     assert all(o.key == "colours@7/onnx 4^6px" and o.service_s > 0 for o in policy.of(EdgeOutcome))
+
+
+def test_the_edge_runs_what_another_place_answers_where_the_policy_wants_its_time(placed: Any, cloud: Cloud) -> None:
+    policy = Fixed(Place.CLOUD)
+    policy.renews = True
+    pipeline, _ = placed(policy)
+    pipeline.run()
+    stats = pipeline.stats()
+    assert stats["cloud"] == stats["frames"] == len(cloud.asked) and not stats["edge"]
+    assert 1 <= len(policy.of(EdgeOutcome)) <= stats["frames"]
+    assert {outcome.key for outcome in policy.of(EdgeOutcome)} == {key(policy.asks[0], Place.EDGE)}
 
 
 def test_what_the_policy_drops_is_counted(placed: Any) -> None:

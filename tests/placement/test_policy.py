@@ -155,6 +155,70 @@ def test_a_replica_that_hangs_while_probes_come_back_is_left_alone_for_longer_ea
     assert gaps[-1] > 4 * gaps[0]
 
 
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_after_a_cold_start_a_slow_link_is_not_kept_to(seed: int) -> None:
+    """The edge's first inference took six times as long as all others: that is found out although it is not asked."""
+    world = World(synthetic("3g", seed), 0.13, cloud_s=0.05, length_s=20, cold_runs=1, edge_cold=6, seed=seed)
+    assert simulate(world, LatencyPolicy()).share(Place.EDGE) > 0.95
+
+
+def test_an_edge_that_was_contended_at_first_is_measured_again_while_another_place_answers() -> None:
+    """Four inferences took ten times as long; elsewhere takes twice what the edge really does."""
+    world = World(constant(5e7, 0.01), 0.03, cloud_s=0.05, length_s=40, cold_runs=4, edge_cold=10)
+    outcome = simulate(world, LatencyPolicy())
+    assert outcome.share(Place.CLOUD) > 0.1, "or nothing is shown"
+    assert outcome.share(Place.EDGE, after_s=25) > 0.95
+
+
+def test_the_edge_is_measured_again_soon_at_first_then_ever_more_seldom() -> None:
+    policy = LatencyPolicy()
+    known(policy)  # an edge of 150 ms, heard of once, at 0 s
+    sent = 0
+    for step in range(1, 4000):
+        now_s = 1.0 + step / 20
+        if step % 4 == 0:
+            policy.learn(CloudSent(now_s, 100 + step, "cloud", 10_000))
+            policy.learn(CloudOutcome(now_s + 0.04, 100 + step, True, 0.0, 0.02))
+        decision = policy.decide(Ask(now_s, ways(10_000)))
+        assert not policy.decide(Ask(now_s, ways(10_000), edge_waiting=1)).renew, "it has work"
+        assert not policy.decide(Ask(now_s, ways(10_000), objective="cloud")).renew, "nobody asks what it takes"
+        if decision.renew:
+            sent += 1
+            policy.learn(EdgeOutcome(now_s, "edge", 0.15))
+            assert not policy.decide(Ask(now_s, ways(10_000))).renew
+            if sent == 3:
+                assert now_s < 3
+    assert 10 < sent < 0.02 * 200 / 0.15
+
+
+def test_a_rate_that_was_never_measured_is_told_as_unknown() -> None:
+    """A small probe told the round trip: a picture may take twice, or a tenth, of what is expected."""
+    policy = LatencyPolicy()
+    policy.learn(EdgeOutcome(0.0, "edge", 0.3))
+    policy.learn(CloudSent(0.0, 1, None, 200))
+    policy.learn(CloudOutcome(0.2, 1, True))
+    cloud = policy.decide(Ask(0.21, ways(15_000))).considered[1]
+    assert cloud.high_s > 2.5 * cloud.total_s
+    # And the next probe, at once, is one that tells it.
+    assert (policy.probe_due(0.21) or 0) > 1000
+
+
+def test_a_model_that_never_answered_is_asked_one_thing_at_a_time() -> None:
+    policy = LatencyPolicy()
+    policy.learn(EdgeOutcome(0.0, "edge", 0.5))
+    for number in range(4):
+        policy.learn(CloudSent(0.1 * number, number, None, 6000))
+        policy.learn(CloudOutcome(0.1 * number + 0.02, number, True))
+    assert policy.decide(Ask(0.5, ways(15_000))).place is Place.CLOUD
+    policy.learn(CloudSent(0.5, 9, "cloud", 15_000))
+    assert policy.decide(Ask(0.51, ways(15_000))).place is Place.EDGE
+    assert policy.decide(Ask(0.51, ways(15_000), objective="cloud")).place is Place.CLOUD
+    # Where the edge would be late, there is nothing to lose.
+    assert policy.decide(Ask(0.51, ways(15_000), deadline_s=0.3)).place is Place.CLOUD
+    policy.learn(CloudOutcome(0.6, 9, True, 0.0, 0.05))
+    assert policy.decide(Ask(0.61, ways(15_000))).place is Place.CLOUD
+
+
 def test_a_late_reply_shows_that_the_cloud_is_back() -> None:
     policy = LatencyPolicy()
     known(policy)

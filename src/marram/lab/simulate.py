@@ -28,7 +28,10 @@ _FRESH = 1.2
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What is simulated. Service times wander log-normally with `noise`; `outages` are (from, to) in seconds."""
+    """What is simulated. Service times wander log-normally with `noise`; `outages` are (from, to) in seconds.
+
+    `cold_runs`: so many inferences of the edge take `edge_cold` times as long at first.
+    """
 
     trace: Trace
     edge_s: float
@@ -42,6 +45,8 @@ class World:
     deadline_s: float | None = None
     cloud_wait_s: float = 0.0  # mean queueing at the replica because of others
     trace_from_s: float = 0.0
+    cold_runs: int = 0
+    edge_cold: float = 1.0
     seed: int = 0
 
 
@@ -138,6 +143,7 @@ class _Run:
         self._edge_queue: list[Answer] = []
         self._edge_busy = False
         self._under_way = 0
+        self._runs = 0
         self._numbers = itertools.count(1)
         self._out = Outcome()
         self._due_s = 0.0
@@ -184,6 +190,8 @@ class _Run:
         self._out.answers.append(answer)
         if decision.place is Place.CLOUD:
             self._ask_cloud(answer, decision.timeout_s or 1.0)
+            if decision.renew:
+                self._renew()
         else:
             self._to_edge(answer)
         self._due_s = max(self._due_s + self._world.every_s, self._now)
@@ -198,7 +206,7 @@ class _Run:
             return
         answer = self._edge_queue.pop(0)
         self._edge_busy = True
-        service_s = self._world.edge_s * self._vary()
+        service_s = self._edge_takes_s()
 
         def done() -> None:
             self._edge_busy = False
@@ -207,6 +215,25 @@ class _Run:
             self._serve_edge()
 
         self._at(self._now + service_s, done)
+
+    def _renew(self) -> None:
+        if self._edge_busy:
+            return
+        self._edge_busy = True
+        service_s = self._edge_takes_s()
+
+        def done() -> None:
+            self._edge_busy = False
+            self._policy.learn(EdgeOutcome(self._now, "edge", service_s))
+            self._serve_edge()
+
+        self._at(self._now + service_s, done)
+
+    def _edge_takes_s(self) -> float:
+        """What the next inference takes here; the first ones are cold."""
+        self._runs += 1
+        cold = self._world.edge_cold if self._runs <= self._world.cold_runs else 1.0
+        return self._world.edge_s * cold * self._vary()
 
     def _vary(self) -> float:
         return math.exp(self._draw.gauss(0, self._world.noise))

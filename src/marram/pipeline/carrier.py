@@ -146,6 +146,21 @@ class Carrier:
         if self._shadow is not None:
             self._shadow.offer(attempt.view.data, seen, idle=not self.at_edge)
 
+    def renew(self, attempt: Attempt) -> None:
+        """Run a frame that is answered elsewhere here too, for the time it takes; not where there is work, or soon."""
+        key = self._ways.edge_key(attempt.view.shape)
+        job = Job(
+            lambda seat: seat.model.predict(attempt.view.data, None, self._options), partial(self._renewed, key), key
+        )
+        self._enter_edge()
+        if not self._pool.offer(job):
+            self._leave_edge()
+
+    def _renewed(self, key: str, ran: Ran) -> None:
+        self._leave_edge()
+        if ran.value is not None and self._far is not None:
+            self._far.offload.learn(EdgeOutcome(self._far.offload.now_s(), key, ran.service_s))
+
     def _not_from_edge(self, attempt: Attempt, ran: Ran) -> None:
         """It failed, or was given up. Where the cloud is asked too, that may still answer."""
         if ran.failure is not None and not attempt.settled:

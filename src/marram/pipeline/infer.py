@@ -195,6 +195,8 @@ class Infer:
             self._carrier.split(attempt, way, _limits(decision))
         else:
             self._carrier.cloud(attempt, way, _limits(decision))
+            if decision.renew:
+                self._carrier.renew(attempt)
 
     def _ready(self) -> bool:
         if self._abandoned:

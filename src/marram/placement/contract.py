@@ -107,6 +107,7 @@ class Decision:
     (None: do not). `replica`: which one to ask (None: whichever takes it). `predicted_s` with `low_s`, `high_s`: of the
     chosen way. `idle_s`: what the place that suits the objective would take were nothing of our own in its way. Where
     `predicted_s` is much more, whoever can choose when to take a frame had better wait a little and take a newer one.
+    `renew`: the edge is idle and was not heard of for long; it is to run this one as well, for its time alone.
     """
 
     place: Place
@@ -119,6 +120,7 @@ class Decision:
     low_s: float = 0.0
     high_s: float = 0.0
     idle_s: float | None = None
+    renew: bool = False
     considered: tuple[Considered, ...] = ()
 
 

@@ -44,7 +44,8 @@ class Flight:
 
     `network_s`: what the link was expected to take; beyond `patience_s` it counts as `lost`, once. `doubted`: it is so
     late that a probe was asked for. `given_up`: nobody waits for it any more, but its bytes are still leaving. `left`:
-    they have, since a later message was answered.
+    they have, since a later message was answered. `behind`: a probe that was sent while requests were under way, to see
+    whether the link is there; how long it waited for those nobody knows, so it measures nothing.
     """
 
     sent_s: float
@@ -56,6 +57,7 @@ class Flight:
     lost: bool = False
     given_up: bool = False
     left: bool = False
+    behind: bool = False
 
 
 class Delay(NamedTuple):
@@ -170,12 +172,13 @@ class Link:
 
     def measure(self, now_s: float, flight: Flight, processing_s: float) -> None:
         """The reply to `flight`, which is no longer under way, came now; the replica took `processing_s` of that."""
-        # Its own turn on the link began when it was sent, or when the one before it had left.
-        begin_s = max(flight.sent_s, self._uploaded_s)
-        delay_s = now_s - processing_s - begin_s
-        if 0 < delay_s <= LONGEST_S:
-            self._observe(now_s, max(flight.size, 1), max(delay_s, _SHORTEST_S))
-        self._uploaded_s = max(begin_s, now_s - processing_s - self.rtt_s)
+        if not flight.behind:
+            # Its own turn on the link began when it was sent, or when the one before it had left.
+            begin_s = max(flight.sent_s, self._uploaded_s)
+            delay_s = now_s - processing_s - begin_s
+            if 0 < delay_s <= LONGEST_S:
+                self._observe(now_s, max(flight.size, 1), max(delay_s, _SHORTEST_S))
+            self._uploaded_s = max(begin_s, now_s - processing_s - self.rtt_s)
         # One after another: what was sent before it had left before it.
         for other in self.flights.values():
             if other.sent_s <= flight.sent_s:

@@ -99,6 +99,7 @@ class LatencyPolicy:
             low_s=shown.low_s,
             high_s=shown.high_s,
             idle_s=_idle(ask, chosen, forecasts),
+            renew=place in (Place.CLOUD, Place.PEER) and self._renews(ask, now_s),
             considered=considered,
         )
 
@@ -124,6 +125,13 @@ class LatencyPolicy:
             self._weigh(ask, forecast)
             forecasts.append(forecast)
         return forecasts, unmeasured
+
+    def _renews(self, ask: Ask, now_s: float) -> bool:
+        """Whether the edge, which is not asked now, is to be measured: it is idle, and may have become quicker."""
+        if ask.edge_waiting or ask.objective == "cloud":
+            return False
+        keys = [way.key for way in ask.ways if way.place is Place.EDGE]
+        return any(key in self._edge.services and self._edge.services[key].stale(now_s) for key in keys)
 
     def _awaits_first(self, key: str) -> bool:
         """Whether the first answer of a model is under way: what it takes is not known, nor whether it is loaded."""
@@ -239,6 +247,9 @@ class LatencyPolicy:
         way = Way(Place.CLOUD, sent.key or "", size)
         if sent.key is None:
             flight.patience_s = _overdue_s(self._forecaster.far(way, _NOTHING, now_s))
+            flight.behind = any(
+                each.key is not None and not each.left and not each.given_up for each in self._link.flights.values()
+            )
         else:
             model = self._cloud.get(sent.key)
             if model is None:

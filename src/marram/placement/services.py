@@ -14,6 +14,12 @@ from marram.placement.balance import Balancer
 from marram.schema.load import LONGEST_S
 
 _LEAST_SPREAD, _MOST_SPREAD = 0.05, 1.0
+# Of fewer samples than this each may have been a cold start.
+_FEW = 3
+# After a silence of so long what was known counts half, beside one that took less.
+_OLD_S = 3.0
+# Of a place's time at most this share is spent, in the long run, on keeping what is known of it true.
+_RENEWING = 0.01
 _FIRST_BAR_S, _LONGEST_BAR_S = 0.25, 16.0
 
 
@@ -35,7 +41,7 @@ class ServiceTime:
         """Take one sample in; a sample that is not a duration is ignored."""
         if not 0 <= sample_s <= LONGEST_S:
             return
-        self.heard_s = now_s
+        silent_s, self.heard_s = max(0.0, now_s - self.heard_s), now_s
         self.count += 1
         if self.typical_s is None:
             self.typical_s = self.usual_s = sample_s
@@ -44,7 +50,11 @@ class ServiceTime:
         self._variance += max(0.05, 1 / (self.count + 4)) * (min(error * error, 1.0) - self._variance)
         # One stall of ten times the usual is noise until it happens again: it moves the average as three times would.
         clipped_s = min(sample_s, 3 * self.typical_s + 1e-3)
-        self.typical_s += max(self.alpha, 1 / self.count) * (clipped_s - self.typical_s)
+        kept = 1 - max(self.alpha, 1 / self.count)
+        if clipped_s < self.typical_s:
+            # What is old, and longer, may have been a slow spell; what came first a cold start.
+            kept = 0.0 if self.count <= _FEW else kept * 0.5 ** (silent_s / _OLD_S)
+        self.typical_s = clipped_s + kept * (self.typical_s - clipped_s)
         # Down soon, up slowly: what it takes when nothing else keeps the machine busy.
         self.usual_s += (0.2 if clipped_s < self.usual_s else 0.01) * (clipped_s - self.usual_s)
 
@@ -65,9 +75,15 @@ class ServiceTime:
         if age_s <= 0:
             return self.typical_s
         share: float = 0.5 ** (age_s / half_life_s)
-        if self.count < 3:
+        if self.count < _FEW:
             return self.typical_s * max(share, cold_share)
         return min(self.typical_s, self.usual_s + (self.typical_s - self.usual_s) * share)
+
+    def stale(self, now_s: float) -> bool:
+        """Whether it is time to measure again what nobody asked for since: soon at first, then ever more seldom."""
+        if self.typical_s is None:
+            return False
+        return now_s - self.heard_s >= self.typical_s * min(2.0 ** min(self.count - 1, 10), 1 / _RENEWING)
 
 
 @dataclass(slots=True)
