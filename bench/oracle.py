@@ -2,6 +2,7 @@
 
 `python -m bench.oracle`. Streams in three settings; regret is the total loss over that of the schedule which knows the
 future, less one. Every recording is used that lies under `../shared/data/links`; without them the made links alone.
+Links that are cut now and then, and crowds of streams that share a few replicas, are reported apart.
 `--live` has the policy run in real processes on three of the recordings, beside the simulation of these very runs.
 `--cross-validate` chooses the policy's constants anew on half of the links, several times, and reports on the others.
 `ratio` is the worst of goal ÷ regret; `ok` also wants each baseline's regret to be higher in each setting.
@@ -33,12 +34,18 @@ from marram.lab.oracle.compare import (
     recorded_links,
     shipped,
 )
+from marram.lab.oracle.contention import Shared, crowd, sharing
 from marram.lab.oracle.stream import SETTINGS
 from marram.placement.constants import SHIPPED, Constants
 
 _LINKS = Path(__file__).resolve().parents[2] / "shared" / "data" / "links"
 _GOALS = {"A": 0.07, "B": 0.05, "C": 0.08}
 _WORKERS = 2
+# Of a stream's length.
+_OUTAGES = ((0.25, 0.35), (0.6, 0.7))
+# Streams, and the replicas they share: one answers fifty a second, a stream asks five times.
+_CROWDS = ((1, 2), (10, 2), (30, 2), (100, 2), (100, 8))
+_CROWD_FRAMES = 150
 _FOLDS = 5
 # What a cross-validation chooses among: the shipped constants, and each of them one step down and one up.
 _GRID = [
@@ -66,6 +73,17 @@ def _constants(link: Link, constants: Sequence[Constants]) -> list[Fared]:
     return over(link, makes, offsets_s=OFFSETS_S[:1])
 
 
+def _cut(link: Link) -> list[Fared]:
+    """One stream in each setting, its link away twice for a tenth of the time."""
+    return over(link, contenders(), offsets_s=OFFSETS_S[:1], outages=_OUTAGES)
+
+
+def _crowd(run: tuple[int, int]) -> list[Shared]:
+    """So many streams at so many replicas, all on made links. Who knows the present knows no queue of others."""
+    makes = {name: make for name, make in contenders().items() if name != PRESENT}
+    return sharing(crowd(made_links(), replace(SETTINGS[0], frames=_CROWD_FRAMES), run[0]), run[1], makes)
+
+
 def _links() -> list[Link]:
     recorded = recorded_links(_LINKS) if _LINKS.is_dir() else []
     if not recorded:
@@ -78,12 +96,16 @@ def compare() -> None:
     links, apart = _links(), bursty_links()
     with Pool(_WORKERS) as pool:
         fared_on = pool.map(_all, [*links, *apart], chunksize=1)
+        by_cut = pool.map(_cut, made_links(), chunksize=1)
+        crowds = pool.map(_crowd, _CROWDS, chunksize=1)
     by_link, by_bursty = fared_on[: len(links)], fared_on[len(links) :]
     kinds = list(dict.fromkeys(link.kind for link in links))
     for kind in ["all", *kinds]:
         some = [fared for link, fared in zip(links, by_link, strict=True) if kind in ("all", link.kind)]
         _table(f"{kind}: {len(some)} links", some)
     _table(f"bursty, in no other figure: {len(apart)} links", by_bursty)
+    _table(f"away for a fifth of the time, in no other figure: {len(by_cut)} made links", by_cut)
+    _crowd_table(crowds)
     regret = {s.name: {p: mean_of_links(by_link, s.name, p)[0] for p in contenders()} for s in SETTINGS}
     ours = {name: of["marram"] for name, of in regret.items()}
     best = {
@@ -100,6 +122,8 @@ def compare() -> None:
         "best_baseline": {name: {policy: round(value, 4)} for name, (value, policy) in best.items()},
         "knows_the_present": {name: round(of[PRESENT], 4) for name, of in regret.items()},
         "bursty": {s.name: round(mean_of_links(by_bursty, s.name, "marram")[0], 4) for s in SETTINGS},
+        "outages": {s.name: round(mean_of_links(by_cut, s.name, "marram")[0], 4) for s in SETTINGS},
+        "crowds": {f"{some[0].streams} at {some[0].replicas}": round(_against_the_best(some), 3) for some in crowds},
         "links": len(links),
         "recorded": sum(link.kind != "synthetic" for link in links),
         "decision_p50_us": round(times[len(times) // 2], 1),
@@ -125,6 +149,26 @@ def _table(title: str, by_link: Sequence[Sequence[Fared]]) -> None:
                 f" {sum(e.sent_bytes for e in own) / 1000 / minutes:6.0f}"
             )
         print(f"  {policy:<19} {' | '.join(cells)}", flush=True)
+
+
+def _against_the_best(crowd: Sequence[Shared]) -> float:
+    """The mean loss over that of the best baseline."""
+    ours = next(each.loss_s for each in crowd if each.policy == "marram")
+    return ours / min(each.loss_s for each in crowd if each.policy != "marram")
+
+
+def _crowd_table(crowds: Sequence[Sequence[Shared]]) -> None:
+    runs = ", ".join(f"{some[0].streams} at {some[0].replicas}" for some in crowds)
+    print(f"streams of A that share replicas ({runs}); mean loss ms, p50 and p99 ms, misses %, kB a minute and stream")
+    for rows in zip(*crowds, strict=True):
+        cells = [
+            f"{1000 * e.loss_s:4.0f} {1000 * e.p50_s:5.0f} {1000 * e.p99_s:6.0f} {100 * e.miss_share:5.1f}"
+            f" {e.sent_bytes / 1000 / e.streams * 60 * SETTINGS[0].fps / _CROWD_FRAMES:5.0f}"
+            for e in rows
+        ]
+        print(f"  {rows[0].policy:<19} {' | '.join(cells)}", flush=True)
+    ratios = ", ".join(f"{_against_the_best(some):.2f}" for some in crowds)
+    print(f"  mean loss over that of the best baseline: {ratios}")
 
 
 def cross_validate() -> None:

@@ -7,9 +7,10 @@ import math
 
 import pytest
 
-from marram.lab.oracle.baselines import AlwaysEdge, KnowsThePresent, Profile
+from marram.lab.oracle.baselines import AlwaysCloud, AlwaysEdge, KnowsThePresent, Profile
 from marram.lab.oracle.compare import contenders, made_links, mean_of_links, over
-from marram.lab.oracle.play import play, play_together
+from marram.lab.oracle.contention import crowd, sharing
+from marram.lab.oracle.play import play, play_sharing, play_together
 from marram.lab.oracle.schedule import best_loss_s
 from marram.lab.oracle.stream import Setting, Stream, make_stream
 from marram.lab.traces import constant, synthetic
@@ -70,6 +71,40 @@ def test_streams_on_one_link_wait_for_each_other() -> None:
     # Together they would need 2.4 of the 3 Mbit/s, in bursts: nobody starves, nobody is late for long.
     assert all(score.miss_share < 0.05 for score in four)
     assert max(score.loss_s for score in four) < 1.5 * alone.loss_s
+
+
+def test_streams_that_share_a_replica_wait_there_and_are_refused_what_would_be_late() -> None:
+    setting = Setting("pool", 1000, 0.2, 10.0, cloud_s=0.08, noise=0.0, frames=40)
+    stream = make_stream("c", setting, constant(1e9, 0.04).up)
+    alone = play_sharing([stream], [AlwaysCloud(Profile.of(stream))], 1)[0]
+    assert alone.latencies_s == pytest.approx(play(stream, AlwaysCloud(Profile.of(stream))).latencies_s)
+    # Two replicas answer 25 a second, three streams ask 30 times: who sets no limit waits longer and longer.
+    crowd_of = [AlwaysCloud(Profile.of(stream)) for _ in range(3)]
+    scores = play_sharing([stream] * 3, crowd_of, 2)
+    assert max(score.latencies_s[-1] for score in scores) > 0.5
+    ours = play_sharing([stream] * 3, [LatencyPolicy() for _ in range(3)], 2)
+    assert sum(score.loss_s for score in ours) < 0.7 * sum(score.loss_s for score in scores)
+    assert all(score.placed[Place.CLOUD] > 0 for score in ours)
+
+
+def test_a_crowd_is_many_different_streams_and_each_policy_plays_them_all() -> None:
+    setting = Setting("crowd", 15_000, 0.15, 5.0, frames=30)
+    streams = crowd(made_links()[:2], setting, 7)
+    assert len({stream.name for stream in streams}) == 7 and len({stream.edge_s for stream in streams}) == 7
+    makes = {name: contenders()[name] for name in ("marram", "always-edge", "always-cloud")}
+    ours, edge, cloud = sharing(streams, 1, makes)
+    assert (edge.streams, edge.replicas, edge.sent_bytes, edge.miss_share) == (7, 1, 0, 0.0)
+    assert cloud.sent_bytes >= 7 * 30 * 15_000 and ours.loss_s < edge.loss_s
+    assert ours == sharing(streams, 1, makes)[0]
+
+
+def test_a_link_that_is_cut_costs_everybody_and_the_policy_least() -> None:
+    link = made_links()[0]
+    makes = {name: contenders()[name] for name in ("marram", "always-cloud", "EWMA + probes")}
+    setting = Setting("A", 15_000, 0.15, 5.0, frames=300)
+    fared = {each.policy: each for each in over(link, makes, [setting], [5.0], outages=((0.25, 0.35),))}
+    assert fared["always-cloud"].miss_share > 0.09
+    assert fared["marram"].regret < min(fared["always-cloud"].regret, fared["EWMA + probes"].regret)
 
 
 def test_a_policy_is_told_what_happened_and_nothing_else() -> None:

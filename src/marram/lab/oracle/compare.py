@@ -111,12 +111,15 @@ def over(
     makes: Mapping[str, Make],
     settings: Sequence[Setting] = SETTINGS,
     offsets_s: Sequence[float] = OFFSETS_S,
+    outages: Sequence[tuple[float, float]] = (),
 ) -> list[Fared]:
-    """Every policy on every stream of one link."""
+    """Every policy on every stream of one link. `outages`: from and to, as shares of a stream's length."""
     fared = []
     for setting in settings:
         for offset_s in offsets_s:
-            stream = make_stream(link.name, setting, link.up, from_s=offset_s)
+            length_s = setting.frames / setting.fps
+            cuts = [(begin * length_s, end * length_s) for begin, end in outages]
+            stream = make_stream(link.name, setting, link.up, from_s=offset_s, outages=cuts)
             best_s = best_loss_s(stream)
             fared += [Fared.of(name, play(stream, make(stream)), best_s) for name, make in makes.items()]
     return fared

@@ -60,9 +60,20 @@ def play(stream: Stream, policy: Policy) -> Score:
 
 def play_together(streams: Sequence[Stream], policies: Sequence[Policy]) -> list[Score]:
     """Several streams on the link of the first; each policy sees its own stream only."""
-    loop = _Loop()
-    link = _Link(streams[0])
-    players = [_Player(loop, link, stream, policy) for stream, policy in zip(streams, policies, strict=True)]
+    loop, link = _Loop(), _Link(streams[0])
+    return _played(loop, [_Player(loop, link, *each) for each in zip(streams, policies, strict=True)])
+
+
+def play_sharing(streams: Sequence[Stream], policies: Sequence[Policy], replicas: int) -> list[Score]:
+    """Several streams, each on its own link, that share so many replicas; each policy sees its own stream only."""
+    loop, pool = _Loop(), _Pool(replicas)
+    return _played(
+        loop,
+        [_Player(loop, _Link(stream), stream, policy, pool) for stream, policy in zip(streams, policies, strict=True)],
+    )
+
+
+def _played(loop: _Loop, players: Sequence[_Player]) -> list[Score]:
     loop.run()
     return [player.score for player in players]
 
@@ -94,18 +105,35 @@ class _Link:
         return self.free_s
 
 
+class _Pool:
+    """Replicas that take what comes, first come, first served."""
+
+    def __init__(self, count: int) -> None:
+        self._free_s = [0.0] * count
+
+    def queue_s(self, now_s: float) -> float:
+        """How long one that came now would wait."""
+        return max(0.0, self._free_s[0] - now_s)
+
+    def take(self, now_s: float, service_s: float) -> None:
+        """One more is answered, after `queue_s`."""
+        heapq.heapreplace(self._free_s, max(now_s, self._free_s[0]) + service_s)
+
+
 @dataclass(slots=True)
 class _Frame:
     number: int
     captured_s: float
     id: int = 0  # of the request for it, where there is one
+    until_s: float = math.inf  # nobody waits for the cloud's reply after that
     settled: bool = False  # by the cloud's reply, or because its time ran out
     at_edge: bool = False
 
 
 class _Player:
-    def __init__(self, loop: _Loop, link: _Link, stream: Stream, policy: Policy) -> None:
-        self._loop, self._link, self._stream, self._policy = loop, link, stream, policy
+    def __init__(self, loop: _Loop, link: _Link, stream: Stream, policy: Policy, pool: _Pool | None = None) -> None:
+        """`pool` None: a replica for each question."""
+        self._loop, self._link, self._stream, self._policy, self._pool = loop, link, stream, policy, pool
         setting = stream.setting
         self._ways = (Way(Place.EDGE, EDGE_KEY), Way(Place.CLOUD, CLOUD_KEY, setting.payload_bytes))
         self._numbers = itertools.count(1)
@@ -138,8 +166,11 @@ class _Player:
             self._to_edge(frame)
         elif decision.place is Place.CLOUD:
             self._to_cloud(frame)
+            if decision.renew and not self._running:
+                self._renew(frame)
             if decision.timeout_s is not None and decision.timeout_s < math.inf:
-                self._loop.at(now_s + decision.timeout_s, lambda: self._late(frame))
+                frame.until_s = now_s + decision.timeout_s
+                self._loop.at(frame.until_s, lambda: self._late(frame))
             if decision.hedge_s is not None:
                 self._loop.at(now_s + decision.hedge_s, lambda: self._hedge(frame))
 
@@ -172,6 +203,18 @@ class _Player:
 
         self._loop.at(self._loop.now_s + service_s, done)
 
+    def _renew(self, frame: _Frame) -> None:
+        """The edge runs it for the time it takes alone."""
+        self._running = True
+        service_s = self._stream.edge_s[frame.number]
+
+        def done() -> None:
+            self._running = False
+            self._policy.learn(EdgeOutcome(self._loop.now_s, EDGE_KEY, service_s))
+            self._serve()
+
+        self._loop.at(self._loop.now_s + service_s, done)
+
     def _hedge(self, frame: _Frame) -> None:
         if not frame.settled and not frame.at_edge:
             self.score.hedges += 1
@@ -184,13 +227,33 @@ class _Player:
         id_ = self._send(CLOUD_KEY, self._stream.setting.payload_bytes)
         service_s = self._stream.cloud_s[frame.number]
 
-        def came() -> None:
-            self._policy.learn(CloudOutcome(self._loop.now_s, id_, True, 0.0, service_s))
+        def came(queue_s: float) -> None:
+            self._policy.learn(CloudOutcome(self._loop.now_s, id_, True, queue_s, service_s))
             if not frame.settled:
                 frame.settled = True
                 self._answered(frame)
 
-        self._loop.at(self._link.free_s + self._stream.setting.rtt_s + service_s, came)
+        def refused(queue_s: float) -> None:
+            # As the replica does: whoever says how long it waits, and would be answered later, is told at once.
+            self._policy.learn(CloudOutcome(self._loop.now_s, id_, False, queue_s, busy=True))
+            if not frame.settled:
+                frame.settled = True
+                self._edge_instead(frame)
+
+        def reached(pool: _Pool) -> None:
+            now_s, half_s = self._loop.now_s, self._stream.setting.rtt_s / 2
+            queue_s = pool.queue_s(now_s)
+            if now_s + queue_s + service_s > frame.until_s:
+                self._loop.at(now_s + half_s, lambda: refused(queue_s))
+            else:
+                pool.take(now_s, service_s)
+                self._loop.at(now_s + queue_s + service_s + half_s, lambda: came(queue_s))
+
+        rtt_s, pool = self._stream.setting.rtt_s, self._pool
+        if pool is None:
+            self._loop.at(self._link.free_s + rtt_s + service_s, lambda: came(0.0))
+        else:
+            self._loop.at(self._link.free_s + rtt_s / 2, lambda: reached(pool))
         frame.id = id_
 
     def _send(self, key: str | None, size: int) -> int:
@@ -205,10 +268,12 @@ class _Player:
             return
         frame.settled = True
         self.score.timeouts += 1
-        now_s = self._loop.now_s
-        self._policy.learn(CloudOutcome(now_s, frame.id, False, timed_out=True))
+        self._policy.learn(CloudOutcome(self._loop.now_s, frame.id, False, timed_out=True))
+        self._edge_instead(frame)
+
+    def _edge_instead(self, frame: _Frame) -> None:
         if not frame.at_edge:
-            left_s = self._stream.setting.deadline_s - (now_s - frame.captured_s)
+            left_s = self._stream.setting.deadline_s - (self._loop.now_s - frame.captured_s)
             if self._policy.decide(self._ask(self._ways[:1], max(0.0, left_s))).place is Place.EDGE:
                 self._to_edge(frame)
 
