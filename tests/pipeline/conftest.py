@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,25 +35,31 @@ source: made by the tests
 """
 
 
-@pytest.fixture(scope="session")
-def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle: the mean of each channel is the logit of its colour."""
-    folder = tmp_path_factory.mktemp("models") / "colours"
+def make_bundle(folder: Path, nodes: Sequence[Any], weights: Sequence[Any] = (), card: str = CARD) -> Path:
+    """A bundle of a network from `picture` to `logits`, of three classes."""
     folder.mkdir()
     helper, real = onnx.helper, onnx.TensorProto.FLOAT
     graph = helper.make_graph(
-        [
-            helper.make_node("GlobalAveragePool", ["picture"], ["means"]),
-            helper.make_node("Flatten", ["means"], ["logits"]),
-        ],
-        "colours",
+        nodes,
+        folder.name,
         [helper.make_tensor_value_info("picture", real, [1, 3, SIZE, SIZE])],
         [helper.make_tensor_value_info("logits", real, [1, 3])],
+        weights,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     onnx.save(model, str(folder / "model.onnx"))
-    (folder / "model.yaml").write_text(CARD)
+    (folder / "model.yaml").write_text(card)
     return folder
+
+
+@pytest.fixture(scope="session")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle: the mean of each channel is the logit of its colour."""
+    nodes = [
+        onnx.helper.make_node("GlobalAveragePool", ["picture"], ["means"]),
+        onnx.helper.make_node("Flatten", ["means"], ["logits"]),
+    ]
+    return make_bundle(tmp_path_factory.mktemp("models") / "colours", nodes)
 
 
 def picture(colour: str, height: int = 48, width: int = 64) -> np.ndarray:

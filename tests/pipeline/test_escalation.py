@@ -31,7 +31,7 @@ from marram.schema.errors import NotReady
 from marram.schema.model import ModelCard, Task
 from marram.schema.result import Detection, Place, Result
 
-from .conftest import CARD, SIZE, Seen
+from .conftest import CARD, Seen, make_bundle
 
 MUDDY = (140, 120, 100)  # the edge: red, but hardly surer of it than of green
 CLEAR = {"red": (250, 5, 5), "green": (5, 250, 5), "blue": (5, 5, 250)}
@@ -40,28 +40,19 @@ CLEAR = {"red": (250, 5, 5), "green": (5, 250, 5), "blue": (5, 5, 250)}
 @pytest.fixture(scope="session")
 def wise(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle: as `colours`, ten times as sure, and what is no clear colour is blue."""
-    folder = tmp_path_factory.mktemp("models") / "wise"
-    folder.mkdir()
-    helper, real = onnx.helper, onnx.TensorProto.FLOAT
-    graph = helper.make_graph(
-        [
-            helper.make_node("GlobalAveragePool", ["picture"], ["means"]),
-            helper.make_node("Flatten", ["means"], ["flat"]),
-            helper.make_node("Mul", ["flat", "ten"], ["larger"]),
-            helper.make_node("Add", ["larger", "lift"], ["logits"]),
-        ],
-        "wise",
-        [helper.make_tensor_value_info("picture", real, [1, 3, SIZE, SIZE])],
-        [helper.make_tensor_value_info("logits", real, [1, 3])],
-        [
-            onnx.numpy_helper.from_array(np.array(10.0, np.float32), "ten"),
-            onnx.numpy_helper.from_array(np.array([[0.0, 0.0, 6.0]], np.float32), "lift"),
-        ],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    onnx.save(model, str(folder / "model.onnx"))
-    (folder / "model.yaml").write_text(CARD.replace("model: colours", "model: wise"))
-    return folder
+    helper, weight = onnx.helper, onnx.numpy_helper.from_array
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["picture"], ["means"]),
+        helper.make_node("Flatten", ["means"], ["flat"]),
+        helper.make_node("Mul", ["flat", "ten"], ["larger"]),
+        helper.make_node("Add", ["larger", "lift"], ["logits"]),
+    ]
+    weights = [
+        weight(np.array(10.0, np.float32), "ten"),
+        weight(np.array([[0.0, 0.0, 6.0]], np.float32), "lift"),
+    ]
+    card = CARD.replace("model: colours", "model: wise")
+    return make_bundle(tmp_path_factory.mktemp("models") / "wise", nodes, weights, card)
 
 
 class Cloud:

@@ -75,40 +75,36 @@ def test_one_stall_is_noise_and_a_second_one_is_news(stall_s: float) -> None:
     assert service.typical_s > 0.5 * stall_s
 
 
+def told(link: Link, at_s: float, delay_s: float, size: int) -> None:
+    """A message of `size` bytes left at `at_s` and was answered after `delay_s`."""
+    flight = Flight(at_s, "cloud", size)
+    link.sent(1, flight)
+    link.ended(1)
+    link.measure(at_s + delay_s, flight, 0.0)
+
+
 @given(stall_s=st.floats(2.0, 60.0))
 def test_one_retransmission_does_not_make_a_slow_link(stall_s: float) -> None:
     link = Link()
-
-    def told(at_s: float, delay_s: float) -> None:
-        flight = Flight(at_s, "cloud", 6000)
-        link.sent(1, flight)
-        link.ended(1)
-        link.measure(at_s + delay_s, flight, 0.0)
 
     def expected_s(now_s: float) -> float:
         delay = link.delay(now_s, 6000, 0.0)
         return delay.rtt_s + delay.transfer_s
 
     for n in range(40):
-        told(100.0 * n, 0.05)
-    told(4000.0, stall_s)
+        told(link, 100.0 * n, 0.05, 6000)
+    told(link, 4000.0, stall_s, 6000)
     assert expected_s(4000.0 + stall_s) < 0.6
     for n in range(41, 80):
-        told(100.0 * n, stall_s)
+        told(link, 100.0 * n, stall_s, 6000)
     assert expected_s(8000.0) > 0.5 * stall_s
 
 
 def test_a_link_that_is_fast_again_is_believed_at_once() -> None:
     link = Link()
 
-    def told(at_s: float, delay_s: float) -> None:
-        flight = Flight(at_s, "cloud", 40_000)
-        link.sent(1, flight)
-        link.ended(1)
-        link.measure(at_s + delay_s, flight, 0.0)
-
     for n in range(40):
-        told(3.0 * n, 2.5)
-    told(120.0, 0.05)
+        told(link, 3.0 * n, 2.5, 40_000)
+    told(link, 120.0, 0.05, 40_000)
     delay = link.delay(120.1, 40_000, 0.0)
     assert delay.rtt_s + delay.transfer_s < 0.25
