@@ -17,7 +17,7 @@ from marram.bus.client import Bus, Message
 from marram.bus.inferences import InferReply, InferRequest
 from marram.edge.agent_end import AgentEnd
 from marram.edge.channel import WorkerEnd
-from marram.edge.relay import Relay
+from marram.edge.relay import Among, Relay
 from marram.edge.remote import ChannelRemote
 from marram.pipeline.contract import CloudInput, Reply
 from marram.schema.errors import Busy, Invalid, MarramError, NotReady, Refused, Retryable
@@ -228,6 +228,29 @@ async def test_a_probe_about_a_model_tells_the_load_of_those_that_serve_it(cloud
 
     await cloud.bus.subscribe(subjects.PROBE, answer)
     assert (await asyncio.wrap_future(pair.remote.probe(6000, 5, ("lite2", 1)))).loads == ()
+
+
+async def test_replicas_that_hang_do_not_hide_the_link_from_who_asks_other_devices(cloud: Cloud, pair: Pair) -> None:
+    over = asyncio.Event()
+
+    async def hang(message: Message) -> bytes:
+        await over.wait()
+        return InferReply(None, None, 0, 0).pack()
+
+    async def answer(message: Message) -> bytes:
+        return InferReply(None, None, 0, 0, replica="the-cloud").pack()
+
+    await cloud.bus.subscribe(subjects.PROBE, hang, parallel=8)
+    await cloud.bus.subscribe(subjects.peer_probe(DEVICE), answer)
+    sent: asyncio.Queue[dict[str, object]] = asyncio.Queue()
+    end = SimpleNamespace(send=sent.put_nowait)
+    relay = Relay(pair.bus, end, (), Among(DEVICE, "gate", {("lite0", 1)}))  # type: ignore[arg-type]
+    for number in (1, 2):
+        relay.ask({"t": "probe", "id": number, "size": 200, "timeout_s": LONG_S})
+    first = await asyncio.wait_for(sent.get(), LONG_S)
+    assert (first["id"], b"the-cloud" in bytes(first["payload"])) == (2, True)  # type: ignore[call-overload]
+    over.set()
+    assert (await asyncio.wait_for(sent.get(), LONG_S))["id"] == 1
 
 
 async def test_with_the_link_down_the_answer_comes_at_once(cloud: Cloud, pair: Pair) -> None:

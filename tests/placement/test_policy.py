@@ -272,11 +272,14 @@ def test_who_is_silent_is_left_alone_and_nobody_else() -> None:
     assert probed
 
 
-def test_who_refuses_is_left_alone_and_a_probe_tells_whether_it_was_the_link() -> None:
+@pytest.mark.parametrize(("refuses", "place"), [("peers", Place.CLOUD), ("cloud", Place.PEER)])
+def test_who_refuses_is_left_alone_and_a_probe_tells_whether_it_was_the_link(refuses: str, place: Place) -> None:
+    """With the replicas away other devices are asked, and the other way round."""
+    peer = Way(Place.PEER, "peers", 10_000)
     for there in (True, False):
         policy = LatencyPolicy()
         known(policy)
-        policy.learn(CloudSent(2.0, 100, "peers", 10_000))
+        policy.learn(CloudSent(2.0, 100, refuses, 10_000))
         policy.learn(CloudOutcome(2.01, 100, False))
         assert policy.link().up
         size = policy.probe_due(2.02)
@@ -284,7 +287,7 @@ def test_who_refuses_is_left_alone_and_a_probe_tells_whether_it_was_the_link() -
         policy.learn(CloudSent(2.02, 101, None, size))
         policy.learn(CloudOutcome(2.03, 101, there))
         assert policy.link().up is there
-        assert (policy.decide(Ask(2.04, ways(10_000))).place is Place.CLOUD) is there
+        assert policy.decide(Ask(2.04, (*ways(10_000), peer))).place is (place if there else Place.EDGE)
 
 
 def test_what_is_never_answered_is_forgotten() -> None:

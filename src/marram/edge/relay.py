@@ -52,6 +52,7 @@ class Relay:
         self._among = among or Among()
         self._asked: set[asyncio.Task[None]] = set()
         self._bytes = 0
+        self._spared = False  # the cloud itself was, at the last probe
 
     def ask(self, message: dict[str, Any]) -> None:
         """Take one `infer` or `probe`; its answer goes back over the channel, in any order. Raises Invalid."""
@@ -90,12 +91,15 @@ class Relay:
         if message["t"] == "probe":
             size = message.get("size")
             padding = bytes(min(size, MAX_MESSAGE_BYTES) if isinstance(size, int) and size > 0 else 0)
-            # A cloud whose models nobody asks has no replica; where devices ask each other, it answers probes itself.
-            whoever = subjects.PROBE, *([subjects.peer_probe(self._among.device)] if self._among.models else [])
-            if model is None:
-                return whoever, padding, timeout_s
-            model, version = self._named(model, version)
-            return (subjects.probe(model, version), *whoever), padding, timeout_s
+            replicas: tuple[str, ...] = (subjects.PROBE,)
+            if model is not None:
+                replicas = subjects.probe(*self._named(model, version)), *replicas
+            if not self._among.models:
+                return replicas, padding, timeout_s
+            # Where devices ask each other, the cloud answers probes itself: it may have no replica, or one that hangs,
+            # and the link is there all the same. In turns, for nobody knows beforehand who is silent.
+            cloud, self._spared = subjects.peer_probe(self._among.device), not self._spared
+            return (*replicas, cloud) if self._spared else (cloud, *replicas), padding, timeout_s
         payload, replica = message.get("payload"), message.get("replica")
         if not isinstance(payload, bytes) or (replica is not None and not subjects.is_replica(replica)):
             raise Invalid(f"no question for the cloud (to the replica {replica!r:.80})")
