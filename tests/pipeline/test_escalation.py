@@ -31,7 +31,7 @@ from marram.schema.errors import NotReady
 from marram.schema.model import ModelCard, Task
 from marram.schema.result import Detection, Place, Result
 
-from .conftest import CARD, Seen, make_bundle
+from .conftest import CARD, SIZE, Seen, make_bundle
 
 MUDDY = (140, 120, 100)  # the edge: red, but hardly surer of it than of green
 CLEAR = {"red": (250, 5, 5), "green": (5, 250, 5), "blue": (5, 5, 250)}
