@@ -26,9 +26,11 @@ from marram.cloud.settings import Settings
 from marram.runtime.image import encode_jpeg
 from marram.runtime.model import Model
 from marram.schema.api import DeployAsk
-from marram.schema.errors import Busy, Invalid, Missing, Permanent, Retryable
+from marram.schema.errors import Busy, Invalid, Missing, NotReady, Permanent, Retryable
 from marram.schema.people import Permission, Role
 from marram.serving.contract import Question
+from marram.serving.oip.inference import Asked, Inference
+from marram.serving.oip.tensors import Named
 
 KEY = ("colours", 1)
 APP = "app: gate\nsource: {images: photos}\nsteps:\n  - classify: colours\n    cloud: colours\n"
@@ -193,6 +195,29 @@ async def test_replicas_that_say_nothing_for_a_while_do_not_make_a_model_unknown
     for _ in range(11):
         await over._look()
     assert not over.models()
+
+
+async def test_what_is_going_to_be_served_is_being_loaded_and_not_unknown(
+    cloud: Cloud, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over = OverBus(cloud.bus, [Model.load(colours).card])
+    asker = Inference(over)
+    tensors = [Named.of("x", np.zeros((1, 3, 4, 4), np.float32))]
+    for _ in range(2):  # as well once nobody was found
+        assert not asker.ready() and not asker.find("colours", None).ready
+        with pytest.raises(NotReady):
+            await asker.infer(Asked("colours", None, tensors))
+        await over._look()
+
+    async def nothing(*_: object) -> list[bytes]:
+        return [pack_served("empty", [])]  # a replica that still loads it
+
+    monkeypatch.setattr(over._bus, "gather", nothing)
+    await over._look()
+    assert not asker.ready()
+    for _ in range(60):
+        await over._look()
+    assert asker.ready() and not over.models()  # it cannot be loaded: the replica's log says why
 
 
 async def test_a_replica_that_hangs_costs_a_question_nothing_but_a_moment(

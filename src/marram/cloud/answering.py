@@ -24,6 +24,7 @@ from marram.cloud.carried import answer_of, request_of, unpack_served
 from marram.cloud.loops import for_ever
 from marram.runtime.contract import Tensor
 from marram.schema.errors import Invalid, MarramError, Missing, NotReady, Retryable
+from marram.schema.model import ModelCard
 from marram.serving.contract import Answer, Question, ServedModel
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ _LOOK_S = 1.0
 _TELL_S, _QUIET_S = 1.0, 0.2
 # Looks that nobody answers, one after the other, until what was served is forgotten.
 _MOST_UNANSWERED = 10
-# A replica that left so many unanswered is gone.
+# A replica that left so many unanswered is gone; what none serves after as many is not expected any more.
 _MOST_LOOKS = 60
 # A question that is not answered for so long is asked of another replica too, where one says nothing any more.
 _SECOND_S = 2.0
@@ -56,9 +57,13 @@ class _Replica:
 class OverBus:
     """See the module's words. All methods on one event loop."""
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, expected: Sequence[ModelCard] = ()) -> None:
+        """`expected`: what replicas are going to serve: until one does, for a minute at most, it is being loaded."""
         self._bus = bus
-        self._served: dict[Key, ServedModel] = {}
+        loading = [ServedModel(card, ready=False, reason="being loaded") for card in expected]
+        self._expected = {(each.card.model, each.card.version): each for each in loading}
+        self._served = dict(self._expected)
+        self._looks = 0
         self._unanswered = 0
         # Each replica by its name: what it serves, and how many looks it left unanswered since it said so.
         self._replicas: dict[str, _Replica] = {}
@@ -191,6 +196,7 @@ class OverBus:
             return  # the broker is away: what was served still is, as far as anybody knows
         except Retryable:
             told = []  # replicas are there, and too busy to say so
+        self._looks += 1
         answers = [message for message in told if message]
         if answers:
             self._unanswered = 0
@@ -211,7 +217,9 @@ class OverBus:
                 key = (each.card.model, each.card.version)
                 if key not in served or each.ready > served[key].ready:
                     served[key] = each
-        self._served = served
+        late = self._looks >= _MOST_LOOKS
+        self._expected = {} if late else {key: each for key, each in self._expected.items() if key not in served}
+        self._served = self._expected | served
         self._replicas = {name: each for name, each in self._replicas.items() if name and each.unanswered < _MOST_LOOKS}
 
 

@@ -36,7 +36,8 @@ from marram.cloud.replicas import Key, Replicas, Start
 from marram.cloud.settings import BrokerAddress, Role, Settings
 from marram.cloud.state import CloudState, Hands, tried
 from marram.schema.api import Check
-from marram.schema.errors import Invalid, MarramError, NotReady, Retryable
+from marram.schema.errors import Invalid, MarramError, Missing, NotReady, Retryable
+from marram.schema.model import ModelCard
 from marram.serving.oip.inference import Inference
 from marram.serving.oip.rpc import Rpc
 from marram.store import Objects, open_store
@@ -70,6 +71,7 @@ class Cloud:
         self._bus: Bus | None = None
         self._state: CloudState | None = None
         self.replicas: Replicas | None = None
+        self._wanted: Callable[[], set[Key]] | None = None
         self.ingest: Ingest | None = None
 
     @property
@@ -204,7 +206,8 @@ class Cloud:
                 asked.append(await asyncio.to_thread(state.registry.pinned, reference))
                 await asyncio.to_thread(state.registry.get, *asked[-1])  # a wrong --serve is told now
             start = Start(self.broker, self.gate.tls, settings.folder, settings.replica_memory_bytes)
-            self.replicas = Replicas(state.registry, _wanted(state, asked), start, settings.replicas, bus)
+            self._wanted = _wanted(state, asked)
+            self.replicas = Replicas(state.registry, self._wanted, start, settings.replicas, bus)
             self.replicas.start()
             self._closing.push_async_callback(self.replicas.stop)
         elif settings.serve:
@@ -215,7 +218,7 @@ class Cloud:
     async def _start_api(self, state: CloudState, listeners: Listeners) -> None:
         token = await asyncio.to_thread(state.access.first, self.settings.folder)
         self.admin_token = token.text
-        answering = OverBus(self.bus)
+        answering = OverBus(self.bus, await asyncio.to_thread(_cards, state, self._wanted or _wanted(state, [])))
         answering.start()
         self._closing.push_async_callback(answering.stop)
         inference = Inference(answering)
@@ -291,6 +294,14 @@ class Cloud:
         if self.settings.nats is not None:
             return [self.broker.url]
         return [f"nats://{bracketed(reachable(self.settings.host))}:{self.broker.url.rpartition(':')[2]}"]
+
+
+def _cards(state: CloudState, wanted: Callable[[], set[Key]]) -> list[ModelCard]:
+    cards = []
+    for key in sorted(wanted()):
+        with contextlib.suppress(Missing):  # whoever is to serve it says so
+            cards.append(state.registry.get(*key).card)
+    return cards
 
 
 def _wanted(state: CloudState, asked: list[tuple[str, int | None]]) -> Callable[[], set[Key]]:

@@ -20,7 +20,7 @@ import numpy as np
 
 from marram.runtime.contract import Tensor, TensorInfo
 from marram.runtime.session import format_shape
-from marram.schema.errors import Invalid, MarramError, Missing
+from marram.schema.errors import Invalid, MarramError, Missing, NotReady
 from marram.schema.model import Input, Task
 from marram.schema.payload import Payload
 from marram.schema.result import Result
@@ -127,6 +127,10 @@ class Inference:
         return given
 
     async def _by_tensors(self, asked: Asked, model: ServedModel, counted: Counted) -> Given:
+        if not model.ready and not model.inputs:
+            raise NotReady(
+                model.reason or "is not loaded yet", where=model.card.reference, hint="Ask again in a moment."
+            )
         wanted = _wanted(asked.outputs, [each.name for each in model.outputs], model)
         tensors = _matched(asked.inputs, model)
         question = Question(asked.model, asked.version, tensors=tensors, options=asked.options, left_s=asked.left_s)
