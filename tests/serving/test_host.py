@@ -162,6 +162,12 @@ async def test_the_same_version_put_again_replaces_itself(host: Host, make_model
     assert len([thread for thread in threading.enumerate() if thread.name.startswith("colours@")]) <= 2
 
 
+def in_memory(host: Host) -> list[tuple[str, int]]:
+    """The models that need not be loaded first."""
+    keys = [(each.card.model, each.card.version) for each in host.models()]
+    return [key for key in keys if host.speed(*key) is not None]
+
+
 async def test_what_has_no_room_is_put_aside_and_comes_back_when_it_is_asked_for(
     make_model: MakeModel, ask_of: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,10 +177,10 @@ async def test_what_has_no_room_is_put_aside_and_comes_back_when_it_is_asked_for
     try:
         for name in names:
             await host.put(make_model(name, weights=2_000_000))
-        assert host.in_memory() == [("c", 1)]  # what a new one needs is guessed, and more than what it then took
+        assert in_memory(host) == [("c", 1)]  # what a new one needs is guessed, and more than what it then took
         assert all(each.ready for each in host.models())
         assert (await host.infer(ask_of("blue", "a"))).result
-        assert host.in_memory() == [("a", 1), ("c", 1)]
+        assert in_memory(host) == [("a", 1), ("c", 1)]
         answers = await asyncio.gather(*(host.infer(ask_of("green", names[n % 3])) for n in range(12)))
         assert {answer.result.label for answer in answers if answer.result} == {"green"}
         with pytest.raises(NotReady, match=r"needs .* MB, and models may take 5 MB"):

@@ -101,10 +101,6 @@ class Host:
         lanes = self._lanes(name, version)
         return lanes.speed if lanes is not None else None
 
-    def in_memory(self) -> list[Key]:
-        """The models that need not be loaded first."""
-        return [key for key, offer in sorted(self._offers.items()) if offer.parts[""].lanes is not None]
-
     # ------------------------------------------------------------ what is served
 
     async def put(self, bundle: Bundle | Path) -> ServedModel:
