@@ -96,6 +96,29 @@ def test_a_chosen_cut_becomes_the_next_version_and_goes_into_the_cloud(
     assert "cut       embedding of fp32" in marram_("model", "show", "small")
 
 
+UNMEASURED = "nobody measured what that costs it; on pictures like yours: marram model codecs small --images FOLDER"
+
+
+def test_that_nobody_measured_it_is_said_where_it_is_sent(
+    marram_: Terminal, here: Bundle, photos: Path, tmp_path: Path
+) -> None:
+    assert f"pictures sent to small@1 go as jpeg-85, and {UNMEASURED}" in marram_("model", "show", "small", "--here")
+    page = "app: gate\nsource: {camera: 0}\nraw: allowed\nsteps: [{classify: small, cloud: small}]\n"
+
+    def deployed(text: str) -> str:
+        (tmp_path / "gate.yaml").write_text(text)
+        return " ".join(marram_("deploy", tmp_path / "gate.yaml", "--to", "all", "--no-wait").split())
+
+    said = deployed(page)
+    assert said.count(UNMEASURED) == 1
+    for nothing_is_sent in (page.replace(", cloud: small", ""), page.replace("allowed", "never")):
+        assert UNMEASURED not in deployed(nothing_is_sent)
+    assert UNMEASURED in deployed(page.replace(", cloud: small", "") + "peers: yes\n")  # to other devices
+    marram_("model", "codecs", "small", "--images", photos)
+    assert "small 2 is in the cloud" in (said := deployed(page)) and UNMEASURED not in said
+    assert "measured" not in marram_("model", "show", "small@2", "--here")
+
+
 def test_what_cannot_be_measured_is_said(marram_: Terminal, here: Bundle, tmp_path: Path, photos: Path) -> None:
     assert 'cannot be parted at "inner"' in marram_.fault("model", "cut", "small", "--at", "inner", "--images", photos)
     assert "no such folder" in marram_.fault("model", "codecs", "small", "--images", tmp_path / "none")

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,9 +14,11 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+from tests.cli.fleet import Terminal
 from tests.serving.oip.scene import layer, write_bundle
 
 from marram.runtime import library, probe
+from marram.schema.device import DeviceInfo
 
 
 @pytest.fixture
@@ -98,3 +100,22 @@ def test_what_cannot_be_is_said(tiny: Path, arguments: list[str], why: str) -> N
     assert ended.returncode == 2
     assert why in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
+
+
+def test_devices_that_cannot_serve_are_told_of_beforehand(
+    marram_: Terminal, tmp_path: Path, bundle: Callable[..., Path]
+) -> None:
+    library.add(bundle("colours"))
+    packages = {"grpcio": "1.70", "protobuf": "5.1", "starlette": "0.40", "uvicorn": "0.34"}
+    for name, has in (("whole", packages), ("bare", {"numpy": "2.1"}), ("silent", {})):
+        marram_.served.state.store.devices.add(name, {}, DeviceInfo(machine="aarch64", cores=4, packages=has))
+    file, page = (
+        tmp_path / "app.yaml",
+        "app: gate\nsource: {images: photos, repeat: true}\nsteps: [{classify: colours}]\n",
+    )
+    file.write_text(page)
+    assert "serve:" not in marram_("deploy", file, "--to", "all", "--no-wait")
+    file.write_text(page + "serve: 8000\n")
+    said = " ".join(marram_("deploy", file, "--to", "all", "--no-wait").split())
+    assert "serve: 1 of 3 devices cannot run it for want of grpcio, protobuf, starlette, uvicorn." in said
+    assert "pip install 'marram[serve]'" in said

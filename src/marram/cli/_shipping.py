@@ -16,11 +16,12 @@ from marram.pipeline.findings import at
 from marram.runtime import library
 from marram.runtime.admit import left_behind
 from marram.runtime.bundle import Bundle
+from marram.runtime.codecs import unmeasured
 from marram.schema.api import ModelView
-from marram.schema.app import App, model_uses
+from marram.schema.app import App, InferStep, ModelUse, asks_peers, model_uses
 from marram.schema.errors import Invalid, MarramError, Missing, Retryable
 from marram.schema.ids import ModelReference, parse_model_reference
-from marram.schema.model import Manifest
+from marram.schema.model import Manifest, ModelCard
 from marram.schema.page import Place
 from marram.schema.references import with_references
 from marram.schema.words import did_you_mean
@@ -41,6 +42,7 @@ def send_models(api: CloudApi, file: AppFile, told: Callable[[str], None], progr
     there = api.models()
     build_detector(file.app, {model.name for model in there})
     given: dict[Place, str] = {}
+    asked_elsewhere: dict[str, ModelCard] = {}
     for use in model_uses(file.app):
         if is_path(use.reference):
             try:
@@ -50,6 +52,7 @@ def send_models(api: CloudApi, file: AppFile, told: Callable[[str], None], progr
                 raise file.page.locate(error) from error
             model = _push(api, bundle, None, told, progress)
             given[use.place] = f"{model.name}@{model.version}"
+            _note_asked(file.app, use, model, asked_elsewhere)
             continue
         where = file.page.where(use.place)
         try:
@@ -60,6 +63,7 @@ def send_models(api: CloudApi, file: AppFile, told: Callable[[str], None], progr
             pinned = _pointed(asked, there, where)
             given[use.place] = f"{pinned.name}@{pinned.version}"
             told(f"{use.reference} is {pinned.name}@{pinned.version} now, until the app is deployed again")
+            _note_asked(file.app, use, pinned, asked_elsewhere)
             continue
         name, version = asked.name, asked.version
         newest = max((m.version for m in there if m.name == name), default=0)
@@ -70,7 +74,18 @@ def send_models(api: CloudApi, file: AppFile, told: Callable[[str], None], progr
             there.append(model)
         elif not in_cloud:
             raise unknown(use.reference, name, there, where)
+        fitting = [m for m in there if m.name == name and version in (None, m.version)]
+        _note_asked(file.app, use, max(fitting, key=lambda each: each.version), asked_elsewhere)
+    for note in filter(None, map(unmeasured, asked_elsewhere.values())):
+        told(note)
     return with_references(file.page, file.text, file.app, given)
+
+
+def _note_asked(app: App, use: ModelUse, model: ModelView, asked: dict[str, ModelCard]) -> None:
+    """Into `asked`, by reference, where another machine may answer for this step: what is sent to it counts."""
+    answers = use.cloud or (isinstance(use.step, InferStep) and asks_peers(app, use.step))
+    if answers and app.raw != "never":
+        asked[f"{model.name}@{model.version}"] = model.card
 
 
 class CloudModels:

@@ -107,6 +107,8 @@ def _deploy(api: CloudApi, file: AppFile, wish: _Wish) -> None:
     for note in notes:
         out.print(note, style="dim", markup=False)
     made = api.deploy(text, files, selector, wish.plan)
+    for note in made.notes:
+        out.print(note, style="yellow", markup=False)
     rollout = api.rollout(made.rollout) if made.rollout is not None else None
     if rollout is not None and not rollout.plan.immediate and (made.new or rollout.state in _follow.OPEN):
         _stages(api, rollout, wish, out)

@@ -19,6 +19,7 @@ from marram.runtime import library
 from marram.runtime.admit import admit_bundle, left_behind
 from marram.runtime.build import BUILDABLE, recipes
 from marram.runtime.bundle import Bundle
+from marram.runtime.codecs import unmeasured
 from marram.schema.api import Lineage, ModelView, SliceScore
 from marram.schema.errors import Invalid, MarramError, Missing, Retryable
 from marram.schema.ids import ModelReference, check_channel, parse_model_reference
@@ -323,6 +324,8 @@ def _print_card(card: ModelCard, sizes: dict[str, int], labels: int | None) -> N
     for variant in card.variants:
         accuracy = "" if variant.accuracy is None else f"  accuracy {variant.accuracy:.3f}"
         print(f"  variant   {variant.name}  {variant.file}  {format_size(sizes[variant.name])}{accuracy}")
+    if note := unmeasured(card):
+        print(f"  codec     {note}")
     for codec in card.codecs:
         print(f"  codec     {codec.name}  {codec.bytes:,} bytes  {codec.loss:.1%} of accuracy lost")
     for cut in card.cuts:

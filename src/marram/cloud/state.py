@@ -22,7 +22,7 @@ from marram.cloud.people import People
 from marram.cloud.safe import Safe, secret_view
 from marram.cloud.signing import Signing
 from marram.cloud.steering import Steering
-from marram.cloud.views import counts_view, device_app, event_view, sample_view
+from marram.cloud.views import counts_view, device_app, event_view, lacking_serve, sample_view
 from marram.cloud.wheels import Wheels
 from marram.registry import Registry
 from marram.rollout import Rollout
@@ -220,12 +220,15 @@ class CloudState:
         return self._wheels.resolve(requires, self.store.devices.platforms(selector))
 
     def deploy(self, ask: DeployAsk) -> Deployment:
-        with auditing(actor(), "deploy", parse_app(ask.app_yaml).app, selector=ask.selector):
+        app = parse_app(ask.app_yaml)
+        with auditing(actor(), "deploy", app.app, selector=ask.selector):
             rolled = self.rollout.deploy(ask.app_yaml, ask.files, dict(ask.selector), ask.plan)
         self._rolled(rolled.changed)
         devices = {device.id: device for device in self.store.devices.list()}
         made = self._deployment(rolled.deployment, devices)
-        return made.model_copy(update={"new": rolled.new, "rollout": rolled.rollout.id if rolled.rollout else None})
+        notes = lacking_serve(self.store.devices.platforms(dict(ask.selector))) if app.serve is not None else []
+        number = rolled.rollout.id if rolled.rollout else None
+        return made.model_copy(update={"new": rolled.new, "rollout": number, "notes": notes})
 
     def _rolled(self, changed: list[str]) -> None:
         self.hands.deployments_changed()

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from marram.schema.api import Counts, DeviceApp, EventView, ModelView, SampleView, StreamCount
-from marram.schema.device import Device
+from marram.schema.device import Device, DeviceInfo
 from marram.store import Counts as StoreCounts
 from marram.store import ModelRow, Sample, StoredEvent
+
+# The distributions of the extra `serve`, as a device reports them.
+_SERVE = ("grpcio", "protobuf", "starlette", "uvicorn")
 
 
 def event_view(event: StoredEvent) -> EventView:
@@ -85,3 +88,14 @@ def device_app(device: Device, app: str, wanted: int) -> DeviceApp:
         reason=said.reason,
         seen_s=device.seen_s,
     )
+
+
+def lacking_serve(devices: list[DeviceInfo]) -> list[str]:
+    """A note where devices lack what `serve:` needs. Those that have not said what they have are passed over."""
+    known = [device.packages for device in devices if device.packages]
+    lacking = [absent for packages in known if (absent := [name for name in _SERVE if name not in packages])]
+    if not lacking:
+        return []
+    names = ", ".join(sorted({name for absent in lacking for name in absent}))
+    count = f"{len(lacking)} of {len(devices)} device{'s' if len(devices) != 1 else ''}"
+    return [f"serve: {count} cannot run it for want of {names}. There: pip install 'marram[serve]', then deploy again."]

@@ -119,6 +119,16 @@ def codecs_for(card: ModelCard) -> list[Codec]:
     return allowed
 
 
+def unmeasured(card: ModelCard) -> str:
+    """Where nobody measured what sending a picture to the model of `card` costs: so, and what to type. Else ""."""
+    if card.input.kind != "image" or card.codecs:
+        return ""
+    return (
+        f"pictures sent to {card.reference} go as {UNMEASURED}, and nobody measured what that costs it; on pictures "
+        f"like yours: marram model codecs {card.model} --images FOLDER"
+    )
+
+
 def cuts_for(card: ModelCard) -> list[Cut]:
     """The cuts at which it may be parted: those of the card whose loss its `accuracy_budget` allows."""
     return card.cuts_within()

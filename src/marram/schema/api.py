@@ -283,7 +283,8 @@ class DeviceApp(Reply):
 class Deployment(Reply):
     """A deployed app: a version of it, whom it is for, and where it stands on each of those it has reached.
 
-    `rollout`: how it goes there; `new`: False where the very same was deployed before.
+    `rollout`: how it goes there; `new`: False where the very same was deployed before. `notes`: what is likely to go
+    wrong on some of them, in words, said once as it is deployed.
     """
 
     app: Name
@@ -293,6 +294,7 @@ class Deployment(Reply):
     devices: list[DeviceApp] = []
     rollout: int | None = None
     new: bool = True
+    notes: list[str] = []
 
 
 # ---------------------------------------------------------------- events, samples
