@@ -120,6 +120,11 @@ def test_a_fault_is_told_at_its_field(look: Look, tmp_path: Path, text: str, fau
             CAMERA + "raw: allowed\npeers: yes\nsteps: [{classify: ./colours, cloud: ./colours, place: cloud}]",
             "peers: no other device is ever asked",
         ),
+        (
+            CAMERA + "raw: allowed\npeers: yes\nsteps: [{classify: ./colours}, "
+            "{classify: ./colours, cloud: ./colours, cascade: learnt}]",
+            "steps[1].cascade: no other device answers this step: its own edge does first",
+        ),
         (CAMERA + "steps: [{classify: ./colours, split: no}]", "steps[0].split: says nothing here: the step has no"),
         (
             CAMERA + "raw: allowed\nsteps: [{classify: ./colours, cloud: ./colours, hedge: 3 %}]",

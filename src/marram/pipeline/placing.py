@@ -38,12 +38,20 @@ def _check_peers(app: App, found: Findings) -> None:
                 "`raw: redacted` lets only pictures leave the device, and the source gives readings",
                 hint="Write `raw: allowed`, or leave `peers` away.",
             )
-    if not any(asks_peers(app, step) for step in app.inferences):
+    nobody = not any(asks_peers(app, step) for step in app.inferences)
+    if nobody:
         found.note(
             ("peers",),
             "no other device is ever asked: no step has the choice",
             "They answer for a step whose `place` is soonest, surest or cheapest and that has no `cascade`.",
         )
+    for place, step in running_steps(app):
+        if isinstance(step, InferStep) and step.cascade is not None and not nobody:
+            found.note(
+                (*place, "cascade"),
+                "no other device answers this step: its own edge does first, then the cloud",
+                "Leave `cascade` away where another device is to answer instead.",
+            )
 
 
 def _check_region(app: App, place: Place, step: InferStep, before: list[Step], found: Findings) -> None:
