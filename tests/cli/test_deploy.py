@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from tests.cli.fleet import Terminal
 
 from marram.runtime import library
@@ -117,26 +116,24 @@ def test_functions_and_files_go_along(marram_: Terminal, tmp_path: Path) -> None
     assert names == ["app.yaml", "data/table.csv", "handler.py"]
 
 
-@pytest.mark.parametrize(
-    ("steps", "said"),
-    [
-        ("  - classify: efficientnet-lite9", 'did you mean "efficientnet-lite'),
-        ("  - classify: colurs", 'did you mean "colours"'),
-        ("  - classify: colours@9", 'no model "colours@9"; there is 1'),
-        ("  - classify: colours@x", 'model "colours" has no channel "x" in the cloud'),
-        ("  - classify: ./nothing", "no such folder"),
-        ("  - classify: efficientnet-lite0", "`marram model build efficientnet-lite0` makes it"),
-        ("  - classfy: colours", 'did you mean "classify"'),
-        ("  - classify: colours\n  - alert: result.label = 'x'", "app.yaml:5 steps[1].alert: "),
-        ("  - classify: colours\n  - keep: 'true'", "app.yaml:5 steps[1].keep: `raw: never`"),
-        ("  - classify: colours\n    cloud: colurs", "app.yaml:5 steps[0].cloud: no model"),
-    ],
-)
-def test_what_does_not_exist_is_told_with_what_does(
-    marram_: Terminal, tmp_path: Path, bundle: Bundle, steps: str, said: str
-) -> None:
+NOT_THERE = [
+    ("  - classify: efficientnet-lite9", 'did you mean "efficientnet-lite'),
+    ("  - classify: colurs", 'did you mean "colours"'),
+    ("  - classify: colours@9", 'no model "colours@9"; there is 1'),
+    ("  - classify: colours@x", 'model "colours" has no channel "x" in the cloud'),
+    ("  - classify: ./nothing", "no such folder"),
+    ("  - classify: efficientnet-lite0", "`marram model build efficientnet-lite0` makes it"),
+    ("  - classfy: colours", 'did you mean "classify"'),
+    ("  - classify: colours\n  - alert: result.label = 'x'", "app.yaml:5 steps[1].alert: "),
+    ("  - classify: colours\n  - keep: 'true'", "app.yaml:5 steps[1].keep: `raw: never`"),
+    ("  - classify: colours\n    cloud: colurs", "app.yaml:5 steps[0].cloud: no model"),
+]
+
+
+def test_what_does_not_exist_is_told_with_what_does(marram_: Terminal, tmp_path: Path, bundle: Bundle) -> None:
     marram_.served.state.registry.add_folder(bundle("colours"))
-    assert said in marram_.fault("deploy", app_file(tmp_path / "a", steps), "--to", "all")
+    for steps, said in NOT_THERE:
+        assert said in marram_.fault("deploy", app_file(tmp_path / "a", steps), "--to", "all")
     assert "Nothing is deployed" in marram_("deploy", "--list")
 
 
@@ -151,34 +148,32 @@ def test_a_cloud_model_that_may_never_be_asked_is_told(marram_: Terminal, tmp_pa
     assert told not in marram_("deploy", app_file(tmp_path / "a", steps, "raw: allowed"), "--to", "all")
 
 
-@pytest.mark.parametrize(
-    ("source", "files", "told"),
-    [
-        (
-            "series: rows/x.csv",
-            "[]",
-            '2  source.series: file "rows/x.csv" stays here.*`files: \\[rows/x.csv\\]` sends it',
-        ),
-        ("series: rows/x.csv", "[rows/x.csv]", None),
-        ("series: /srv/x.csv", "[]", None),
-        ("video: x.mp4", "[rows/x.csv]", 'source.video: file "x.mp4" stays here'),
-        ("video: 'rtsp://camera/1'", "[]", None),
-        ("images: rows", "[]", 'source.images: folder "rows" stays here'),
-        ("images: rows/", "[rows/x.csv]", None),
-        ("images: ~/photos", "[]", None),
-        ("camera: 0", "[]", None),
-    ],
-)
-def test_a_source_that_does_not_travel_is_told(
-    marram_: Terminal, tmp_path: Path, source: str, files: str, told: str | None
-) -> None:
+SOURCES = [
+    (
+        "series: rows/x.csv",
+        "[]",
+        '2  source.series: file "rows/x.csv" stays here.*`files: \\[rows/x.csv\\]` sends it',
+    ),
+    ("series: rows/x.csv", "[rows/x.csv]", None),
+    ("series: /srv/x.csv", "[]", None),
+    ("video: x.mp4", "[rows/x.csv]", 'source.video: file "x.mp4" stays here'),
+    ("video: 'rtsp://camera/1'", "[]", None),
+    ("images: rows", "[]", 'source.images: folder "rows" stays here'),
+    ("images: rows/", "[rows/x.csv]", None),
+    ("images: ~/photos", "[]", None),
+    ("camera: 0", "[]", None),
+]
+
+
+def test_a_source_that_does_not_travel_is_told(marram_: Terminal, tmp_path: Path) -> None:
     """Else every device rolls the app back with a path that nobody wrote."""
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / "x.csv").write_text("v\n1\n")
     page = tmp_path / "app.yaml"
-    page.write_text(f"app: gate\nsource: {{{source}}}\nsteps: [{{filter: 'true'}}]\nfiles: {files}\n")
-    shown = marram_("deploy", str(page), "--to", "all").replace(" \n", " ")  # the page's path may fill a line
-    assert re.search(told, shown) if told else "stays here" not in shown
+    for source, files, told in SOURCES:
+        page.write_text(f"app: gate\nsource: {{{source}}}\nsteps: [{{filter: 'true'}}]\nfiles: {files}\n")
+        shown = marram_("deploy", str(page), "--to", "all").replace(" \n", " ")  # the page's path may fill a line
+        assert re.search(told, shown) if told else "stays here" not in shown, source
 
 
 def test_arguments_that_make_no_sense_say_which(marram_: Terminal, tmp_path: Path) -> None:
