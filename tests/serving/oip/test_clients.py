@@ -184,20 +184,61 @@ def test_statistics_count(way: str, clients: Clients) -> None:
             ),
             "gives no output 'z'",
         ),
-        (
-            lambda way, client: client.infer(
-                "tiny", numbers(way), outputs=[WAYS[way].InferRequestedOutput("y", class_count=2)]
-            ),
-            "classification",
-        ),
         (lambda way, client: client.infer("tiny", numbers(way), parameters={"top": 0}), "from 1 to"),
-        (lambda way, client: client.load_model("tiny"), "Marram itself|not found"),
     ],
 )
 def test_faults_are_told_plainly(way: str, ask: Callable[[str, Any], Any], why: str, clients: Clients) -> None:
     with pytest.raises(InferenceServerException, match=why) as caught:
         ask(way, clients(way))
     assert "Traceback" not in str(caught.value) and ".py" not in str(caught.value)
+
+
+def _in_bf16(way: str) -> Any:
+    (sent,) = numbers(way)
+    if way == "http":
+        sent._datatype = "BF16"
+    else:
+        sent._input.datatype = "BF16"
+    return [sent]
+
+
+def _in_shared_memory(way: str) -> Any:
+    sent = WAYS[way].InferInput("x", [3, 4], "FP32")
+    sent.set_shared_memory("region", 48)
+    return [sent]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("ask", "why", "next_step"),
+    [
+        (lambda way, client: client.infer("tiny", _in_bf16(way)), "'BF16' is no datatype", "Send it as FP32"),
+        (
+            lambda way, client: client.infer("tiny", numbers(way), sequence_id=7, sequence_start=True),
+            "sequences are not offered",
+            "send what belongs together in one request",
+        ),
+        (
+            lambda way, client: client.infer(
+                "tiny", numbers(way), outputs=[WAYS[way].InferRequestedOutput("y", class_count=2)]
+            ),
+            "classification extension is not offered",
+            'Send the picture as the input "image"',
+        ),
+        (lambda way, client: client.infer("tiny", _in_shared_memory(way)), "memory shared", "as binary data"),
+        (lambda way, client: client.register_system_shared_memory("r", "/r", 8), "memory shared", "as binary data"),
+        (lambda way, client: client.get_system_shared_memory_status(), "memory shared", "as binary data"),
+        (lambda way, client: client.unregister_cuda_shared_memory("r"), "memory shared", "as binary data"),
+        (lambda way, client: client.load_model("tiny"), "by Marram itself", "marram cloud --serve NAME"),
+        (lambda way, client: client.unload_model("tiny"), "by Marram itself", "marram cloud --serve NAME"),
+        (lambda way, client: client.get_trace_settings(), "there is no", "(There are|there are)"),
+    ],
+)
+def test_what_is_not_offered_is_refused_with_the_next_step(
+    way: str, ask: Callable[[str, Any], Any], why: str, next_step: str, clients: Clients
+) -> None:
+    with pytest.raises(InferenceServerException, match=f"{why}.*{next_step}"):
+        ask(way, clients(way))
 
 
 def _no_binary(way: str) -> dict[str, bool]:

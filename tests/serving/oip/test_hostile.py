@@ -69,7 +69,7 @@ def changed(**what: Any) -> dict[str, Any]:
         (changed(parameters=[]), 400, "object"),
         (changed(parameters={"binary_data_size": 16}), 400, "binary_data_size"),
         (changed(parameters={"binary_data_size": -1}), 400, "binary_data_size"),
-        (changed(parameters={"shared_memory_region": "r"}), 400, "shared memory"),
+        (changed(parameters={"shared_memory_region": "r"}), 400, "memory shared"),
         (FITTING | {"outputs": [{"name": 3}]}, 400, "its name"),
         (FITTING | {"parameters": {"timeout": "soon"}}, 400, "microseconds"),
         (FITTING | {"parameters": {"min_confidence": 2}}, 400, "0 to 1"),

@@ -57,8 +57,15 @@ def version_of(text: str) -> int | None:
 def options_of(parameters: Mapping[str, Any], shorter_s: float | None = None) -> tuple[Options, float | None]:
     """What a request's parameters say: `top`, `min_confidence`, `timeout` (microseconds); others mean nothing here.
 
-    The time left is the shorter of that and `shorter_s`. Raises Invalid.
+    The time left is the shorter of that and `shorter_s`. Raises Invalid; for a sequence's too, whose answers would be
+    wrong, each of them alone.
     """
+    if parameters.get("sequence_id"):
+        raise Invalid(
+            "sequences are not offered: each request is answered by itself",
+            where="parameters.sequence_id",
+            hint="Leave it out, and send what belongs together in one request.",
+        )
     top = parameters.get("top", Options().top)
     if type(top) is not int or not 1 <= top <= MOST_TOP:
         raise Invalid(f"is a whole number from 1 to {MOST_TOP}", where="parameters.top")
@@ -91,7 +98,22 @@ def check_wanted(name: Any, parameters: Mapping[str, Any]) -> str:
 def check_here(name: str, parameters: Mapping[str, Any]) -> None:
     """Raises Invalid for a tensor that would lie in memory shared with the asker."""
     if "shared_memory_region" in parameters:
-        raise Invalid("shared memory is not offered", where=f'tensor "{name}"', hint="Send it as binary data.")
+        raise no_shared_memory(f'tensor "{name}"')
+
+
+def no_shared_memory(where: str | None = None) -> Invalid:
+    """What whoever asks for it is told."""
+    return Invalid(
+        "memory shared with the asker is not offered", where=where, hint="Send tensors as binary data in the request."
+    )
+
+
+def no_loading() -> Invalid:
+    """What is told to whoever would load or unload a model."""
+    return Invalid(
+        "models are loaded and unloaded by Marram itself",
+        hint="marram serve NAME, marram cloud --serve NAME, or an app that names it has one loaded.",
+    )
 
 
 def _number(value: Any) -> bool:

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from marram.schema.errors import Invalid, MarramError, Missing
 from marram.serving.oip import describe
-from marram.serving.oip.exchange import Asked, version_of
+from marram.serving.oip.exchange import Asked, no_loading, no_shared_memory, version_of
 from marram.serving.oip.faults import NotAllowed, TooLarge, status_of, wait_s, words
 from marram.serving.oip.inference import IMAGE, Inference, inputs
 from marram.serving.oip.rest_body import Binary, coding_of, encode, header_length, pack, parse, read, unpack, write
@@ -105,7 +105,9 @@ class Rest:
             asked = parse(body) if body.strip() else {}
             return describe.index(self._inference, only_ready=asked.get("ready") is True)
         if path.startswith("repository/models/"):
-            raise Invalid("models are loaded and unloaded by Marram itself", hint="Its own commands say which.")
+            raise no_loading()
+        if path.startswith(("systemsharedmemory", "cudasharedmemory")):
+            raise no_shared_memory()
         raise _nowhere(path)
 
     # ------------------------------------------------------------ an inference

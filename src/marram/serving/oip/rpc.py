@@ -15,9 +15,18 @@ import grpc
 import numpy as np
 from google.protobuf import json_format
 
-from marram.schema.errors import Invalid, MarramError
+from marram.schema.errors import Invalid, MarramError, Missing
 from marram.serving.oip import describe
-from marram.serving.oip.exchange import Asked, Given, check_here, check_wanted, options_of, version_of
+from marram.serving.oip.exchange import (
+    Asked,
+    Given,
+    check_here,
+    check_wanted,
+    no_loading,
+    no_shared_memory,
+    options_of,
+    version_of,
+)
 from marram.serving.oip.faults import code_of, words
 from marram.serving.oip.inference import Inference
 from marram.serving.oip.messages import CALLS, SERVICE, TYPES
@@ -91,7 +100,7 @@ class Rpc:
             else:
                 # On the wire a single message is a stream of one; only of a stream can the reading wait.
                 handlers[name] = grpc.stream_stream_rpc_method_handler(self._behind_door(name), **how)
-        return grpc.method_handlers_generic_handler(SERVICE, handlers)
+        return _Known(grpc.method_handlers_generic_handler(SERVICE, handlers))
 
     def _unary(self, name: str) -> Callable[[Any, Any], Awaitable[Any]]:
         answer, response = getattr(self, f"_{name}"), CALLS[name].response
@@ -242,3 +251,31 @@ def written(given: Given) -> Any:
         response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
         response.raw_output_contents.append(to_raw(tensor))
     return response
+
+
+class _Known(grpc.GenericRpcHandler):  # type: ignore[misc]  # the library has no types
+    """The service; what it does not offer of the protocol is refused in words, not only as a method nobody knows."""
+
+    def __init__(self, calls: Any) -> None:
+        self._calls = calls
+
+    def service(self, details: Any) -> Any:
+        """The handler of one call; None for another service's."""
+        known = self._calls.service(details)
+        if known is not None or not details.method.startswith(f"/{SERVICE}/"):
+            return known
+        said = words(_not_offered(details.method.rpartition("/")[2]))
+
+        async def refuse(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, said)
+            yield b""  # a stream, as the handler has to be
+
+        return grpc.stream_stream_rpc_method_handler(refuse)
+
+
+def _not_offered(call: str) -> MarramError:
+    if "SharedMemory" in call:
+        return no_shared_memory()
+    if call.startswith("RepositoryModel"):
+        return no_loading()
+    return Missing(f"there is no call {call[:50]} here", hint=f"There are {', '.join(sorted(CALLS))}.")

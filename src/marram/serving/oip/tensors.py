@@ -80,7 +80,11 @@ def check_shape(name: str, datatype: Any, shape: Any) -> tuple[int, ...]:
     where = f'tensor "{name}"'
     if datatype != BYTES and datatype not in NUMBERS:
         shown = datatype[:20] if isinstance(datatype, str) else type(datatype).__name__
-        raise Invalid(f"{shown!r} is no datatype taken here; there are {', '.join(NUMBERS)}, {BYTES}", where=where)
+        raise Invalid(
+            f"{shown!r} is no datatype taken here; there are {', '.join(NUMBERS)}, {BYTES}",
+            where=where,
+            hint="Send it as FP32." if shown == "BF16" else None,
+        )
     if (
         not isinstance(shape, Sequence)
         or isinstance(shape, str)
