@@ -2,8 +2,8 @@
 
 `T = min(T_transfer + T_queue + T_service in the cloud, T_wait + T_service at the edge)` from live measurements, each
 delay a distribution, and the frames that come after this one looked at too. What each part does, and why, stands in its
-own module: `link`, `services`, `forecast`, `lookahead`, `choosing`, `circuit`, `hedging`, `prices`, `balance`. This one
-puts them together and keeps the books of what is under way.
+own module: `link`, `services`, `forecast`, `lookahead`, `choosing`, `patience`, `circuit`, `hedging`, `prices`,
+`balance`. This one puts them together and keeps the books of what is under way.
 
 Pure: time is an argument; nothing here waits, reads a clock, or raises, whatever it is told.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
+from marram.placement import patience
 from marram.placement.balance import Balancer
 from marram.placement.choosing import Choice, choose, energy_j, miss
 from marram.placement.circuit import Circuit, Reach
@@ -28,13 +29,6 @@ from marram.schema.load import LONGEST_S, Load
 from marram.schema.placing import HEDGE
 from marram.schema.result import Place
 
-_TIMEOUT_SLACK_S = 0.05
-_UNKNOWN_TIMEOUT_S = 2.0
-_ALONE_TIMEOUT_S = 5.0
-_LONGEST_TIMEOUT_S = 60.0
-# Beyond so many standard deviations a reply is overdue: one in two hundred, were the forecast right.
-_OVERDUE = 2.6
-_P95 = 1.645
 # After this share of the time that a request has, a probe asks whether the link is there.
 _DOUBT = 0.7
 # Why a way is no choice yet.
@@ -86,7 +80,10 @@ class LatencyPolicy:
         if place is not Place.EDGE:
             edge = next((each for each in forecasts if each.way.place is Place.EDGE), None)
             hedge_s = self._hedge(ask, chosen, edge)
-            timeout_s = self._timeout(ask, chosen, edge, unmeasured, hedged=hedge_s is not None)
+            measured, hedged = edge is not unmeasured, hedge_s is not None
+            timeout_s = patience.timeout_s(
+                ask, chosen, edge, self._patience_s(chosen), measured=measured, hedged=hedged
+            )
         shown = considered[next(i for i, each in enumerate(forecasts) if each is chosen)]
         return Decision(
             place=place,
@@ -177,49 +174,15 @@ class LatencyPolicy:
 
     # ------------------------------------------------ until when the cloud is waited for
 
-    def _spare_s(self, ask: Ask, edge: Forecast | None) -> float | None:
-        """So long from now the edge can begin and mostly (95 %) be on time; None where it cannot."""
-        if edge is None or not edge.service_s or ask.deadline_s is None:
-            return None
-        spare_s = ask.deadline_s - edge.at(_P95)
-        return spare_s if spare_s > 0 else None
-
     def _hedge(self, ask: Ask, chosen: Forecast, edge: Forecast | None) -> float | None:
         """When the edge begins too: only where it would then be on time, and beyond the reply's usual time."""
-        spare_s = self._spare_s(ask, edge)
-        if spare_s is None or spare_s <= chosen.total_s or not self._hedges.left:
-            return None
-        return spare_s
-
-    def _timeout(
-        self, ask: Ask, chosen: Forecast, edge: Forecast | None, unmeasured: Forecast | None, *, hedged: bool
-    ) -> float:
-        """How long the cloud has: until the edge could just still answer in time, or well beyond what it takes."""
-        patience_s = self._patience_s(chosen)
-        deadline_s = ask.deadline_s
-        if edge is None:
-            alone_s = min(max(4 * patience_s, _ALONE_TIMEOUT_S), _LONGEST_TIMEOUT_S)
-            return alone_s if deadline_s is None or not ask.may_drop else min(alone_s, max(deadline_s, patience_s))
-        if deadline_s is None or edge is unmeasured:
-            return patience_s
-        if hedged or ask.may_drop:
-            # The edge has begun by then, or a newer frame is worth more: it may still come in time.
-            return max(deadline_s, 1e-3) if ask.may_drop else max(deadline_s, patience_s)
-        spare_s = self._spare_s(ask, edge)
-        # Where the edge alone would be late anyway, giving up early saves nothing.
-        return min(spare_s, patience_s) if spare_s is not None and spare_s > chosen.total_s else patience_s
+        spare = patience.spare_s(ask, edge)
+        return spare if spare is not None and spare > chosen.total_s and self._hedges.left else None
 
     def _patience_s(self, chosen: Forecast) -> float:
-        """After so long a reply is not late but missing.
-
-        Generous: giving up on a cloud that is only slow makes several frames queue at the edge at once, while one that
-        is away costs this but once, for what was under way.
-        """
+        """See `patience.patience_s`."""
         model = self._cloud.get(chosen.way.key)
-        patience_s = _overdue_s(chosen)
-        if not self._link.known or model is None or not model.service.count:
-            patience_s = max(patience_s, _UNKNOWN_TIMEOUT_S)
-        return min(patience_s, _LONGEST_TIMEOUT_S)
+        return patience.patience_s(chosen, known=self._link.known and model is not None and model.service.count > 0)
 
     # ------------------------------------------------ learning
 
@@ -246,7 +209,7 @@ class LatencyPolicy:
         flight = Flight(now_s, sent.key, size)
         way = Way(Place.CLOUD, sent.key or "", size)
         if sent.key is None:
-            flight.patience_s = _overdue_s(self._forecaster.far(way, _NOTHING, now_s))
+            flight.patience_s = patience.overdue_s(self._forecaster.far(way, _NOTHING, now_s))
             flight.behind = any(
                 each.key is not None and not each.left and not each.given_up for each in self._link.flights.values()
             )
@@ -372,11 +335,6 @@ class LatencyPolicy:
 
 
 _NOTHING = Ask(0.0, ())
-
-
-def _overdue_s(forecast: Forecast) -> float:
-    """After so long a reply is late beyond chance."""
-    return max(2 * forecast.total_s, forecast.at(_OVERDUE)) + _TIMEOUT_SLACK_S
 
 
 def _sane(ask: Ask) -> Ask:
