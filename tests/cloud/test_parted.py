@@ -177,23 +177,28 @@ def other_cut(small: Bundle, folder: Path) -> Bundle:
     return told(made, cut)
 
 
-def lacks_back(small: Bundle, folder: Path) -> Bundle:
-    return small
-
-
-@pytest.mark.parametrize("here", [other_version, other_shape, other_scale, other_cut, lacks_back])
 async def test_where_the_parts_do_not_fit_the_whole_model_answers_at_once(
-    ask: Ask, small: Bundle, here: Callable[[Bundle, Path], Bundle], tmp_path: Path
+    ask: Ask, small: Bundle, tmp_path: Path
 ) -> None:
-    mine = here(small, tmp_path / "mine")
-    if here is lacks_back:
-        found = list((tmp_path / "cloud").rglob(small.card.cuts[0].back))
-        assert found
-        for file in found:
-            file.unlink()
+    for other in (other_version, other_cut):
+        await answered_here(ask, other(small, tmp_path / other.__name__))
+    # No replica has loaded the back yet, which it does when it is first asked for.
+    (back,) = (tmp_path / "cloud").rglob(small.card.cuts[0].back)
+    away = back.rename(tmp_path / "away")
+    await answered_here(ask, small)
+    away.rename(back)
+    async with asyncio.timeout(60):
+        while (await ask(small))[1]["split"] < len(ASKED):  # it is tried again after a pause
+            await asyncio.sleep(0.1)
+    for other in (other_shape, other_scale):
+        await answered_here(ask, other(small, tmp_path / other.__name__))
+
+
+async def answered_here(ask: Ask, mine: Bundle) -> None:
+    """Each picture is answered by the whole model of the device: refused there, not given up for its time."""
     seen, stats = await ask(mine)
-    assert len(seen.frames) == len(ASKED)
-    assert {(frame.placed.place, frame.placed.fallback) for frame in seen.frames} == {(Place.EDGE, True)}
+    placed = {(frame.placed.place, frame.placed.fallback) for frame in seen.frames if frame.placed is not None}
+    assert placed == {(Place.EDGE, True)}, mine.folder.name
     whole = Model.load(mine)
     assert seen.labels == [whole.predict(image).label for image in ASKED]
     whole.close()
