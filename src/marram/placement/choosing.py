@@ -31,9 +31,9 @@ def choose(ask: Ask, forecasts: Sequence[Forecast], constants: Constants) -> Cho
     if len(forecasts) == 1 and not _droppable(ask):
         return Choice(forecasts[0], f"only the {forecasts[0].way.place} may answer")
     if ask.objective == "edge":
-        return _always(ask, forecasts, Place.EDGE)
+        return _always(forecasts, Place.EDGE)
     if ask.objective == "cloud":
-        return _always(ask, forecasts, Place.CLOUD)
+        return _always(forecasts, Place.CLOUD)
     if ask.objective in ("surest", "cheapest"):
         timely = [each for each in forecasts if each.on_time is None or each.on_time >= constants.sure]
         if timely:
@@ -49,7 +49,7 @@ def _droppable(ask: Ask) -> bool:
     return ask.may_drop and ask.deadline_s is not None
 
 
-def _always(ask: Ask, forecasts: Sequence[Forecast], place: Place) -> Choice:
+def _always(forecasts: Sequence[Forecast], place: Place) -> Choice:
     """That place wherever it can, by the soonest way; a split counts as the cloud's, whose model answers."""
     places = (place, Place.SPLIT) if place is Place.CLOUD else (place,)
     there = [each for each in forecasts if each.way.place in places]

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 
+from marram.placement.circuit import PROBE_BYTES
 from marram.placement.contract import Ask, CloudOutcome, CloudSent, Decision, EdgeOutcome, LinkEstimate
 from marram.schema.load import LONGEST_S
 from marram.schema.result import Place
 
-_PROBE_BYTES = 6000
 _PROBE_EVERY_S = 0.5
 _ALPHA = 0.3
 
@@ -76,7 +76,7 @@ class GreedyPolicy:
         if now_s < self._next_probe_s:
             return None
         self._next_probe_s = now_s + _PROBE_EVERY_S
-        return _PROBE_BYTES
+        return PROBE_BYTES
 
     def link(self) -> LinkEstimate:
         return LinkEstimate(None, self._probe_s, self._up)

@@ -18,6 +18,9 @@ from typing import Any, Protocol
 from marram.placement.sureness import EMPTY, LEVELS, STRATA, UNTOLD, floor_of
 from marram.placement.tally import Tally
 
+# Thresholds follow every label, and the frames (which drift slowly) each time that so many came.
+_REFRESH = 32
+
 
 class Rule(Protocol):
     """One way to say which strata escalate."""
@@ -68,8 +71,6 @@ class AccuracyTarget:
     _MOST = 1.5
     # At first all is asked, until the bound is loose by no more than a quarter of the target; within reason.
     _LOOSE, _LEAST_LEARNING, _MOST_LEARNING = 0.25, 200, 1000
-    # The threshold follows every label, and the frames (which drift slowly) every so often.
-    _REFRESH = 32
 
     def __init__(self, tally: Tally, loss: float) -> None:
         self._tally, self._target = tally, loss
@@ -106,10 +107,10 @@ class AccuracyTarget:
 
     def _refresh(self) -> None:
         """Go from the surest answers down, for as long as the bound holds."""
-        tally, self._stale = self._tally, self._REFRESH
+        tally, self._stale = self._tally, _REFRESH
         accepted = [False] * STRATA
         surprise = tally.surprise
-        if self._order_age >= self._REFRESH or not self._order:
+        if self._order_age >= _REFRESH or not self._order:
             self._order, self._order_age = chain(tally), 0
         lost = unknown = shares = spread = 0.0
         self._expected = 0.0
@@ -166,7 +167,6 @@ class OffloadTarget:
 
     # The purse, in frames' earnings: how long a busy moment may borrow from quiet ones.
     _PURSE = 500
-    _REFRESH = 32
 
     def __init__(self, tally: Tally, share: float) -> None:
         self._tally, self._share = tally, share
@@ -194,7 +194,7 @@ class OffloadTarget:
         return checks if self._tokens + self._share >= 1 else 0.0
 
     def _refresh(self) -> None:
-        self._stale = self._REFRESH
+        self._stale = _REFRESH
         less_sure = 1.0
         for stratum in chain(self._tally):
             less_sure -= self._tally.share(stratum)
@@ -225,7 +225,6 @@ class LearntThreshold:
 
     _A = 0.5
     _WIDE = 4
-    _REFRESH = 32
 
     def __init__(self, tally: Tally) -> None:
         self._tally = tally
@@ -249,7 +248,7 @@ class LearntThreshold:
         return checks
 
     def _refresh(self) -> None:
-        self._stale = self._REFRESH
+        self._stale = _REFRESH
         highest = 0.0
         for first in range(0, LEVELS, self._WIDE):
             strata = range(first, first + self._WIDE)

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from marram.lab.oracle.stream import Stream
+from marram.placement.circuit import PROBE_BYTES
 from marram.placement.contract import Ask, CloudOutcome, CloudSent, Decision, EdgeOutcome, LinkEstimate, Policy, Way
 from marram.schema.load import LONGEST_S
 from marram.schema.result import Place
 
 _FOR_EVER_S = 1e6
-_PROBE_BYTES = 6000
 _PROBE_AFTER_S = 0.7
 
 
@@ -138,7 +138,7 @@ class EwmaProbes(EwmaGreedy):
     """The same, an idle link probed with 6 kB."""
 
     def probe_due(self, now_s: float) -> int | None:
-        return _PROBE_BYTES if not self._out and now_s - self._heard_s > _PROBE_AFTER_S else None
+        return PROBE_BYTES if not self._out and now_s - self._heard_s > _PROBE_AFTER_S else None
 
 
 class LinUcb(_Baseline):
