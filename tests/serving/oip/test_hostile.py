@@ -294,6 +294,24 @@ def test_others_are_not_let_in_without_a_token(plain: Plain) -> None:
         Server(plain, Place(http=0, host="0.0.0.0"))
 
 
+@pytest.mark.parametrize("call", ["ServerLive", "ModelInfer", "ModelStreamInfer"])
+def test_what_is_no_message_is_a_fault_of_its_sender(
+    server: Running, call: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    channel = _CHANNELS.setdefault(server.grpc_address, grpc.insecure_channel(server.grpc_address))
+    path, said = f"/{SERVICE}/{call}", b"\xff" * 100
+    if call == "ModelStreamInfer":
+        reads = TYPES["ModelStreamInferResponse"].FromString
+        (answer,) = channel.stream_stream(path, response_deserializer=reads)(iter([said]), timeout=20)
+        assert answer.error_message.startswith("not a ModelInferRequest: 100 bytes")
+    else:
+        with pytest.raises(grpc.RpcError) as caught:
+            channel.unary_unary(path)(said, timeout=20)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert caught.value.details().startswith(f"not a {call}Request: 100 bytes")
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("way", ["http", "grpc"])
 async def test_a_port_in_use_is_told(plain: Plain, server: Server, way: str) -> None:
     with pytest.raises(Conflict, match=r"cannot listen on 127\.0\.0\.1"):

@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import numpy as np
 from google.protobuf import json_format
+from google.protobuf.message import DecodeError
 
 from marram.schema.errors import Invalid, MarramError, Missing
 from marram.serving.oip import describe
@@ -90,7 +91,7 @@ class Rpc:
         handlers = {}
         for name, call in CALLS.items():
             how = {
-                "request_deserializer": call.request.FromString,
+                "request_deserializer": _reader(call.request),
                 "response_serializer": call.response.SerializeToString,
             }
             if call.streams:
@@ -107,7 +108,7 @@ class Rpc:
 
         async def guarded(request: Any, context: Any) -> Any:
             try:
-                given = await answer(request, context)
+                given = await answer(_readable(request), context)
             except MarramError as error:
                 await context.abort(getattr(grpc.StatusCode, code_of(error)), words(error))
             except Exception as error:
@@ -180,7 +181,7 @@ class Rpc:
         await self._let_in(context, "ModelStreamInfer")
         async for request in requests:
             try:
-                yield response(infer_response=await self._ModelInfer(request, context))
+                yield response(infer_response=await self._ModelInfer(_readable(request), context))
             except MarramError as error:
                 yield _failed(response, request, words(error))
             except Exception:
@@ -190,7 +191,26 @@ class Rpc:
 
 def _failed(response: Any, request: Any, text: str) -> Any:
     """An answer of a stream that says what failed, and of which request."""
-    return response(error_message=text, infer_response=TYPES["ModelInferResponse"](id=request.id))
+    said = "" if isinstance(request, Invalid) else request.id
+    return response(error_message=text, infer_response=TYPES["ModelInferResponse"](id=said))
+
+
+def _reader(message: Any) -> Callable[[bytes], Any]:
+    """Reads a message. What is none becomes the fault that says so: gRPC would log a traceback, and tell no cause."""
+
+    def reads(sent: bytes) -> Any:
+        try:
+            return message.FromString(sent)
+        except DecodeError:
+            return Invalid(f"not a {message.DESCRIPTOR.name}: {len(sent)} bytes that cannot be read")
+
+    return reads
+
+
+def _readable(request: Any) -> Any:
+    if isinstance(request, Invalid):
+        raise request
+    return request
 
 
 def read(request: Any, left_s: float | None) -> Asked:
