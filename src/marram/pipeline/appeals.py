@@ -13,9 +13,10 @@ from dataclasses import replace
 from functools import partial
 
 from marram.pipeline.attempt import Attempt
-from marram.pipeline.carrier import Carrier, Inquiry, Limits
+from marram.pipeline.carrier import Carrier, Inquiry
 from marram.pipeline.contract import Reply
 from marram.pipeline.escalation import ERROR_S, Escalation, Verdict
+from marram.pipeline.limits import Limits
 from marram.pipeline.offload import Ended
 from marram.placement.cascade import Action
 from marram.placement.contract import Decision, Way

@@ -18,6 +18,7 @@ from marram.pipeline.contract import CloudInput, Reply
 from marram.pipeline.edge_pool import EdgePool, Job, Ran
 from marram.pipeline.escalation import Escalation
 from marram.pipeline.faults import words
+from marram.pipeline.limits import Limits, left_s
 from marram.pipeline.offload import Answered, Ended, Errand, Offload
 from marram.pipeline.plausible import check_answer
 from marram.pipeline.shadow import Shadow
@@ -42,21 +43,6 @@ class Far:
     card: ModelCard | None
     escalation: Escalation | None = None
     peer: ModelCard | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How long a request to the cloud has, after how long the edge starts too (None: never), which replica it asks."""
-
-    wait_s: float
-    hedge_s: float | None = None
-    replica: str | None = None
-
-    def after(self, passed_s: float) -> Limits:
-        """What is left of them so much later; a clock that was set back adds nothing."""
-        passed_s = max(0.0, passed_s)
-        hedge_s = None if self.hedge_s is None else max(0.0, self.hedge_s - passed_s)
-        return replace(self, wait_s=self.wait_s - passed_s, hedge_s=hedge_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,9 +210,8 @@ class Carrier:
         self._send(attempt, way, payload, limits)
 
     def _send(self, attempt: Attempt, way: Way, payload: Payload, limits: Limits) -> None:
-        left = left_s(attempt.until_s)
         # Past the deadline a reply is learnt from, and answers nothing.
-        limits = limits if left is None else replace(limits, wait_s=min(limits.wait_s, left))
+        limits = limits.within(left_s(attempt.until_s))
         if limits.wait_s <= 0:
             self._fall_back(attempt)
             return
@@ -266,9 +251,7 @@ class Carrier:
         except MarramError as error:
             inquiry.answered(Ended(fault=error))
             return
-        left = left_s(attempt.until_s) if inquiry.hurried else None
-        limits = inquiry.limits
-        limits = limits if left is None else replace(limits, wait_s=min(limits.wait_s, left))
+        limits = inquiry.limits.within(left_s(attempt.until_s) if inquiry.hurried else None)
         if limits.wait_s <= 0:
             inquiry.answered(Ended(timed_out=True))
             return
@@ -389,8 +372,3 @@ def _as_asked(result: Result, options: Options) -> Result:
         label=best.label if best is not None else None,
         confidence=best.confidence if best is not None else None,
     )
-
-
-def left_s(until_s: float | None) -> float | None:
-    """What remains until then; less than nothing where it is past."""
-    return None if until_s is None else until_s - time.monotonic()

@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 from marram.pipeline.appeals import Appeals
 from marram.pipeline.attempt import Attempt, Choice
 from marram.pipeline.audit import Audit
-from marram.pipeline.carrier import Carrier, Far, Limits, left_s
+from marram.pipeline.carrier import Carrier, Far
 from marram.pipeline.contract import Frame, Source
 from marram.pipeline.edge_pool import EdgePool, Seat, slowdown
+from marram.pipeline.limits import Limits, left_s
 from marram.pipeline.rhythm import Rhythm
 from marram.pipeline.runner import Slot
 from marram.pipeline.shadow import Shadow
@@ -91,9 +92,9 @@ class Infer:
             peer=far.peer if far is not None else None,
             surest=spec.place == "surest",
         )
-        self.pool = self._pool = EdgePool(seats, slowdown())
+        self.pool = EdgePool(seats, slowdown())
         self.model = first.card.model, first.card.version
-        self._carrier = Carrier(self._pool, self._ways, stats, options, far=far, shadow=shadow, sheds=arrivals.live)
+        self._carrier = Carrier(self.pool, self._ways, stats, options, far=far, shadow=shadow, sheds=arrivals.live)
         if far is not None and far.escalation is not None:
             self._carrier.judge = Appeals(far.escalation, self._carrier, self._quote, _limits).judge
         self._rhythm = Rhythm()
@@ -157,7 +158,7 @@ class Infer:
         """See `runner.Asker`."""
         if self._shadow is not None:
             self._shadow.close()
-        self._pool.close()
+        self.pool.close()
 
     # ------------------------------------------------ where
 
