@@ -13,6 +13,8 @@ from marram.schema.result import Place
 
 # A frame of a live source with a lesser chance of being on time is dropped rather than queued behind others.
 _HOPELESS = 0.02
+# Accuracies nearer to each other than about this were measured as the same: on hundreds of pictures at best.
+_TELLABLE = 0.005
 # Where nobody measured accuracy: the cloud's model is the larger one, in two parts as well.
 # (A peer's is the edge's own.)
 _TRUST = {Place.CLOUD: 2, Place.SPLIT: 2, Place.EDGE: 0, Place.PEER: 0}
@@ -67,8 +69,13 @@ def _affordable(timely: Sequence[Forecast]) -> Sequence[Forecast]:
 def _surest(ask: Ask, timely: Sequence[Forecast]) -> Forecast:
     """The most accurate; where not all are measured, by place. Of equals the soonest."""
     if all(each.way.accuracy is not None for each in timely):
-        return max(timely, key=lambda each: (each.way.accuracy or 0.0, -each.loss_s))
-    return max(timely, key=lambda each: (_TRUST[each.way.place], each.way.accuracy or 0.0, -each.loss_s))
+        return max(timely, key=lambda each: (_told(each.way.accuracy), -each.loss_s))
+    return max(timely, key=lambda each: (_TRUST[each.way.place], _told(each.way.accuracy), -each.loss_s))
+
+
+def _told(accuracy: float | None) -> int:
+    """An accuracy in steps that can be told apart: what is less is not worth a later answer."""
+    return round((accuracy or 0.0) / _TELLABLE)
 
 
 def _cheapest(ask: Ask, timely: Sequence[Forecast]) -> Forecast:
