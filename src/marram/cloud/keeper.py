@@ -220,17 +220,18 @@ class Keeper:
                 return None
             code = await child.ending
             await asyncio.gather(*child.readers)
-            return await self._ended_over(under_way.left(), code, _how(child, code))
+            return self._ended_over(under_way.left(), code, _how(child, code))
         finally:
             watching.cancel()
             await _terminate(process)
             await asyncio.gather(child.ending, return_exceptions=True)
+            await self._tell(under_way.left())
             for reader in child.readers:
                 reader.cancel()
 
-    async def _ended_over(self, asked: list[Asked], code: int, how: str) -> str | None:
-        """Tell those whose questions were under way, and put aside who took it down again; why it ended, None where
-        it may be started again at once: over a question it does not end for ever, since whose that is is put aside.
+    def _ended_over(self, asked: list[Asked], code: int, how: str) -> str | None:
+        """Put aside who took it down again; why it ended, None where it may be started again at once: over a question
+        it does not end for ever, since whose that is is put aside.
         """
         if not asked:
             return how
@@ -241,12 +242,15 @@ class Keeper:
             elif served.state is not ReplicaState.WAITING:
                 served.ended(how)
         log.warning("replica %d ended over %d questions: %s", self.number, len(asked), how)
+        return None
+
+    async def _tell(self, asked: list[Asked]) -> None:
+        """Nobody waits for what a process that is gone had under way, however that ended."""
         error = Retryable("the replica's process ended over it")
         for each in asked:
             with contextlib.suppress(MarramError):  # the broker is away: nobody hears it, and nobody waits for long
                 if self._bus is not None:
                     await self._bus.fail(each.answer_to, error)
-        return None
 
     async def _serve(self, child: _Child) -> bool:
         """Tell the process what to serve as that changes; whether it may go, since nothing is wanted or one hangs."""
