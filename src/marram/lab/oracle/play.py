@@ -34,7 +34,6 @@ class Score:
     probes: int = 0
     sent_bytes: int = 0
     hedges: int = 0
-    timeouts: int = 0
     decisions_us: list[float] = field(default_factory=list)
 
     @property
@@ -267,7 +266,6 @@ class _Player:
         if frame.settled:
             return
         frame.settled = True
-        self.score.timeouts += 1
         self._policy.learn(CloudOutcome(self._loop.now_s, frame.id, False, timed_out=True))
         self._edge_instead(frame)
 
