@@ -51,6 +51,16 @@ def test_each_way_is_a_line_with_its_parts_and_the_chosen_one_is_marked(explaine
     assert edge.index("132 ms") + len("132 ms") == cloud.index("61 ms") + len("61 ms")  # aligned
 
 
+def test_what_the_choice_went_by_besides_the_delay_is_said(explained: Any) -> None:
+    cloud, edge = WHY["ways"]
+    ways = [edge | {"energy_j": 0.3676}, cloud | {"on_time": 0.83, "energy_j": 0.0268, "money": 0.0004}]
+    _, first, second = explained(SOON | {"place": "edge", "reason": "cheapest", "why": {"ways": ways}}).splitlines()
+    assert first.split("132 ms")[1].split() == ["0.37", "J", "←", "cheapest"]
+    assert second.rstrip().endswith("61 ms  83 % on time · 0.027 J · costs 0.0004")
+    bare = explained(SOON)
+    assert "on time" not in bare and " J" not in bare and "costs" not in bare
+
+
 def test_what_was_out_of_the_ordinary_is_said(explained: Any) -> None:
     fell = SOON | {"place": "edge", "fallback": True, "hedged": True, "verified": False}
     head = explained(fell).splitlines()[0]

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import msgpack
 import numpy as np
+import pytest
 
 from marram.pipeline.contract import Frame, Placed
 from marram.pipeline.events import MOST_WAYS, data_of, why_of
-from marram.placement.contract import Considered, Decision, Way
+from marram.placement.contract import Considered, Costs, Decision, Way
 from marram.schema.model import Task
 from marram.schema.result import Place, Result
 
@@ -49,6 +51,17 @@ def test_the_chosen_way_stands_first_with_its_parts() -> None:
     }  # fmt: skip
     assert [way["place"] for way in others] == ["split", "edge"]
     assert others[1] == {"place": "edge", "total_ms": 132, "wait_ms": 40, "service_ms": 92}
+
+
+def test_what_a_choice_went_by_besides_the_delay_is_told() -> None:
+    decision = replace(decided([EDGE, replace(CLOUD, on_time=0.8312), SPLIT]), costs=Costs(4.0, 1.2, 0.0004))
+    cloud, split, edge = why_of(decision)["ways"]
+    assert (cloud["on_time"], cloud["money"]) == (0.83, 0.0004)
+    assert cloud["energy_j"] == pytest.approx(4.0 * 0.0021 + 1.2 * 0.0153, rel=0.01)
+    assert edge["energy_j"] == pytest.approx(4.0 * 0.0919, rel=0.01)
+    assert "money" not in edge and "on_time" not in edge and split["money"] == 0.0004
+    certain = why_of(decided([EDGE, replace(CLOUD, on_time=0.999)]))["ways"][0]
+    assert not {"on_time", "money", "energy_j"} & set(certain)
 
 
 def test_three_ways_take_less_than_400_bytes() -> None:

@@ -161,7 +161,8 @@ def _print(out: Console, data: dict[str, Any], named: list[str]) -> None:
     chosen = ways[0]
     # The edge first, as in T = min(edge, cloud), the rest by how soon.
     ways.sort(key=lambda way: (way.get("place") != "edge", figure_of(way, "total_ms") or 0.0))
-    rows = _show.table("", "", ">", "")
+    spending = any(_spent(way) for way in ways)
+    rows = _show.table("", "", ">", *([""] if spending else []), "")
     rows.show_header = False
     for way in ways:
         total, words = figure_of(way, "total_ms"), _sum(way)
@@ -173,6 +174,7 @@ def _print(out: Console, data: dict[str, Any], named: list[str]) -> None:
             Text(" ").append_text(_show.plain(_name(way), 60)),
             _show.plain(excluded if isinstance(excluded, str) else words),
             Text("" if total is None else f"{_ms(total)} ms", style="bold" if mine else ""),
+            *([Text(_spent(way))] if spending else []),
             Text("← ").append_text(_show.plain(data.get("reason") or "chosen")) if mine else Text(),
         )
     out.print(rows)
@@ -239,6 +241,15 @@ def _sum(way: dict[str, Any]) -> str:
     if parts and not figure_of(way, "service_ms"):  # never asked: counted as nothing, so that it is tried
         parts.append("inference not measured yet")
     return " + ".join(parts)
+
+
+def _spent(way: dict[str, Any]) -> str:
+    """`83 % on time · 0.12 J · 0.0004`: what the choice went by besides the delay, where there is such a thing."""
+    chance, energy, money = (figure_of(way, name) for name in ("on_time", "energy_j", "money"))
+    told = [f"{100 * chance:.0f} % on time"] if chance is not None else []
+    told += [f"{energy:.2g} J"] if energy else []
+    told += [f"costs {money:g}"] if money else []
+    return " · ".join(told)
 
 
 def _sent(way: dict[str, Any], took_ms: float) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from marram.pipeline.contract import Frame, Outlet
-from marram.placement.contract import Considered, Decision
+from marram.placement.choosing import energy_j, money
+from marram.placement.contract import Considered, Costs, Decision
 from marram.schema.app import App
 from marram.schema.event import Event, EventKind
 from marram.schema.model import Task
@@ -60,6 +61,8 @@ def data_of(frame: Frame) -> dict[str, Any]:
 
 # The ways that an event tells of, at most: the chosen one, the best to each other place, the next best.
 MOST_WAYS = 4
+# Likelier than that to be on time, a way is not told of its chance.
+_CERTAIN = 0.995
 # The parts of `Considered.total_s`, in the order in which they happen.
 PARTS = ("wait", "front", "transfer", "rtt", "queue", "service")
 
@@ -72,7 +75,7 @@ def why_of(decision: Decision) -> dict[str, Any]:
     why: dict[str, Any] = {"low_ms": _ms(decision.low_s), "high_ms": _ms(decision.high_s)}
     if decision.replica is not None:
         why["replica"] = decision.replica
-    return why | {"ways": [_told(each) for each in _worth_telling(decision)]}
+    return why | {"ways": [_told(each, decision.costs) for each in _worth_telling(decision)]}
 
 
 def _worth_telling(decision: Decision) -> list[Considered]:
@@ -82,7 +85,7 @@ def _worth_telling(decision: Decision) -> list[Considered]:
     return (chosen + [each for each in ranked if each not in chosen])[:MOST_WAYS]
 
 
-def _told(considered: Considered) -> dict[str, Any]:
+def _told(considered: Considered, costs: Costs) -> dict[str, Any]:
     way = considered.way
     told: dict[str, Any] = {"place": way.place.value}
     if way.codec:
@@ -90,7 +93,11 @@ def _told(considered: Considered) -> dict[str, Any]:
     if considered.excluded:
         return told | {"excluded": considered.excluded}
     parts = {f"{part}_ms": _ms(getattr(considered, f"{part}_s")) for part in PARTS}
-    return told | {"total_ms": _ms(considered.total_s)} | {name: value for name, value in parts.items() if value}
+    told |= {"total_ms": _ms(considered.total_s)} | {name: value for name, value in parts.items() if value}
+    if considered.on_time is not None and considered.on_time < _CERTAIN:
+        told["on_time"] = round(considered.on_time, 2)
+    spent = {"energy_j": energy_j(considered, costs.edge_w, costs.send_w), "money": money(considered, costs)}
+    return told | {name: float(f"{value:.3g}") for name, value in spent.items() if value and math.isfinite(value)}
 
 
 def _ms(seconds: float) -> float | None:

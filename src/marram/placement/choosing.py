@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from marram.placement.constants import Constants
-from marram.placement.contract import Ask
+from marram.placement.contract import Ask, Considered, Costs
 from marram.placement.forecast import Forecast
 from marram.placement.lookahead import First, Lane, Rollout
 from marram.schema.result import Place
@@ -83,13 +83,17 @@ def _cheapest(ask: Ask, timely: Sequence[Forecast]) -> Forecast:
     costs = ask.costs
 
     def rank(each: Forecast) -> tuple[float, float, int, float]:
-        money = 0.0 if each.way.place in (Place.EDGE, Place.PEER) else costs.cloud_money
-        return money, energy_j(each, costs.edge_w, costs.send_w), _TRUST[each.way.place], each.loss_s
+        return money(each, costs), energy_j(each, costs.edge_w, costs.send_w), _TRUST[each.way.place], each.loss_s
 
     return min(timely, key=rank)
 
 
-def energy_j(forecast: Forecast, edge_w: float, send_w: float) -> float:
+def money(forecast: Forecast | Considered, costs: Costs) -> float:
+    """What one way costs, in the currency of the costs."""
+    return 0.0 if forecast.way.place in (Place.EDGE, Place.PEER) else costs.cloud_money
+
+
+def energy_j(forecast: Forecast | Considered, edge_w: float, send_w: float) -> float:
     """What one way draws on this device, joules."""
     here_s = forecast.service_s if forecast.way.place is Place.EDGE else forecast.front_s
     return edge_w * here_s + send_w * forecast.transfer_s

@@ -108,6 +108,7 @@ class Decision:
     chosen way. `idle_s`: what the place that suits the objective would take were nothing of our own in its way. Where
     `predicted_s` is much more, whoever can choose when to take a frame had better wait a little and take a newer one.
     `renew`: the edge is idle and was not heard of for long; it is to run this one as well, for its time alone.
+    `considered`: all ways, at the ask's `costs`.
     """
 
     place: Place
@@ -122,6 +123,7 @@ class Decision:
     idle_s: float | None = None
     renew: bool = False
     considered: tuple[Considered, ...] = ()
+    costs: Costs = Costs()
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,6 +98,7 @@ class LatencyPolicy:
             idle_s=_idle(ask, chosen, forecasts),
             renew=place in (Place.CLOUD, Place.PEER) and self._renews(ask, now_s),
             considered=considered,
+            costs=ask.costs,
         )
 
     def _forecasts(self, ask: Ask, now_s: float) -> tuple[list[Forecast], Forecast | None]:
