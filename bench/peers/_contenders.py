@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -13,6 +12,7 @@ from bench.peers._material import Material
 from bench.peers._over_bus import OverBus
 from bench.peers._peers import MARRAM, PEERS, Peer
 from bench.peers._server import STARTS, Served, Server
+from marram.system.ports import free_port
 
 
 class Contender(Protocol):
@@ -112,10 +112,3 @@ class OverHttp(Served):
 
     def resume(self) -> None:
         self._running.resume()
-
-
-def free_port() -> int:
-    """One on loopback that nobody has now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

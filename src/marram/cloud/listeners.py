@@ -23,6 +23,7 @@ from marram.cloud.threshold import replace_identity, server_context, threshold
 from marram.schema.addresses import bracketed as bracketed
 from marram.schema.addresses import is_loopback as is_loopback
 from marram.schema.errors import Conflict, Retryable
+from marram.system.ports import bound
 from marram.trust.authority import SERVER_LIFE_S, Authority
 
 log = logging.getLogger(__name__)
@@ -117,17 +118,8 @@ def _config(app: FastAPI, **options: object) -> uvicorn.Config:
 
 def _listen(host: str, port: int, option: str) -> socket.socket:
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            listener.listen(512)
-        except BaseException:
-            listener.close()
-            raise
+        listener = bound(host, port)
+        listener.listen(512)
     except OSError as error:
         raise Conflict(
             f"cannot listen on {host}:{port}: {error.strerror}", hint=f"Choose another: marram cloud {option} PORT"

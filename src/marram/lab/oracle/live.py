@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import random
-import socket
 import sys
 import time
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from marram.lab.oracle.device import CLOUD, READY, RECORD, Spec
 from marram.lab.oracle.record import Offered, Record
 from marram.lab.oracle.stream import Setting
 from marram.runtime.bundle import Bundle
+from marram.system.ports import free_port
 
 _DEVICE, _TOPIC = "camera", "frames"
 _READY_S, _END_S = 30.0, 20.0
@@ -155,9 +155,7 @@ class _Local:
     """The device's own MQTT broker (nats-server speaks it), and the camera that offers frames there."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = free_port()
         store = json.dumps(str(folder / "mqtt"))
         config = folder / "mqtt.conf"
         config.write_text(

@@ -27,6 +27,7 @@ from marram.serving.oip.faults import Unproven
 from marram.serving.oip.inference import Inference
 from marram.serving.oip.rest import Rest, only_v2
 from marram.serving.oip.rpc import Rpc
+from marram.system.ports import bound
 
 # Requests at a time; more are told to come again.
 _MOST_REQUESTS = 256
@@ -119,7 +120,10 @@ class Server:
         return server
 
     async def _start_rest(self, port: int) -> _Stop:
-        listener = _listen(self._place.host, port)
+        try:
+            listener = bound(self._place.host, port)
+        except OSError as error:
+            raise _taken(self._place.host, port, error.strerror or "") from error
         try:
             self.http = listener.getsockname()[1]
             app = only_v2(Rest(self._inference, None if self._place.token is None else self._by_header))
@@ -187,22 +191,6 @@ def _configured(app: object, tls: Tls | None) -> uvicorn.Config:
 
 def _credentials(tls: Tls) -> grpc.ServerCredentials:
     return grpc.ssl_server_credentials([(tls.key.read_bytes(), tls.certificate.read_bytes())])
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A socket of our own: a port in use is told at once. Raises Conflict."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-        except BaseException:
-            listener.close()
-            raise
-    except OSError as error:
-        raise _taken(host, port, error.strerror or "") from error
-    return listener
 
 
 def _taken(host: str, port: int, why: str = "") -> Conflict:
