@@ -128,8 +128,11 @@ class LatencyPolicy:
         """Whether the edge, which is not asked now, is to be measured: it is idle, and may have become quicker."""
         if ask.edge_waiting or ask.objective == "cloud":
             return False
-        keys = [way.key for way in ask.ways if way.place is Place.EDGE]
-        return any(key in self._edge.services and self._edge.services[key].stale(now_s) for key in keys)
+        for way in ask.ways:
+            if way.place is Place.EDGE:
+                service = self._edge.services.get(way.key)
+                return service is not None and service.stale(now_s)
+        return False
 
     def _awaits_first(self, key: str) -> bool:
         """Whether the first answer of a model is under way: what it takes is not known, nor whether it is loaded."""
