@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import pytest
 
 from marram.bus.http import CloudApi
 from marram.cloud.api import create_app
@@ -141,7 +142,10 @@ def serving(folder: Path) -> Iterator[Served]:
     while not up.wait(0.05):
         assert thread.is_alive(), "the server ended at once"
     try:
-        yield Served(listeners.url, listeners.tls_url, token, state)
+        with pytest.MonkeyPatch.context() as patch:
+            # Who reported once stays online, however busy this machine is: nothing here reports again.
+            patch.setattr("marram.store.devices.REPORT_INTERVAL_S", 600.0)
+            yield Served(listeners.url, listeners.tls_url, token, state)
     finally:
         loop.call_soon_threadsafe(over.set)
         thread.join(10)
