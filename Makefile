@@ -10,8 +10,9 @@ ARGS ?=
 demo: $(VENV)/.demo
 	@$(BIN)/marram demo $(ARGS)
 
+# Three at a time, on two cores as well: for a third of its time a test waits for a disk, a process or a clock.
 test: $(VENV)/.dev system
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	@$(BIN)/python -m pytest -n 3 --dist loadgroup $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check src tests bench examples
