@@ -116,8 +116,23 @@ async def test_a_source_that_ends_is_a_finish(start: Start) -> None:
         (calling("print('out of luck', file=sys.stderr)\nos._exit(7)"), "exit status 7: out of luck", True),
         (calling("os.kill(os.getpid(), 11)"), "SIGSEGV: Fatal Python error: Segmentation fault", True),
         (calling("os.kill(os.getpid(), 9)"), "killed by SIGKILL", True),
+        (
+            calling("print('all is well', file=sys.stderr, flush=True)\nos.kill(os.getpid(), 9)"),
+            "killed by SIGKILL; its last words: all is well",
+            True,
+        ),
     ],
-    ids=["not yaml", "empty series", "no series", "no import", "exits", "says why", "segfault", "killed"],
+    ids=[
+        "not yaml",
+        "empty series",
+        "no series",
+        "no import",
+        "exits",
+        "says why",
+        "segfault",
+        "killed",
+        "killed from outside",
+    ],
 )
 async def test_why_it_ended(start: Start, files: dict[str, bytes], words: str, again: bool | None) -> None:
     ended = await end(await start(files))

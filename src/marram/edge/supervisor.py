@@ -346,7 +346,9 @@ class Worker:
             limit = format_size(self.spec.memory_bytes) if self.spec.memory_bytes else "the device's"
             return Exit(f"used up its memory; its limit is {limit}", Cause.MEMORY, again=False)
         how = f"killed by {signal_name(-code)}" if code < 0 else f"exit status {code}"
-        return Exit(f"{how}: {words}" if words else how, engine=True)
+        # Who is killed from outside said nothing of it: its words were of something else.
+        before = "; its last words: " if code == -signal.SIGKILL else ": "
+        return Exit(f"{how}{before}{words}" if words else how, engine=True)
 
     async def _listen(self) -> None:
         try:
