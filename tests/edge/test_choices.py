@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -118,15 +119,20 @@ def test_a_figure_is_for_a_file_an_engine_and_a_machine(tmp_path: Path, monkeypa
     assert kept.figures(made, made.variants[0], files["a"]) is None
 
 
-def test_what_another_process_measured_counts_from_the_next_look_on(tmp_path: Path) -> None:
+def test_what_another_process_measured_counts_from_the_next_look_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choosing.time, "time", lambda: 1e9)  # each content is as long as the one before
     made, files, here, bench = card(variant("a"), variant("b")), parts("a", "b"), Choices(tmp_path), Choices(tmp_path)
     here.keep(made, [(made.variants[0], files["a"], measured("a", 1.0))])
     bench.keep(made, [(made.variants[1], files["b"], measured("b", 2.0))])
     assert here.figures(made, made.variants[1], files["b"]) == measured("b", 2.0)
     # What this one keeps next takes nothing of the other's away.
-    bench.keep(made, [(made.variants[0], files["a"], measured("a", 30.0))])
+    before = (tmp_path / choosing.FILE).stat()
+    bench.keep(made, [(made.variants[0], files["a"], measured("a", 3.0))])
+    os.utime(tmp_path / choosing.FILE, ns=(before.st_atime_ns, before.st_mtime_ns))  # within one tick of the clock
     here.keep(made, [(made.variants[1], files["b"], measured("b", 4.0))])
-    assert Choices(tmp_path).figures(made, made.variants[0], files["a"]) == measured("a", 30.0)
+    assert Choices(tmp_path).figures(made, made.variants[0], files["a"]) == measured("a", 3.0)
     (tmp_path / choosing.FILE).unlink()
     assert here.figures(made, made.variants[0], files["a"]) is None
 

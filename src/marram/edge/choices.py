@@ -58,7 +58,7 @@ class Choices:
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / FILE
-        self._stamp: tuple[int, int] | None = None
+        self._stamp: tuple[int, int, int] | None = None
         self._figures: dict[str, dict[str, Any]] = {}
         # Why a model was not measured although it might have been: by `name@version`.
         self.why: dict[str, str] = {}
@@ -205,9 +205,10 @@ def _machine() -> list[Any]:
     return [machine.processor, machine.architecture, machine.cores, machine.board, machine.power_mode]
 
 
-def _stamp(file: Path) -> tuple[int, int] | None:
+def _stamp(file: Path) -> tuple[int, int, int] | None:
+    """What tells one content from the next: two may be of one size and of one tick of the clock, never of one inode."""
     try:
         state = file.stat()
     except OSError:
         return None
-    return state.st_mtime_ns, state.st_size
+    return state.st_ino, state.st_mtime_ns, state.st_size
