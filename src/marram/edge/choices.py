@@ -196,7 +196,8 @@ def _key(card: ModelCard, variant: Variant, parts: Sequence[File]) -> str:
 def _engine(engine: Engine) -> tuple[int, int]:
     """The installed engine, told without importing it: another version is another file."""
     found = importlib.util.find_spec(PACKAGES[engine])
-    return (_stamp(Path(found.origin)) if found and found.origin else None) or (0, 0)
+    stamp = _stamp(Path(found.origin)) if found and found.origin else None
+    return stamp[1:] if stamp else (0, 0)
 
 
 @lru_cache(maxsize=1)
