@@ -82,6 +82,8 @@ class Link:
         self._last_error = 0.0
         self._uploaded_s = -math.inf  # when the last answered message had left, by the estimate of the time
         self.flights: dict[int, Flight] = {}
+        # What was last worked out of them, which the ways of one decision share: for what, and what it came to.
+        self._worked_out: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
         self.heard_s = -math.inf
         self.known = False
 
@@ -122,6 +124,13 @@ class Link:
         return Delay(wait_s, rtt_s, transfer_s, math.sqrt(max(variance, 0.0) + self._noise))
 
     def _waiting(self, now_s: float, processing_s: float, var_rate: float) -> tuple[float, float, float]:
+        """See `_work_out`."""
+        given = now_s, processing_s, var_rate
+        if self._worked_out is None or self._worked_out[0] != given:
+            self._worked_out = given, self._work_out(now_s, processing_s, var_rate)
+        return self._worked_out[1]
+
+    def _work_out(self, now_s: float, processing_s: float, var_rate: float) -> tuple[float, float, float]:
         """Until what is under way has left, seconds; and what the oldest of it being overdue says of the rate.
 
         That is a shift of log seconds per byte, and the share of its variance that remains: the mean and variance of a
@@ -157,6 +166,7 @@ class Link:
 
     def sent(self, number: int, flight: Flight) -> None:
         """It is on its way from `flight.sent_s` on."""
+        self._worked_out = None
         self.flights.pop(number, None)
         self.flights[number] = flight
         # What a caller never reports the end of must not be waited for, nor kept, for ever.
@@ -168,10 +178,12 @@ class Link:
 
     def ended(self, number: int) -> Flight | None:
         """It is not under way any more; None where it was not."""
+        self._worked_out = None
         return self.flights.pop(number, None)
 
     def measure(self, now_s: float, flight: Flight, processing_s: float) -> None:
         """The reply to `flight`, which is no longer under way, came now; the replica took `processing_s` of that."""
+        self._worked_out = None
         if not flight.behind:
             # Its own turn on the link began when it was sent, or when the one before it had left.
             begin_s = max(flight.sent_s, self._uploaded_s)
