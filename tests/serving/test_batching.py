@@ -37,7 +37,7 @@ def test_what_a_batch_costs_is_learnt_through_noise_and_follows_a_change() -> No
 
 
 @pytest.mark.parametrize(
-    ("a", "b", "best"), [(0.010, 0.0, 1), (0.010, 0.0003, 1), (0.004, 0.006, 8), (0.0041, 0.0012, 4)]
+    ("a", "b", "best"), [(0.010, 0.0, 1), (0.010, 0.0003, 1), (0.004, 0.006, 8), (0.0041, 0.0005, 4)]
 )
 def test_nothing_is_batched_that_gains_nothing(a: float, b: float, best: int) -> None:
     assert speed(a, b).best() == best
@@ -51,6 +51,8 @@ def test_a_lone_one_starts_at_once_and_those_who_wait_run_together() -> None:
     many = [Waiting(n / 1000, float("inf")) for n in range(6)]
     assert choose(many, known, 1.0, 1).batch == tuple(many)
     assert len(choose(many, known, 1.0, 2).batch) == 3  # the other lane is free, too
+    assert len(choose(many[:4], known, 1.0, 2, running=4).batch) == 4  # both have as many then
+    assert len(choose(many[:4], known, 1.0, 2, running=1).batch) == 3  # the other lane is free sooner
 
 
 def test_shapes_that_do_not_fit_together_do_not_run_together() -> None:

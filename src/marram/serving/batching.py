@@ -12,8 +12,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 # Another doubling of the batch is worth the memory where an item gets cheaper by so much, and all of batching where
-# an item in the best batch is so much cheaper than alone.
-_WORTH_DOUBLING, _WORTH_IT = 1.05, 1.10
+# an item in the best batch is so much cheaper than alone: a little, for what is batched would wait otherwise.
+_WORTH_DOUBLING, _WORTH_IT = 1.02, 1.04
 # Who names no deadline is served as if it had one so long from its arrival: nobody waits for ever behind the hurried.
 PATIENCE_S = 2.0
 # Kalman filter of (a, b): how far they may drift from run to run, how much one run is off, as shares of themselves;
@@ -109,9 +109,10 @@ class Choice:
     late: tuple[Waiting, ...]
 
 
-def choose(waiting: Sequence[Waiting], speed: Speed, now_s: float, lanes: int) -> Choice:
-    """Who runs next on one of `lanes` lanes that are free; the others share what is left.
+def choose(waiting: Sequence[Waiting], speed: Speed, now_s: float, lanes: int, running: int = 0) -> Choice:
+    """Who runs next on one of `lanes` lanes; the others have `running` items now, and share what is left.
 
+    No lane takes more than its share of all: what one takes of another's would leave that one idle meanwhile.
     Nobody is taken into a batch by which it, or another in it, would miss a deadline that it meets without. Who would
     miss it anyway is `late`, unless nobody else waits: then it runs, and what is known of the speed is put to the test.
     """
@@ -125,7 +126,7 @@ def choose(waiting: Sequence[Waiting], speed: Speed, now_s: float, lanes: int) -
     first, batch = left[0], left[:1]
     due_s = first.due_s
     total = first.count
-    share = math.ceil(sum(each.count for each in left) / max(1, lanes))
+    share = math.ceil((sum(each.count for each in left) + running) / max(1, lanes))
     bound = min(speed.best(), share)
     for each in left[1:]:
         if each.kind != first.kind or total + each.count > bound:

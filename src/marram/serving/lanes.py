@@ -31,9 +31,12 @@ _AHEAD = 2
 
 @dataclass(eq=False, slots=True)
 class Job(Waiting):
-    """One question on its way. `outcome` is there when it is delivered; `gone`: nobody waits for it any more."""
+    """One question on its way. `outcome` is there when it is delivered; `gone`: nobody waits for it any more; `alone`:
+    it found nobody here, nor did the one before.
+    """
 
     question: Question = field(default_factory=lambda: Question(""))
+    alone: bool = False
     outcome: Answer | MarramError | None = None
     gone: bool = False
     tensors: list[Tensor] = field(default_factory=list)
@@ -59,7 +62,7 @@ class Lanes:
     ) -> None:
         """One lane for each of `answerers` (one may stand there several times where its session is parallel).
 
-        `threads`: how many work; more than lanes, the others decode ahead. `alone` takes what has all lanes to itself.
+        `threads`: how many work; more than lanes, the others decode ahead. `alone` takes what comes one after another.
         """
         self.answerer = answerers[0]  # any of them
         self.speed = speed
@@ -69,7 +72,9 @@ class Lanes:
         self._free = list(answerers)
         self._deliver = deliver
         self._waiting: list[Job] = []
-        self._until_s: dict[int, float] = {}  # when each lane at work is expected to be free
+        # Of each lane at work, by its thread: when it is expected to be free, and how many items it has.
+        self._at_work: dict[int, tuple[float, int]] = {}
+        self._quiet = True  # whether the question before found all lanes free
         self._door = threading.Condition()
         self._closing = False
         name = self.answerer.card.reference
@@ -120,6 +125,8 @@ class Lanes:
                         queue_s=delay_s,
                         waiting=ahead,
                     )
+            quiet = not ahead and len(self._free) == self.count
+            job.alone, self._quiet = quiet and self._quiet, quiet
             self._waiting.append(job)
             self._door.notify()
         return job
@@ -145,7 +152,8 @@ class Lanes:
     # ------------------------------------------------------------ what is next
 
     def _queue_s(self, now_s: float) -> float:
-        running_s = 0.0 if self._free else max(0.0, min(self._until_s.values(), default=now_s) - now_s)
+        first_s = min((until_s for until_s, _ in self._at_work.values()), default=now_s)
+        running_s = 0.0 if self._free else max(0.0, first_s - now_s)
         return queue_s(self._waiting, self.speed, self.count, running_s)
 
     def _job(self, question: Question, now_s: float) -> Job:
@@ -166,10 +174,10 @@ class Lanes:
                     if self._free and any(not job.decoding for job in self._waiting):
                         batch, late = self._take()
                         if batch:
-                            alone = len(self._free) == self.count and not self._waiting
+                            alone = batch[0].alone and not self._at_work and not self._waiting
                             lane = self._free.pop()
                             count = sum(job.count for job in batch)
-                            self._until_s[threading.get_ident()] = time.monotonic() + self.speed.run_s(count)
+                            self._at_work[threading.get_ident()] = time.monotonic() + self.speed.run_s(count), count
                         break
                     ahead = None if self._free else self._undecoded()
                     if ahead is not None:
@@ -199,7 +207,9 @@ class Lanes:
     def _take(self) -> tuple[list[Job], list[Job]]:
         """Who runs now, who is late; they wait no more. Who is gone is forgotten."""
         here = [job for job in self._waiting if not job.gone]
-        chosen = choose([job for job in here if not job.decoding], self.speed, time.monotonic(), len(self._free))
+        running = sum(count for _, count in self._at_work.values())
+        open_ = [job for job in here if not job.decoding]
+        chosen = choose(open_, self.speed, time.monotonic(), self.count, running)
         taken = {*chosen.batch, *chosen.late}
         self._waiting = [job for job in here if job not in taken]
         return list(chosen.batch), list(chosen.late)  # type: ignore[arg-type]
@@ -229,7 +239,7 @@ class Lanes:
         finally:
             with self._door:
                 self._free.append(lane)
-                self._until_s.pop(threading.get_ident(), None)
+                self._at_work.pop(threading.get_ident(), None)
                 self._door.notify(len(self._threads) if self._closing else 1)
         self._deliver(batch)
 
