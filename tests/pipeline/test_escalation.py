@@ -170,14 +170,16 @@ def test_only_the_unsure_escalate_once_the_target_is_learnt(cascading: Cascading
     see(pipeline, seen, 700, running)
     # While it learns everything is asked; what was in flight at the end of that too.
     assert all(frame.placed.escalated for frame in seen.frames[:150])
-    for frame in seen.frames[300:]:
+    # Those that are on their way when it is stopped are answered by the edge.
+    frames, ending = seen.frames[:700], seen.frames[700:]
+    for frame in frames[300:]:
         assert frame.placed.place is (Place.CLOUD if muddy(frame.index) else Place.EDGE)
         assert frame.placed.escalated is muddy(frame.index)
         assert frame.placed.verified
     # Every answer is what the cloud's model would have said.
-    assert {frame.result.label for frame in seen.frames if muddy(frame.index)} == {"blue"}
+    assert {frame.result.label for frame in frames if muddy(frame.index)} == {"blue"}
     stats = pipeline.stats()
-    assert stats["escalated"] >= 300 and stats["unverified"] == 0
+    assert stats["escalated"] >= 300 and stats["unverified"] <= len(ending)
     assert 0 < stats["checked"] < 200
     assert stats["disagreed"] >= 0.2 * stats["escalated"] / 2
     assert "accepts answers surer than" in stats["cascade"] and "target 0.95" in stats["cascade"]

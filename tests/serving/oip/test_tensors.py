@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
@@ -50,6 +50,7 @@ def test_numbers_come_back_from_bytes(drawn: tuple[str, np.ndarray]) -> None:
 
 
 @given(arrays(finite=True))
+@example(("UINT64", np.array([0, 2**63], np.uint64)))
 def test_numbers_come_back_from_json(drawn: tuple[str, np.ndarray]) -> None:
     datatype, array = drawn
     for data in (json.loads(json.dumps(to_json(Named.of("x", array)))), array.tolist()):  # flat, and nested

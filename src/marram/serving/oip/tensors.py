@@ -146,6 +146,9 @@ def from_json(name: str, datatype: str, shape: tuple[int, ...], data: Any, *, co
     dtype = NUMBERS[datatype]
     try:
         found = np.asarray(data)
+        if dtype.kind == "u" and found.dtype.kind == "f":  # what NumPy makes of numbers on both sides of 2^63
+            exactly = np.asarray(data, object)
+            found = exactly.astype(dtype) if all(type(each) is int for each in exactly.flat) else found
         fits = found.dtype.kind in _KINDS[dtype.kind] and found.size == count
         if fits and dtype.kind in "iu":
             limits = np.iinfo(dtype.name)
