@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx
+from tests.cards import write_card
 
-from marram.runtime.bundle import dump_card
-from marram.schema.model import Input, ModelCard, Output, Task, Variant
+from marram.schema.model import Input
 
 _FOR_EVER = 500.0  # beyond what warming up feeds it
 
@@ -47,15 +47,4 @@ def spinning(folder: Path) -> Path:
     )
     opset = onnx.helper.make_opsetid("", 13)
     onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8), folder / "net.onnx")
-    card = ModelCard(
-        model="spins",
-        task=Task.CLASSIFICATION,
-        input=Input(size=[4, 4], layout="NCHW"),
-        output=Output(form="logits"),
-        variants=[Variant(name="fp32", engine="onnx", file="net.onnx")],
-        labels=["red", "green", "blue"],
-        licence="Apache-2.0",
-        source="made for this test",
-    )
-    (folder / "model.yaml").write_text(dump_card(card))
-    return folder
+    return write_card(folder, "spins", Input(size=[4, 4], layout="NCHW"))

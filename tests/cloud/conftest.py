@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 import pytest
 import yaml
+from tests.cards import write_card
 
 from marram.bus.client import Bus, Timing
 from marram.bus.tls import TlsFiles
@@ -28,10 +29,9 @@ from marram.edge.agent_end import AgentEnd
 from marram.edge.channel import WorkerEnd
 from marram.edge.relay import Relay
 from marram.edge.remote import ChannelRemote
-from marram.runtime.bundle import dump_card
 from marram.schema.api import JoinAsk, Joined, TokenAsk
 from marram.schema.event import Event, EventKind, Recorded
-from marram.schema.model import Input, ModelCard, Output, Task, Variant
+from marram.schema.model import Input
 from marram.trust import identity
 
 # Everything the same as in the field, sooner.
@@ -212,21 +212,6 @@ def colours(tmp_path: Path) -> Path:
     opset = onnx.helper.make_opsetid("", 13)
     onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8), folder / "net.onnx")
     return write_card(folder, "colours", Input(size=[4, 4], layout="NCHW", std=[255.0]))
-
-
-def write_card(folder: Path, name: str, entry: Input) -> Path:
-    card = ModelCard(
-        model=name,
-        task=Task.CLASSIFICATION,
-        input=entry,
-        output=Output(form="logits"),
-        variants=[Variant(name="fp32", engine="onnx", file="net.onnx")],
-        labels=["red", "green", "blue"],
-        licence="Apache-2.0",
-        source="made for this test",
-    )
-    (folder / "model.yaml").write_text(dump_card(card))
-    return folder
 
 
 @pytest.fixture

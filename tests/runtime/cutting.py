@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ def picture(seed: int, height: int = SIDE, width: int = SIDE) -> np.ndarray:
 
 def network() -> bytes:
     """image [1, 16, 16, 3] -> stem -> mixed (conv + way around) -> pooled -> features -> logits [1, 3]."""
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import helper, numpy_helper
 
     random = np.random.default_rng(1)
 
@@ -46,23 +47,14 @@ def network() -> bytes:
         constant("w0", 8, 3, 3, 3), constant("b0", 8), constant("w1", 8, 8, 3, 3), constant("b1", 8),
         constant("w2", 3, 8), constant("b2", 3),
     ]  # fmt: skip
-    graph = helper.make_graph(
-        nodes,
-        "small",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, SIDE, SIDE, 3])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 3])],
-        constants,
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
-    model.ir_version = 8
-    return bytes(model.SerializeToString())
+    return _file("small", SIDE, nodes, constants)
 
 
 def funnel(side: int) -> bytes:
     """image [1, side, side, 3] -> pooled [1, 3, 8, 8] -> much work -> logits [1, 3]: whoever parts it there saves most
     of what is sent, and leaves nearly all of the work.
     """
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import helper, numpy_helper
 
     random = np.random.default_rng(1)
     constants: list[object] = []
@@ -89,9 +81,16 @@ def funnel(side: int) -> bytes:
         helper.make_node("Flatten", ["mean"], ["features"]),
         helper.make_node("Gemm", ["features", constant("w", 3, 64), constant("b", 3)], ["logits"], transB=1),
     ]
+    return _file("funnel", side, nodes, constants)
+
+
+def _file(name: str, side: int, nodes: list[Any], constants: list[Any]) -> bytes:
+    """The graph from image [1, side, side, 3] to logits [1, 3]."""
+    from onnx import TensorProto, helper
+
     graph = helper.make_graph(
         nodes,
-        "funnel",
+        name,
         [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, side, side, 3])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 3])],
         constants,
